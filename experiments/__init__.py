@@ -1,0 +1,1 @@
+"""Studies of Batch Normalization. `python -m experiments` lists them."""

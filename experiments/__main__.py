@@ -1,0 +1,39 @@
+"""`python -m experiments`: lists the studies; `python -m experiments STUDY` runs one."""
+
+import sys
+
+import absl.logging
+import tyro
+
+from experiments import data, figure1, figure1_sweep
+
+COMMANDS = {
+    "figure1": figure1.Figure1,
+    "figure1_sweep": figure1_sweep.Figure1Sweep,
+    "prepare": data.Prepare,
+}
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the command that `arguments` name, or lists all of them."""
+    if not arguments:
+        print("Usage: python -m experiments STUDY [--help] [OPTIONS]\n")
+        for name, command in COMMANDS.items():
+            print(f"  {name:15} {command.__doc__.splitlines()[0]}")
+        return
+    absl.logging.set_verbosity(absl.logging.ERROR)  # TFDS and orbax tell a lot.
+    command = tyro.extras.subcommand_cli_from_dict(
+        COMMANDS,
+        prog="python -m experiments",
+        args=arguments,
+        use_underscores=False,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    try:
+        command.run()
+    except (FileNotFoundError, ValueError, ConnectionError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

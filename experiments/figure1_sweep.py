@@ -1,0 +1,3 @@
+"""x"""
+class Figure1Sweep:
+    """Stub."""

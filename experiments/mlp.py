@@ -1,0 +1,175 @@
+"""The network of the paper's Section 4.1, and its training: shared by its studies.
+
+Three hidden layers of sigmoid units, Batch Normalization before the nonlinearity, a
+10-way softmax; plain mini-batch SGD. Everything that varies between seeds is traced, so
+that several runs train side by side under `vmap`.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxbn import linen, training
+
+NETWORKS = ("with_bn", "without_bn")
+
+
+@dataclasses.dataclass(frozen=True)
+class Hyperparameters:
+    """What the paper fixes, and what it leaves open."""
+
+    hidden: tuple[int, ...] = (100, 100, 100)
+    """Units per hidden layer (paper: three layers of 100)."""
+    batch_size: int = 60
+    """Examples per mini-batch (paper: 60)."""
+    learning_rate: float = 0.25
+    """Of plain SGD, for both networks (not in the paper)."""
+    init_std: float = 0.04
+    """Standard deviation of the initial weights, for both networks (not in the paper)."""
+    sgd_momentum: float = 0.0
+    """Of SGD (not in the paper)."""
+    replacement: bool = False
+    """Draw mini-batches with replacement instead of epoch by epoch."""
+    bn_momentum: float = 0.99
+    """Weight of the old running statistics."""
+    exact_population: bool = False
+    """Evaluate with the statistics of one batch of 10,000 training images."""
+
+
+class SigmoidMLP(nn.Module):
+    """Returns logits and the inputs of the sigmoids of the last hidden layer."""
+
+    hidden: tuple[int, ...]
+    init_std: float
+    batch_norm: bool
+    bn_momentum: float = 0.99
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
+        init = nn.initializers.normal(self.init_std)
+        u = x
+        for units in self.hidden:
+            # The bias is subsumed by that of the normalisation (Section 3.2).
+            u = nn.Dense(units, use_bias=not self.batch_norm, kernel_init=init)(x)
+            if self.batch_norm:
+                layer = linen.BatchNorm(momentum=self.bn_momentum)
+                u = layer(u, use_running_average=not train)
+            x = nn.sigmoid(u)
+        return nn.Dense(10, kernel_init=init)(x), u
+
+
+class Split(NamedTuple):
+    """A data split on the device."""
+
+    images: jax.Array  # [N, pixels], uint8, 0 or 1
+    labels: jax.Array  # [N], int32
+
+
+def loss_fn(model, batch, train):
+    """Cross-entropy and accuracy per example."""
+    logits, _ = model(batch["image"].astype(jnp.float32), train=train)
+    labels = batch["label"]
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return {"loss": loss, "accuracy": logits.argmax(-1) == labels}
+
+
+def make_model(hp: Hyperparameters, network: str) -> SigmoidMLP:
+    """The network with or without Batch Normalization."""
+    return SigmoidMLP(hp.hidden, hp.init_std, network == "with_bn", hp.bn_momentum)
+
+
+def init_states(
+    hp: Hyperparameters, key: jax.Array, pixels: int
+) -> dict[str, training.TrainState]:
+    """Both networks with the same initial weights."""
+    states = {}
+    for network in NETWORKS:
+        model = make_model(hp, network)
+        variables = model.init(key, jnp.zeros((2, pixels)), train=False)
+        tx = optax.sgd(hp.learning_rate, hp.sgd_momentum or None)
+        states[network] = training.TrainState.create(model.apply, variables, tx)
+    return states
+
+
+def train(
+    states: dict[str, training.TrainState], split: Split, indices: jax.Array
+) -> dict[str, training.TrainState]:
+    """One step per row of `indices`, `[steps, batch]`, the same for both networks."""
+    step = training.make_train_step(loss_fn)
+
+    def body(states, index):
+        batch = {"image": split.images[index], "label": split.labels[index]}
+        return {n: step(state, batch)[0] for n, state in states.items()}, None
+
+    return jax.lax.scan(body, states, indices)[0]
+
+
+def batch_indices(
+    hp: Hyperparameters, seed: int, examples: int, start: int, steps: int
+) -> np.ndarray:
+    """Indices of the mini-batches `start` to `start + steps`, `[steps, batch]`, int32.
+
+    A function of seed and step alone, so that a resumed run sees the same batches.
+    Without replacement: one permutation per epoch, its remainder dropped.
+    """
+    per_epoch = examples // hp.batch_size
+    used = per_epoch * hp.batch_size
+
+    def epoch(number: int) -> np.ndarray:
+        rng = np.random.default_rng((seed, number))
+        order = (
+            rng.integers(examples, size=used)
+            if hp.replacement
+            else rng.permutation(examples)[:used]
+        )
+        return order.reshape(per_epoch, hp.batch_size)
+
+    first, last = start // per_epoch, (start + steps - 1) // per_epoch
+    batches = np.concatenate([epoch(number) for number in range(first, last + 1)])
+    return batches[start - first * per_epoch :][:steps].astype(np.int32)
+
+
+def evaluate(
+    hp: Hyperparameters,
+    states: dict[str, training.TrainState],
+    test: Split,
+    population: Split,
+    percentiles: jax.Array,
+) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """Accuracy, and percentiles of the inputs of the last sigmoids, for each network.
+
+    Percentiles are over the first 1,000 test images.
+
+    Args:
+      hp: with `exact_population`, the statistics are those of one batch of all of
+        `population`, instead of the running ones.
+      states: of both networks.
+      test: to evaluate on.
+      population: a part of the training set.
+      percentiles: in 0 to 100.
+
+    Returns:
+      For each network the accuracy, shape (), and `[percentiles, units]`.
+    """
+    results = {}
+    for network, state in states.items():
+        variables = {"params": state.params}
+        if state.batch_stats:
+            variables["batch_stats"] = state.batch_stats
+        if state.batch_stats and hp.exact_population:
+            forget = dataclasses.replace(hp, bn_momentum=0.0)
+            images = population.images.astype(jnp.float32)
+            _, updates = make_model(forget, network).apply(
+                variables, images, train=True, mutable=["batch_stats"]
+            )
+            variables |= updates
+        images = test.images.astype(jnp.float32)
+        logits, u = make_model(hp, network).apply(variables, images, train=False)
+        accuracy = jnp.mean(logits.argmax(-1) == test.labels)
+        results[network] = accuracy, jnp.percentile(u[:1000], percentiles, axis=0)
+    return results

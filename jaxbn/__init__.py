@@ -1,0 +1,20 @@
+"""jaxbn: Batch Normalization for JAX and Flax (Ioffe and Szegedy, 2015)."""
+
+from jaxbn.core.moments import Moments as Moments
+from jaxbn.core.moments import batch_moments as batch_moments
+from jaxbn.core.moments import merge_moments as merge_moments
+from jaxbn.core.running import BatchStats as BatchStats
+from jaxbn.core.running import init_batch_stats as init_batch_stats
+from jaxbn.functional import batch_norm_inference as batch_norm_inference
+from jaxbn.functional import batch_norm_train as batch_norm_train
+
+__version__ = "0.1.0"
+__all__ = [
+    "BatchStats",
+    "Moments",
+    "batch_moments",
+    "batch_norm_inference",
+    "batch_norm_train",
+    "init_batch_stats",
+    "merge_moments",
+]

@@ -1,0 +1,189 @@
+"""The op: standardise with the moments of the batch, then scale and shift.
+
+    mean, var, count over the valid elements of all devices of the group
+    rstd = 1 / sqrt(var + epsilon),  x_hat = (x - mean) * rstd
+    y = x_hat * scale + bias
+
+One derivative rule serves forward mode, reverse mode and every higher order. Its
+tangent, with `mean_all` over mask and devices,
+
+    P = dscale - scale * rstd * mean_all(x_hat * dx)
+    Q = dbias - scale * rstd * mean_all(dx)
+    dy = scale * rstd * dx + x_hat * P + Q
+
+has the paper's simplified backward pass (Section 3) as its transpose. It is wrapped in
+`jax.checkpoint`, so that the backward pass keeps `x` in its own dtype, `mean` and
+`rstd`, and nothing else of the size of `x`.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxbn.core import moments as moments_lib
+from jaxbn.core import sync
+
+
+class Spec(NamedTuple):
+    """What is static about one normalisation."""
+
+    feature_axes: tuple[int, ...]
+    epsilon: float
+    dtype: jnp.dtype  # of the result
+    axis_name: sync.AxisName | None = None
+    axis_index_groups: sync.AxisIndexGroups | None = None
+    use_fast_variance: bool = False
+    reduction_dtype: jnp.dtype | None = None  # None: float32 or wider
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def normalize(
+    spec: Spec,
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    mask: jax.Array | None,
+) -> tuple[jax.Array, moments_lib.Moments]:
+    """Normalises `x` by the moments of its batch.
+
+    Elements outside the mask are normalised too, as in Flax; where that gives nothing
+    finite they become the bias. The moments returned carry no derivative: the running
+    statistics are made of them.
+
+    Args:
+      spec: static options.
+      x: `[N, ..., C]`.
+      scale: `[C]`.
+      bias: `[C]`.
+      mask: boolean, broadcastable to `x`, or None.
+
+    Returns:
+      `y` of the shape of `x` and dtype `spec.dtype`, and the group's `Moments`, `[C]`.
+    """
+    moments = batch_moments(spec, x, mask)
+    rstd = _rstd(spec, moments.var)
+    return _affine(spec, x, mask, moments.mean, rstd, scale, bias), moments
+
+
+@normalize.defjvp
+def _normalize_jvp(spec, primals, tangents):
+    x, scale, bias, mask = primals
+    dx, dscale, dbias, _ = tangents
+    moments = batch_moments(spec, x, mask)
+    rstd = _rstd(spec, moments.var)
+    y = _affine(spec, x, mask, moments.mean, rstd, scale, bias)
+    tangent = jax.checkpoint(
+        functools.partial(_tangent, spec),
+        policy=jax.checkpoint_policies.nothing_saveable,
+        prevent_cse=False,
+    )
+    dy = tangent(x, mask, moments.mean, rstd, moments.count, scale, dx, dscale, dbias)
+    return (y, moments), (dy, jax.tree.map(jnp.zeros_like, moments))
+
+
+def batch_moments(
+    spec: Spec, x: jax.Array, mask: jax.Array | None
+) -> moments_lib.Moments:
+    """Moments of the batch over all devices of the group, `[C]` each."""
+    with jax.named_scope("jaxbn.moments"):
+        local = moments_lib.local_moments(
+            x,
+            spec.feature_axes,
+            mask,
+            dtype=spec.reduction_dtype,
+            use_fast_variance=spec.use_fast_variance,
+        )
+    with jax.named_scope("jaxbn.sync"):
+        return sync.sync_moments(local, spec.axis_name, spec.axis_index_groups)
+
+
+def normalize_with(
+    spec: Spec,
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    mean: jax.Array,
+    var: jax.Array,
+) -> jax.Array:
+    """Normalises `x` by given statistics, such as those of the population.
+
+    Args:
+      spec: static options; those of the reduction are not used.
+      x: `[N, ..., C]`.
+      scale: `[C]`.
+      bias: `[C]`.
+      mean: `[C]`.
+      var: `[C]`.
+
+    Returns:
+      `y` of the shape of `x` and dtype `spec.dtype`.
+    """
+    return _affine(spec, x, None, mean, _rstd(spec, var), scale, bias)
+
+
+def _rstd(spec: Spec, var: jax.Array) -> jax.Array:
+    return jax.lax.rsqrt(var.astype(moments_lib.reduction_dtype(var.dtype)) + spec.epsilon)
+
+
+def _affine(spec, x, mask, mean, rstd, scale, bias):
+    with jax.named_scope("jaxbn.normalize"):
+        wide, expand = _wide_dtype(x, scale, bias), _expander(spec, x)
+        centered, _ = _center(x.astype(wide), mask, expand(mean), expand(rstd))
+        y = centered * expand(rstd * scale.astype(wide)) + expand(bias.astype(wide))
+        return y.astype(spec.dtype)
+
+
+def _tangent(spec, x, mask, mean, rstd, count, scale, dx, dscale, dbias):
+    """The tangent of the module docstring, linear in (dx, dscale, dbias)."""
+    with jax.named_scope("jaxbn.tangent"):
+        wide, expand = _wide_dtype(x, scale, dbias), _expander(spec, x)
+        scale, dx, dscale, dbias = (t.astype(wide) for t in (scale, dx, dscale, dbias))
+        centered, keep = _center(x.astype(wide), mask, expand(mean), expand(rstd))
+        mean_dx, mean_product = _mean_all(spec, mask, count, dx, centered)
+        slope = rstd * scale
+        p = rstd * (dscale - slope * rstd * mean_product)
+        q = dbias - slope * mean_dx
+        dy = expand(slope) * dx + centered * expand(p) + expand(q)
+        if keep is not None:
+            dy = jnp.where(keep, dy, expand(dbias))
+        return dy.astype(spec.dtype)
+
+
+def _mean_all(spec, mask, count, dx, centered):
+    """Means of dx and of Re(conj(centered) * dx) over mask and devices: one collective."""
+    product = (jnp.conj(centered) * dx).real if jnp.iscomplexobj(dx) else centered * dx
+    if mask is not None:
+        dx, product = jnp.where(mask, dx, 0), jnp.where(mask, product, 0)
+    axes = moments_lib.reduction_axes(dx.ndim, spec.feature_axes)
+    sum_dx, sum_product = jnp.sum(dx, axes), jnp.sum(product, axes)
+    if spec.axis_name is not None:
+        sums = jnp.stack([sum_dx, sum_product])
+        sum_dx, total = sync.global_sum(sums, spec.axis_name, spec.axis_index_groups)
+        sum_product = total if jnp.iscomplexobj(sum_product) else total.real
+    divisor = jnp.maximum(count, 1)
+    return sum_dx / divisor, sum_product / divisor
+
+
+def _center(x, mask, mean, rstd):
+    """`x - mean`, and where it may be used (None: everywhere).
+
+    Content outside the mask that does not standardise to anything finite counts as the
+    mean, or 0 * NaN would carry it into the sums of the backward pass.
+    """
+    centered = x - mean
+    if mask is None:
+        return centered, None
+    keep = mask | jnp.isfinite(centered * rstd)
+    return jnp.where(keep, centered, 0), keep
+
+
+def _wide_dtype(*arrays: jax.Array) -> jnp.dtype:
+    return moments_lib.reduction_dtype(jnp.result_type(*arrays))
+
+
+def _expander(spec, x):
+    """Gives `[C]` arrays the rank of `x`."""
+    axes = moments_lib.reduction_axes(x.ndim, spec.feature_axes)
+    return lambda array: jnp.expand_dims(array, axes)

@@ -1,0 +1,156 @@
+"""Batch Normalization as two pure functions: one for training, one for inference.
+
+    y = (x - mean) / sqrt(var + epsilon) * scale + bias
+
+Training takes `mean` and `var` from the batch and returns the moved running statistics;
+inference takes them from the running statistics. `x` is `[N, ..., C]`, the rest `[C]`.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from jaxbn import arguments
+from jaxbn.core import normalize, running, sync
+
+
+def batch_norm_train(
+    x: jax.typing.ArrayLike,
+    scale: jax.typing.ArrayLike | None,
+    bias: jax.typing.ArrayLike | None,
+    batch_stats: running.BatchStats,
+    *,
+    axis: int | Sequence[int] = -1,
+    momentum: jax.typing.ArrayLike = 0.99,
+    epsilon: float = 1e-5,
+    mask: jax.typing.ArrayLike | None = None,
+    axis_name: sync.AxisName | None = None,
+    axis_index_groups: Sequence[Sequence[int]] | None = None,
+    unbiased: bool = True,
+    dtype: jax.typing.DTypeLike | None = None,
+    use_fast_variance: bool = False,
+    force_float32_reductions: bool = True,
+) -> tuple[jax.Array, running.BatchStats]:
+    """Normalises a batch by its own statistics and moves the running ones.
+
+    Differentiable in `x`, `scale` and `bias` to any order and in both modes; keeps `x`
+    in its own dtype and two `[C]` arrays for the backward pass. No gradient flows
+    through the running statistics.
+
+    Args:
+      x: `[N, ..., C]`; integers are promoted to float32.
+      scale: `[C]`, or None for 1.
+      bias: `[C]`, or None for 0.
+      batch_stats: running statistics, `[C]` each, float32.
+      axis: channel axis or axes of `x`; all others are reduced. `C` then stands for
+        their sizes in ascending order.
+      momentum: weight of the OLD running statistics.
+      epsilon: added to the variance.
+      mask: broadcastable to `x`, True (or not 0) where an element counts for the
+        statistics. Other elements are normalised as well; whatever they contain, NaN
+        too, reaches no other value, and no gradient as long as the loss leaves them out.
+      axis_name: axis or tuple of axes, bound by pmap, shard_map or vmap, over which the
+        batch is split; statistics are those of all shards together. Under plain jit,
+        with or without shardings, they are so by construction.
+      axis_index_groups: groups of indices along `axis_name` that share statistics, as
+        in `jax.lax.psum`.
+      unbiased: move the running variance towards `var * m / (m - 1)` (the paper,
+        PyTorch), m counting the global batch; False: towards `var` (Flax).
+      dtype: of `y`; default that of `x`.
+      use_fast_variance: compute `E[x^2] - E[x]^2` without checking what it lost.
+      force_float32_reductions: False sums half-precision `x` in its own dtype.
+
+    Returns:
+      `y` of the shape of `x`, and the new `BatchStats`, shapes and dtypes unchanged. A
+      channel keeps its statistics where the batch has fewer than two valid values for
+      it or where its moments are not finite.
+
+    Raises:
+      ValueError: if `axis` is out of range or repeated, if `scale`, `bias` or
+        `batch_stats` are not `[C]`, if `mask` does not broadcast or could mean two
+        things, if `axis_name` is not bound, or `axis_index_groups` comes without it.
+      TypeError: if `x` is complex and `batch_stats.mean` is not.
+
+    Warns:
+      UserWarning: if the shapes leave one value per channel, which has no variance.
+
+    Example:
+      >>> x = jnp.array([[1.0, 10.0], [3.0, 30.0]])
+      >>> stats = running.init_batch_stats(2)
+      >>> y, stats = batch_norm_train(x, None, None, stats, momentum=0.5)
+      >>> y.round(2)
+      Array([[-1., -1.],
+             [ 1.,  1.]], dtype=float32)
+      >>> stats
+      BatchStats(mean=Array([ 1., 10.], dtype=float32), var=Array([  1.5, 100.5], dtype=float32))
+
+    References:
+      Ioffe and Szegedy, arXiv:1502.03167, Algorithm 1; for convolutions, Section 3.2.
+    """  # noqa: E501
+    x, scale, bias, feature_axes = arguments.check_arguments(
+        x, scale, bias, batch_stats, axis
+    )
+    mask = arguments.check_mask(mask, x, feature_axes)
+    groups = arguments.check_groups(axis_index_groups, axis_name)
+    arguments.warn_single_value(x, feature_axes, axis_name, groups)
+    spec = normalize.Spec(
+        feature_axes,
+        epsilon,
+        jnp.dtype(dtype or x.dtype),
+        axis_name,
+        groups,
+        use_fast_variance,
+        None if force_float32_reductions else x.dtype,
+    )
+    y, moments = normalize.normalize(spec, x, scale, bias, mask)
+    with jax.named_scope("jaxbn.running"):
+        return y, running.update_batch_stats(
+            batch_stats, moments, momentum=momentum, unbiased=unbiased
+        )
+
+
+def batch_norm_inference(
+    x: jax.typing.ArrayLike,
+    scale: jax.typing.ArrayLike | None,
+    bias: jax.typing.ArrayLike | None,
+    batch_stats: running.BatchStats,
+    *,
+    axis: int | Sequence[int] = -1,
+    epsilon: float = 1e-5,
+    dtype: jax.typing.DTypeLike | None = None,
+) -> jax.Array:
+    """Normalises by the running statistics: a fixed affine map of every channel.
+
+    Computed in float32 or wider; statistics are never rounded to half precision.
+
+    Args:
+      x: `[N, ..., C]`; integers are promoted to float32.
+      scale: `[C]`, or None for 1.
+      bias: `[C]`, or None for 0.
+      batch_stats: running statistics, `[C]` each.
+      axis: channel axis or axes of `x`.
+      epsilon: added to the variance.
+      dtype: of `y`; default that of `x`.
+
+    Returns:
+      `y` of the shape of `x`.
+
+    Raises:
+      ValueError, TypeError: as `batch_norm_train`.
+
+    Example:
+      >>> stats = running.BatchStats(jnp.array([2.0]), jnp.array([4.0]))
+      >>> batch_norm_inference(jnp.array([[4.0]]), None, None, stats, epsilon=0.0)
+      Array([[1.]], dtype=float32)
+
+    References:
+      Ioffe and Szegedy, arXiv:1502.03167, Algorithm 2, step 11.
+    """
+    x, scale, bias, feature_axes = arguments.check_arguments(
+        x, scale, bias, batch_stats, axis
+    )
+    spec = normalize.Spec(feature_axes, epsilon, jnp.dtype(dtype or x.dtype))
+    return normalize.normalize_with(
+        spec, x, scale, bias, batch_stats.mean, batch_stats.var
+    )

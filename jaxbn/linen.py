@@ -1,0 +1,193 @@
+"""`BatchNorm` for Flax Linen: change the import, keep model and checkpoints.
+
+Parameters `params/{scale,bias}` and state `batch_stats/{mean,var}` are those of
+`flax.linen.BatchNorm`, by name, shape and dtype.
+
+  >>> layer = BatchNorm(use_running_average=False)
+  >>> x = jax.random.normal(jax.random.key(0), (8, 3))
+  >>> variables = layer.init(jax.random.key(1), x)
+  >>> jax.tree.map(jnp.shape, variables)
+  {'batch_stats': {'mean': (3,), 'var': (3,)}, 'params': {'bias': (3,), 'scale': (3,)}}
+  >>> y, updates = layer.apply(variables, x, mutable=['batch_stats'])
+"""
+
+import dataclasses
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen import dtypes, initializers
+
+from jaxbn import arguments, functional
+from jaxbn.core import moments, running, sync
+
+
+class BatchNorm(nn.Module):
+    """Batch Normalization, a replacement for `flax.linen.BatchNorm`.
+
+    All fields of Flax's layer, in its order and with its meaning. Two defaults differ:
+    the running variance is the unbiased one, and the variance is the stable one.
+
+    Three things that Flax ties together can be chosen one by one, in the constructor or
+    the call: the statistics that normalise (`use_running_average`), whether the running
+    ones move (`update_running_average`), whether scale and bias are trained
+    (`train_affine`).
+
+    While initialising, nothing is updated and no mapped axis needs to be bound.
+
+    Attributes:
+      use_running_average: normalise by the running statistics (inference) instead of
+        those of the batch (training). Must be given here or in the call.
+      axis: channel axis or axes of the input; all others are reduced.
+      momentum: weight of the OLD running statistics, in [0, 1].
+      epsilon: added to the variance, >= 0.
+      dtype: of the result; default: what input and parameters promote to.
+      param_dtype: of scale and bias.
+      use_bias: add a bias.
+      use_scale: multiply by a scale.
+      bias_init: initialiser of the bias, `[C]`.
+      scale_init: initialiser of the scale, `[C]`.
+      axis_name: axis, or tuple of axes, bound by pmap, shard_map or vmap, over which
+        the batch is split. Leave it out under plain jit.
+      axis_index_groups: groups of indices along `axis_name` that share statistics.
+      use_fast_variance: compute `E[x^2] - E[x]^2` whatever it loses. By default it is
+        computed too, and corrected where it lost precision.
+      force_float32_reductions: False sums half-precision inputs in their own dtype and
+        keeps the running statistics in `param_dtype`, as in Flax.
+      unbiased: move the running variance towards `var * m / (m - 1)`, `m` counting the
+        global batch (the paper, PyTorch); False: towards `var`, as in Flax.
+      update_running_average: default: exactly when the batch normalises itself.
+      train_affine: False passes no gradient to scale and bias.
+
+    References:
+      Ioffe and Szegedy, arXiv:1502.03167.
+    """
+
+    use_running_average: bool | None = None
+    axis: int | Sequence[int] = -1
+    momentum: float = 0.99
+    epsilon: float = 1e-5
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    use_bias: bool = True
+    use_scale: bool = True
+    bias_init: initializers.Initializer = initializers.zeros
+    scale_init: initializers.Initializer = initializers.ones
+    axis_name: sync.AxisName | None = None
+    axis_index_groups: Any = None
+    use_fast_variance: bool = False
+    force_float32_reductions: bool = True
+    unbiased: bool = dataclasses.field(default=True, kw_only=True)
+    update_running_average: bool | None = dataclasses.field(default=None, kw_only=True)
+    train_affine: bool = dataclasses.field(default=True, kw_only=True)
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.typing.ArrayLike,
+        use_running_average: bool | None = None,
+        *,
+        mask: jax.typing.ArrayLike | None = None,
+        update_running_average: bool | None = None,
+        train_affine: bool | None = None,
+    ) -> jax.Array:
+        """Normalises `x`.
+
+        Args:
+          x: `[N, ..., C]`.
+          use_running_average: see the class; given here or there, not in both.
+          mask: broadcastable to `x`, True where an element counts for the statistics.
+          update_running_average: overrides the class.
+          train_affine: overrides the class.
+
+        Returns:
+          `y` of the shape of `x`.
+
+        Raises:
+          ValueError: for hyperparameters out of range, an `axis` out of range or
+            repeated, a `mask` that does not fit, variables whose channels are not those
+            of `x`, groups without `axis_name`, a name that is not bound.
+        """
+        arguments.check_hyperparameters(self.momentum, self.epsilon)
+        use_running_average = nn.merge_param(
+            "use_running_average", self.use_running_average, use_running_average
+        )
+        if update_running_average is None:
+            update_running_average = self.update_running_average
+        if update_running_average is None:
+            update_running_average = not use_running_average
+        if train_affine is None:
+            train_affine = self.train_affine
+
+        x = jnp.asarray(x)
+        axes = moments.canonicalize_axes(self.axis, x.ndim)
+        shape = tuple(x.shape[a] for a in axes)
+        mean, var = self._init_batch_stats(shape, x.dtype)
+        scale = bias = None
+        if self.use_scale:
+            scale = self._param("scale", self.scale_init, shape, train_affine)
+        if self.use_bias:
+            bias = self._param("bias", self.bias_init, shape, train_affine)
+
+        batch_stats = running.BatchStats(mean.value, var.value)
+        dtype = dtypes.canonicalize_dtype(x, scale, bias, dtype=self.dtype)
+        y, new_batch_stats = None, batch_stats
+        if update_running_average or not use_running_average:
+            y, new_batch_stats = self._train(x, scale, bias, batch_stats, mask, dtype)
+        if use_running_average:
+            y = functional.batch_norm_inference(
+                x,
+                scale,
+                bias,
+                batch_stats,
+                axis=self.axis,
+                epsilon=self.epsilon,
+                dtype=dtype,
+            )
+        if update_running_average and not self.is_initializing():
+            mean.value, var.value = new_batch_stats
+        return y
+
+    def _init_batch_stats(self, shape, x_dtype):
+        dtype = jnp.float32 if self.force_float32_reductions else self.param_dtype
+        if jnp.issubdtype(x_dtype, jnp.complexfloating):
+            dtype = jnp.promote_types(dtype, jnp.complex64)
+        return tuple(
+            self.variable(
+                "batch_stats",
+                name,
+                lambda name=name: getattr(
+                    running.init_batch_stats(shape, dtype), name
+                ),
+            )
+            for name in running.BatchStats._fields
+        )
+
+    def _param(self, name, init, shape, train):
+        value = self.param(name, init, shape, self.param_dtype)
+        return value if train else jax.lax.stop_gradient(value)
+
+    def _train(self, x, scale, bias, batch_stats, mask, dtype):
+        initializing = self.is_initializing()
+        with warnings.catch_warnings():
+            if initializing:  # Often done with one example, on purpose.
+                warnings.simplefilter("ignore", UserWarning)
+            return functional.batch_norm_train(
+                x,
+                scale,
+                bias,
+                batch_stats,
+                axis=self.axis,
+                momentum=self.momentum,
+                epsilon=self.epsilon,
+                mask=mask,
+                axis_name=None if initializing else self.axis_name,
+                axis_index_groups=None if initializing else self.axis_index_groups,
+                unbiased=self.unbiased,
+                dtype=dtype,
+                use_fast_variance=self.use_fast_variance,
+                force_float32_reductions=self.force_float32_reductions,
+            )

@@ -1,0 +1,273 @@
+"""Train and eval steps for Flax Linen models, with or without batch statistics.
+
+The user writes one loss function for both; it returns values per example, never means:
+
+  >>> import flax.linen as nn, optax
+  >>> from jaxbn.linen import BatchNorm
+  >>> class Net(nn.Module):
+  ...     @nn.compact
+  ...     def __call__(self, x, train):
+  ...         x = nn.relu(BatchNorm()(nn.Dense(8)(x), use_running_average=not train))
+  ...         return nn.Dense(2)(x)
+  >>> def loss_fn(model, batch, train):
+  ...     logits = model(batch["x"], train=train)
+  ...     loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"])
+  ...     return {"loss": loss, "accuracy": logits.argmax(-1) == batch["y"]}
+
+  >>> batch = {"x": jnp.eye(4), "y": jnp.array([0, 1, 0, 1])}
+  >>> net = Net()
+  >>> variables = net.init(jax.random.key(0), batch["x"], train=False)
+  >>> state = TrainState.create(net.apply, variables, optax.sgd(0.1))
+  >>> state, metrics = make_train_step(loss_fn)(state, batch)
+  >>> metrics = make_eval_step(loss_fn)(state, batch)
+  >>> int(metrics["accuracy"].count)
+  4
+
+A batch may hold a boolean `mask` of the shape of those values. Only True examples count
+in loss, gradient and metrics, so a padded last batch is exact; pass it on to the
+model's `BatchNorm` layers as well.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+Batch = Mapping[str, Any]
+
+
+class Model(Protocol):
+    """The model with its variables bound: call it as the module itself."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
+class LossFn(Protocol):
+    """Values per example, "loss" among them; the other names are up to the user."""
+
+    def __call__(
+        self, model: Model, batch: Batch, train: bool
+    ) -> Mapping[str, jax.Array]: ...
+
+
+class Metric(NamedTuple):
+    """A mean kept as what it is made of; add them up with `jax.tree.map(jnp.add)`."""
+
+    total: jax.Array  # shape=(), dtype=float32
+    count: jax.Array  # shape=(), dtype=int32; examples
+
+    @property
+    def mean(self) -> jax.Array:
+        """`total / count`, 0 for no examples."""
+        return self.total / jnp.maximum(self.count, 1)
+
+
+Metrics = dict[str, Metric]
+
+
+class TrainState(struct.PyTreeNode):
+    """Everything that one step of training reads and writes.
+
+    Attributes:
+      step: steps taken, int32.
+      params: the model's parameters.
+      batch_stats: its running statistics; empty for a model without any.
+      opt_state: state of `tx`.
+      key: source of the dropout keys, one per step.
+      apply_fn: the model's `apply`.
+      tx: the optimiser.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: optax.OptState
+    key: jax.Array
+    apply_fn: Callable[..., Any] = struct.field(pytree_node=False)
+    tx: optax.GradientTransformation = struct.field(pytree_node=False)
+
+    @classmethod
+    def create(
+        cls,
+        apply_fn: Callable[..., Any],
+        variables: Mapping[str, Any],
+        tx: optax.GradientTransformation,
+        *,
+        key: jax.Array | None = None,
+    ) -> "TrainState":
+        """State before the first step.
+
+        Copies `variables`: a train step donates its state, and a caller may go on to
+        use what it passed here.
+
+        Args:
+          apply_fn: the `apply` of a Linen module.
+          variables: what its `init` returned: `params` and perhaps `batch_stats`.
+          tx: any optax transformation.
+          key: for dropout; default `jax.random.key(0)`.
+
+        Raises:
+          ValueError: if `variables` holds a collection that a step would not keep.
+        """
+        unknown = set(variables) - {"params", "batch_stats"}
+        if unknown:
+            raise ValueError(
+                "`variables` may hold the collections 'params' and 'batch_stats', got "
+                f"also {sorted(unknown)}; leave those out."
+            )
+        variables = jax.tree.map(jnp.array, dict(variables))
+        return cls(
+            step=jnp.zeros((), jnp.int32),
+            params=variables["params"],
+            batch_stats=variables.get("batch_stats", {}),
+            opt_state=tx.init(variables["params"]),
+            key=jax.random.key(0) if key is None else jnp.array(key),
+            apply_fn=apply_fn,
+            tx=tx,
+        )
+
+
+def make_train_step(
+    loss_fn: LossFn,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """A jitted function from state and batch to new state and metrics.
+
+    The gradient is that of the mean loss of the valid examples. The state is donated:
+    use only the one returned. Compiled once per shape of batch.
+
+    Args:
+      loss_fn: called with `train=True`; dropout keys and the mutable `batch_stats` are
+        taken care of. It may call the model several times.
+
+    Raises:
+      ValueError: when called, if `loss_fn` returns no "loss", or values whose shape is
+        not that of the batch's `mask`.
+    """
+    return jax.jit(_train_step(loss_fn), donate_argnums=0)
+
+
+def make_multi_step(
+    loss_fn: LossFn,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """As `make_train_step`, for k steps under `lax.scan` in one call.
+
+    Every array of the batch has a leading axis of size k; metrics are added up over the
+    steps.
+    """
+    step = _train_step(loss_fn)
+
+    def steps(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
+        state, metrics = jax.lax.scan(step, state, batches)
+        return state, jax.tree.map(lambda m: jnp.sum(m, 0, dtype=m.dtype), metrics)
+
+    return jax.jit(steps, donate_argnums=0)
+
+
+def make_eval_step(loss_fn: LossFn) -> Callable[[TrainState, Batch], Metrics]:
+    """A jitted function from state and batch to metrics; changes nothing.
+
+    Args:
+      loss_fn: called with `train=False`.
+
+    Raises:
+      ValueError: as `make_train_step`.
+    """
+
+    @jax.jit
+    def eval_step(state: TrainState, batch: Batch) -> Metrics:
+        variables = _variables(state.params, state.batch_stats)
+
+        def model(*args: Any, **kwargs: Any) -> Any:
+            return state.apply_fn(variables, *args, **kwargs)
+
+        return _reduce(loss_fn(model, batch, train=False), batch.get("mask"))
+
+    return eval_step
+
+
+def weight_decay_mask(params: Any) -> Any:
+    """True for every parameter but those named `scale` or `bias`.
+
+    For `optax.add_decayed_weights(rate, mask=weight_decay_mask)`: decay of a scale or a
+    bias only distorts it, decay of weights before a normalisation sets their effective
+    learning rate.
+
+    Example:
+      >>> weight_decay_mask({"kernel": 1.0, "bias": 0.0, "bn": {"scale": 1.0}})
+      {'bias': False, 'bn': {'scale': False}, 'kernel': True}
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: str(getattr(path[-1], "key", "")) not in ("scale", "bias"),
+        params,
+    )
+
+
+def _train_step(
+    loss_fn: LossFn,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        def objective(params: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
+            model = _TrainingModel(state, params)
+            metrics = _reduce(loss_fn(model, batch, train=True), batch.get("mask"))
+            return metrics["loss"].mean, (model.batch_stats, metrics)
+
+        grads, (batch_stats, metrics) = jax.grad(objective, has_aux=True)(state.params)
+        updates, opt_state = state.tx.update(grads, state.opt_state, state.params)
+        state = state.replace(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+        )
+        return state, metrics
+
+    return train_step
+
+
+class _TrainingModel:
+    """Applies the model and carries its batch statistics from call to call."""
+
+    def __init__(self, state: TrainState, params: Any):
+        self._state = state
+        self._params = params
+        self._key = jax.random.fold_in(state.key, state.step)
+        self.batch_stats = state.batch_stats
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._key, key = jax.random.split(self._key)
+        outputs, updates = self._state.apply_fn(
+            _variables(self._params, self.batch_stats),
+            *args,
+            rngs={"dropout": key},
+            mutable=["batch_stats"],
+            **kwargs,
+        )
+        self.batch_stats = updates.get("batch_stats", self.batch_stats)
+        return outputs
+
+
+def _variables(params: Any, batch_stats: Any) -> dict[str, Any]:
+    return {"params": params} | ({"batch_stats": batch_stats} if batch_stats else {})
+
+
+def _reduce(values: Mapping[str, jax.Array], mask: jax.Array | None) -> Metrics:
+    if "loss" not in values:
+        raise ValueError(
+            f"`loss_fn` must return a mapping with 'loss', got {sorted(values)}."
+        )
+    metrics = {}
+    for name, value in values.items():
+        if value.ndim == 0 or (mask is not None and value.shape != mask.shape):
+            shape = "(examples, ...)" if mask is None else f"{mask.shape}, as the mask"
+            raise ValueError(
+                f"`loss_fn` must return one value per example, of shape {shape}; got "
+                f"{value.shape} for {name!r}. Leave out the mean."
+            )
+        valid = jnp.ones(value.shape, bool) if mask is None else mask.astype(bool)
+        # Not a product: a padded example may hold NaN.
+        total = jnp.sum(jnp.where(valid, value, 0), dtype=jnp.float32)
+        metrics[name] = Metric(total, jnp.sum(valid, dtype=jnp.int32))
+    return metrics
