@@ -16,6 +16,9 @@ from experiments import checkpoints, data, mlp, paper, plotting
 
 Records = dict[str, np.ndarray]
 
+_OBSERVED = 1000  # Test images over which the percentiles are taken.
+_POPULATION = 10_000  # Training images for `exact_population`.
+
 
 @dataclasses.dataclass(frozen=True)
 class Figure1:
@@ -54,8 +57,8 @@ def train(config: Figure1) -> Records:
 
     Returns:
       For each network `<network>/accuracy`, `[records, seeds]`, and
-      `<network>/percentiles`, `[records, seeds, 3, units]`; the first record is that
-      of the untrained networks.
+      `<network>/percentiles`, `[records, seeds, 3, units]`; the first record is made
+      after `record_every` steps.
 
     Raises:
       ValueError: if `steps` is not a multiple of `record_every`, or that does not
@@ -79,27 +82,26 @@ def train(config: Figure1) -> Records:
     records = _empty_records(config)
 
     saved = checkpoints.Checkpoints(_checkpoint_directory(config))
-    template = {"states": states, "records": records, "step": np.array(-1)}
+    template = {"states": states, "records": records, "step": np.array(0)}
     progress = saved.restore(template) or template
-    states, records, start = (progress[k] for k in ("states", "records", "step"))
-    if start < 0:
-        _record(records, 0, evaluate(states))
-        start = 0
-    elif start:
+    states, records = progress["states"], progress["records"]
+    start, size = int(progress["step"]), config.record_every
+    if start:
         print(f"Resumed at step {start}.")
 
-    size = config.record_every
-    bar = tqdm.tqdm(total=config.steps, initial=int(start), unit="step")
-    for step in range(int(start), config.steps, size):
+    bar = tqdm.tqdm(total=config.steps, initial=start, unit="step")
+    for step in range(start, config.steps, size):
         indices = [
             mlp.batch_indices(config.hp, seed, len(training.labels), step, size)
             for seed in range(config.seeds)
         ]
         states = take_steps(states, training, np.stack(indices))
+        _record(records, step // size, evaluate(states))
         done = step + size
-        _record(records, done // size, evaluate(states))
         if done % config.checkpoint_every == 0 and done < config.steps:
-            saved.save(done, {"states": states, "records": records, "step": np.array(done)})
+            saved.save(
+                done, {"states": states, "records": records, "step": np.array(done)}
+            )
         bar.update(size)
     bar.close()
     saved.clear()
@@ -108,10 +110,10 @@ def train(config: Figure1) -> Records:
 
 def summarize(config: Figure1, records: Records) -> dict[str, Any]:
     """Everything that is plotted or printed, as JSON holds it."""
-    steps = np.arange(len(records["with_bn/accuracy"])) * config.record_every
+    steps = recorded_steps(config)
     result: dict[str, Any] = {
         "study": "figure1",
-        "config": _identity(config),
+        "config": identity(config),
         "step": steps.tolist(),
         "accuracy": {},
         "percentiles": {},
@@ -133,6 +135,11 @@ def summarize(config: Figure1, records: Records) -> dict[str, Any]:
             for network in mlp.NETWORKS
         }
     return result
+
+
+def recorded_steps(config: Figure1) -> np.ndarray:
+    """The steps after which records are made, `[records]`."""
+    return np.arange(config.record_every, config.steps + 1, config.record_every)
 
 
 def typical_unit(traces: np.ndarray) -> int:
@@ -202,10 +209,12 @@ def _table(steps: np.ndarray, mean: dict[str, np.ndarray]) -> dict[str, Any]:
             "accuracy": {
                 str(step): round(float(np.interp(step, steps, accuracy)), 4)
                 for step in sorted({4000, 12_000, 50_000, int(steps[-1])})
-                if step <= steps[-1]
+                if steps[0] <= step <= steps[-1]
             },
             "best": round(float(accuracy.max()), 4),
-            "steps_to_best_without_bn": int(steps[reached[0]]) if len(reached) else None,
+            "steps_to_best_without_bn": int(steps[reached[0]])
+            if len(reached)
+            else None,
         }
     return rows
 
@@ -216,19 +225,31 @@ def _split(config: Figure1, name: str) -> mlp.Split:
 
 
 def _evaluator(config: Figure1, training: mlp.Split, test: mlp.Split):
-    population = jax.tree.map(lambda array: array[:10_000], training)
-    percentiles = jnp.array(paper.PERCENTILES, jnp.float32)
+    population = mlp.Split(*(array[:_POPULATION] for array in training))
 
     @jax.jit
     def evaluate(states, test, population):
-        one = functools.partial(mlp.evaluate, config.hp, percentiles=percentiles)
-        return jax.vmap(one, in_axes=(0, None, None))(states, test, population)
+        return {
+            network: jax.vmap(
+                lambda state, network=network: (
+                    mlp.accuracy(config.hp, network, state, test, population),
+                    mlp.input_percentiles(
+                        config.hp,
+                        network,
+                        state,
+                        test.images[:_OBSERVED],
+                        paper.PERCENTILES,
+                    ),
+                )
+            )(states[network])
+            for network in mlp.NETWORKS
+        }
 
     return lambda states: evaluate(states, test, population)
 
 
 def _empty_records(config: Figure1) -> Records:
-    count = config.steps // config.record_every + 1
+    count = config.steps // config.record_every
     shape = (count, config.seeds)
     units = (len(paper.PERCENTILES), config.hp.hidden[-1])
     records = {}
@@ -244,7 +265,7 @@ def _record(records: Records, row: int, evaluation: dict[str, Any]) -> None:
         records[f"{network}/percentiles"][row] = percentiles
 
 
-def _identity(config: Figure1) -> dict[str, Any]:
+def identity(config: Figure1) -> dict[str, Any]:
     """What decides the numbers: everything but where files lie and how often saved."""
     fields = dataclasses.asdict(config)
     for name in ("data_dir", "out", "checkpoint_every"):
@@ -253,8 +274,8 @@ def _identity(config: Figure1) -> dict[str, Any]:
 
 
 def _checkpoint_directory(config: Figure1) -> pathlib.Path:
-    identity = json.dumps(_identity(config), sort_keys=True).encode()
-    digest = hashlib.sha256(identity).hexdigest()[:12]
+    text = json.dumps(identity(config), sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     return config.out / "checkpoints" / f"figure1_{config.dataset}_{digest}"
 
 

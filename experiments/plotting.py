@@ -1,9 +1,9 @@
 """Figures and JSON files of the studies, written whole or not at all."""
 
+import io
 import json
 import os
 import pathlib
-import tempfile
 from typing import Any
 
 import matplotlib
@@ -20,7 +20,11 @@ _LABELS = {"with_bn": "with BN", "without_bn": "without BN"}
 
 def write_json(path: pathlib.Path, result: dict[str, Any]) -> None:
     """Writes `result` with sorted keys: equal results give equal files."""
-    text = json.dumps(result, sort_keys=True, indent=1) + "\n"
+    write_text(path, json.dumps(result, sort_keys=True, indent=1) + "\n")
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes `text` as UTF-8."""
     _write(path, text.encode())
 
 
@@ -31,7 +35,9 @@ def figure1(path: pathlib.Path, result: dict[str, Any]) -> None:
     """
     steps = np.array(result["step"])
     with_paper = result["config"]["dataset"] == "mnist"
-    figure, (left, *right) = plt.subplots(1, 3, figsize=(13, 3.8), width_ratios=(5, 4, 4))
+    figure, (left, *right) = plt.subplots(
+        1, 3, figsize=(13, 3.8), width_ratios=(5, 4, 4)
+    )
     for network, color in _COLORS.items():
         accuracy = np.array(result["accuracy"][network])
         label = f"ours, {_LABELS[network]}"
@@ -51,9 +57,13 @@ def figure1(path: pathlib.Path, result: dict[str, Any]) -> None:
             )
     left.set(title="(a) test accuracy", xlabel="step", ylim=(0.7, 1.0))
     left.legend(loc="lower right")
-    for axes, network, letter in zip(right, ("without_bn", "with_bn"), "bc", strict=True):
+    for axes, network, letter in zip(
+        right, ("without_bn", "with_bn"), "bc", strict=True
+    ):
         traces = np.array(result["percentiles"][network])
-        axes.fill_between(steps, traces[:, 0], traces[:, 2], color="tab:gray", alpha=0.3)
+        axes.fill_between(
+            steps, traces[:, 0], traces[:, 2], color="tab:gray", alpha=0.3
+        )
         axes.plot(steps, traces, color="black", lw=1, label=["ours", None, None])
         if with_paper:
             for values in paper.TRACES[network]:
@@ -77,12 +87,11 @@ def figure1(path: pathlib.Path, result: dict[str, Any]) -> None:
 
 
 def _save(path: pathlib.Path, figure: Any) -> None:
-    with tempfile.TemporaryDirectory() as directory:
-        temporary = pathlib.Path(directory) / "figure.png"
-        # No version or date in the file: equal results give equal files.
-        figure.savefig(temporary, dpi=110, metadata={"Software": None})
-        plt.close(figure)
-        _write(path, temporary.read_bytes())
+    buffer = io.BytesIO()
+    # No version in the file: equal results give equal files.
+    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    plt.close(figure)
+    _write(path, buffer.getvalue())
 
 
 def _write(path: pathlib.Path, content: bytes) -> None:

@@ -47,11 +47,7 @@ def check_arguments(
         ("batch_stats.mean", batch_stats.mean),
         ("batch_stats.var", batch_stats.var),
     ):
-        if jnp.shape(array) != shape:
-            raise ValueError(
-                f"`{name}` must have the shape {shape} of the channels of `x` (shape "
-                f"{x.shape}, `axis` {axis}), got {jnp.shape(array)}."
-            )
+        check_channels(name, array, shape)
     if jnp.iscomplexobj(x) and not jnp.iscomplexobj(batch_stats.mean):
         raise TypeError(
             "`batch_stats.mean` must be complex for complex `x`, got "
@@ -59,6 +55,21 @@ def check_arguments(
             "`init_batch_stats(shape, x.dtype)`."
         )
     return Arguments(x, scale, bias, feature_axes)
+
+
+def check_channels(
+    name: str, array: jax.typing.ArrayLike, shape: tuple[int, ...]
+) -> None:
+    """One value per channel.
+
+    Raises:
+      ValueError: if `array` has not the `shape` of the channels of `x`.
+    """
+    if jnp.shape(array) != shape:
+        raise ValueError(
+            f"`{name}` must have the shape {shape} of the channels of `x`, got "
+            f"{jnp.shape(array)}; check `axis` and what the variables were made for."
+        )
 
 
 def check_mask(

@@ -159,14 +159,15 @@ class BatchNorm(nn.Module):
             self.variable(
                 "batch_stats",
                 name,
-                lambda name=name: getattr(
-                    running.init_batch_stats(shape, dtype), name
-                ),
+                lambda name=name: getattr(running.init_batch_stats(shape, dtype), name),
             )
             for name in running.BatchStats._fields
         )
 
     def _param(self, name, init, shape, train):
+        if self.has_variable("params", name):  # Flax's own error names no cause.
+            given = nn.meta.unbox(self.get_variable("params", name))
+            arguments.check_channels(name, given, shape)
         value = self.param(name, init, shape, self.param_dtype)
         return value if train else jax.lax.stop_gradient(value)
 

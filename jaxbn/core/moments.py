@@ -203,9 +203,7 @@ def merge_locals(rows: LocalMoments) -> Moments:
     delta = (rows.center - reference) + rows.offset
     offset = jnp.sum(weight * delta, 0)
     var = jnp.sum(weight * (rows.var + abs_square(delta)), 0) - abs_square(offset)
-    return as_moments(
-        LocalMoments(count[0], reference[0], offset, jnp.maximum(var, 0))
-    )
+    return as_moments(LocalMoments(count[0], reference[0], offset, jnp.maximum(var, 0)))
 
 
 def abs_square(x: jax.Array) -> jax.Array:

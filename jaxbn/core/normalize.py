@@ -124,7 +124,9 @@ def normalize_with(
 
 
 def _rstd(spec: Spec, var: jax.Array) -> jax.Array:
-    return jax.lax.rsqrt(var.astype(moments_lib.reduction_dtype(var.dtype)) + spec.epsilon)
+    return jax.lax.rsqrt(
+        var.astype(moments_lib.reduction_dtype(var.dtype)) + spec.epsilon
+    )
 
 
 def _affine(spec, x, mask, mean, rstd, scale, bias):
@@ -152,7 +154,7 @@ def _tangent(spec, x, mask, mean, rstd, count, scale, dx, dscale, dbias):
 
 
 def _mean_all(spec, mask, count, dx, centered):
-    """Means of dx and of Re(conj(centered) * dx) over mask and devices: one collective."""
+    """Means of dx and Re(conj(centered) * dx) over mask and devices: one collective."""
     product = (jnp.conj(centered) * dx).real if jnp.iscomplexobj(dx) else centered * dx
     if mask is not None:
         dx, product = jnp.where(mask, dx, 0), jnp.where(mask, product, 0)

@@ -1,0 +1,163 @@
+"""Invariants of Batch Normalization, to put into your own tests.
+
+Each function passes in silence or raises `AssertionError` saying what does not hold.
+They look at values, so call them outside `jax.jit`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxbn.core import moments, running
+
+
+def assert_valid_batch_stats(
+    batch_stats: Any, dtype: jax.typing.DTypeLike = jnp.float32
+) -> None:
+    """Running statistics that a model can be trained on and served with.
+
+    Every pair of `mean` and `var` has one shape; `var` is of `dtype` and not negative,
+    `mean` of `dtype` or its complex counterpart; both are finite.
+
+    Args:
+      batch_stats: `BatchStats`, or a Flax collection of any depth.
+      dtype: of the variance.
+
+    Raises:
+      AssertionError: naming the layer and what does not hold.
+
+    Example:
+      >>> assert_valid_batch_stats({"bn": {"mean": jnp.zeros(3), "var": jnp.ones(3)}})
+    """
+    pairs = list(_pairs(batch_stats, ()))
+    if not pairs:
+        raise AssertionError("`batch_stats` holds no pair of `mean` and `var`.")
+    for path, (mean, var) in pairs:
+        layer = "/".join(path) or "batch_stats"
+        try:
+            chex.assert_equal_shape((mean, var))
+            chex.assert_type(var, dtype)
+            chex.assert_type(jnp.real(mean), dtype)
+            chex.assert_tree_all_finite((mean, var))
+        except AssertionError as error:
+            raise AssertionError(f"{layer}: {error}") from error
+        if np.any(np.asarray(var) < 0):
+            raise AssertionError(f"{layer}: negative variance {np.min(var)}.")
+
+
+def assert_standardized(
+    y: jax.typing.ArrayLike,
+    scale: jax.typing.ArrayLike = 1.0,
+    bias: jax.typing.ArrayLike = 0.0,
+    *,
+    axis: int | Sequence[int] = -1,
+    mask: jax.typing.ArrayLike | None = None,
+    atol: float = 1e-3,
+) -> None:
+    """The output of training has mean `bias` and standard deviation `|scale|`.
+
+    That holds where the variance of the input is large against epsilon.
+
+    Args:
+      y: output of a layer in training, `[N, ..., C]`.
+      scale: `[C]` or a number.
+      bias: `[C]` or a number.
+      axis: channel axis or axes.
+      mask: boolean, broadcastable to `y`; the elements that counted.
+      atol: absolute tolerance, in units of `y`.
+
+    Raises:
+      AssertionError: naming mean or standard deviation.
+
+    Example:
+      >>> assert_standardized(jnp.array([[1.0], [-1.0]]))
+    """
+    _, mean, var = moments.batch_moments(jnp.asarray(y, jnp.float32), axis, mask)
+    chex.assert_trees_all_close(
+        {"mean": mean, "std": jnp.sqrt(var)},
+        {
+            "mean": jnp.broadcast_to(jnp.asarray(bias, jnp.float32), mean.shape),
+            "std": jnp.abs(
+                jnp.broadcast_to(jnp.asarray(scale, jnp.float32), var.shape)
+            ),
+        },
+        atol=atol,
+        rtol=0,
+        custom_message="not standardised",
+    )
+
+
+def assert_scale_invariant(
+    function: Callable[[jax.Array], jax.Array],
+    x: jax.typing.ArrayLike,
+    *,
+    factor: float = 8.0,
+    atol: float = 1e-3,
+) -> None:
+    """`function(factor * x) = function(x)`, as BN((aW)u) = BN(Wu).
+
+    Args:
+      function: a layer, or a network as a function of one of its kernels.
+      x: its argument.
+      factor: positive.
+      atol: absolute tolerance: the effect of epsilon, in units of the output.
+
+    Raises:
+      AssertionError: with the largest difference.
+
+    References:
+      Ioffe and Szegedy, arXiv:1502.03167, Section 3.3.
+    """
+    x = jnp.asarray(x)
+    chex.assert_trees_all_close(
+        function(factor * x),
+        function(x),
+        atol=atol,
+        rtol=0,
+        custom_message=f"not invariant to a factor of {factor}",
+    )
+
+
+def assert_in_sync(tree: Any, *, axis: int | None = None) -> None:
+    """Every device holds the same numbers, bit for bit.
+
+    Args:
+      tree: arrays replicated over devices, or stacked along `axis`.
+      axis: the axis of the devices, as `jax.pmap` adds it; None: compare the copies
+        that each array has on the devices of this process.
+
+    Raises:
+      AssertionError: naming the leaf and the device that differs.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if axis is None:
+            shards = leaf.addressable_shards
+            copies = [
+                (shard.device, shard.data)
+                for shard in shards
+                if shard.index == shards[0].index
+            ]
+        else:
+            copies = list(enumerate(jnp.moveaxis(leaf, axis, 0)))
+        first = np.asarray(copies[0][1])
+        for device, copy in copies[1:]:
+            if not np.array_equal(first, np.asarray(copy), equal_nan=True):
+                difference = np.max(np.abs(first - np.asarray(copy)))
+                raise AssertionError(
+                    f"{jax.tree_util.keystr(path)} differs on device {device} from the "
+                    f"first by up to {difference}."
+                )
+
+
+def _pairs(tree: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    if isinstance(tree, running.BatchStats):
+        yield path, tree
+    elif isinstance(tree, Mapping):
+        if {"mean", "var"} <= set(tree):
+            yield path, (tree["mean"], tree["var"])
+        for name, child in tree.items():
+            yield from _pairs(child, (*path, str(name)))

@@ -1,0 +1,47 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import checkpoints
+
+TREE = {"x": jnp.arange(3.0), "key": jax.random.key(7), "records": np.ones((2, 2))}
+
+
+def plus(tree, value):
+    return {"x": tree["x"] + value, "key": tree["key"], "records": tree["records"]}
+
+
+def equal(a, b):
+    assert jnp.all(jax.random.key_data(a["key"]) == jax.random.key_data(b["key"]))
+    chex.assert_trees_all_equal((a["x"], a["records"]), (b["x"], b["records"]))
+
+
+def test_newest_is_restored_and_two_are_kept(tmp_path):
+    saved = checkpoints.Checkpoints(tmp_path / "run")
+    assert saved.restore(TREE) is None
+    for step in (5, 10, 15):
+        saved.save(step, plus(TREE, step))
+    equal(saved.restore(TREE), plus(TREE, 15))
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["10", "15"]
+    saved.clear()
+    assert not (tmp_path / "run").exists()
+
+
+def test_half_written_checkpoint_is_ignored_with_a_message(tmp_path, capsys):
+    saved = checkpoints.Checkpoints(tmp_path)
+    saved.save(5, TREE)
+    (tmp_path / "10.orbax-checkpoint-tmp-1").mkdir()
+    equal(saved.restore(TREE), TREE)
+    assert "Ignored a half-written checkpoint: 10.orbax" in capsys.readouterr().out
+
+
+def test_damaged_checkpoint_is_ignored_with_a_message(tmp_path, capsys):
+    saved = checkpoints.Checkpoints(tmp_path)
+    saved.save(5, TREE)
+    saved.save(10, plus(TREE, 1))
+    for path in (tmp_path / "10").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    equal(saved.restore(TREE), TREE)
+    assert "Ignored an unreadable checkpoint: 10" in capsys.readouterr().out

@@ -1,0 +1,31 @@
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from experiments import __main__ as main
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def test_lists_every_study_with_one_line():
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments"],
+        cwd=ROOT, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    for name, command in main.COMMANDS.items():
+        assert f"  {name:15} {command.__doc__.splitlines()[0]}" in done.stdout
+
+
+@pytest.mark.parametrize("name", sorted(main.COMMANDS))
+def test_options_come_from_the_dataclass(name, capsys):
+    with pytest.raises(SystemExit) as error:
+        main.main([name, "--help"])
+    assert error.value.code == 0
+    assert "--data-dir" in capsys.readouterr().out
+
+
+def test_user_errors_are_one_message(tmp_path):
+    with pytest.raises(SystemExit, match=r"^FileNotFoundError: The data set"):
+        main.main(["figure1", "--dataset", "mnist", "--data-dir", str(tmp_path)])

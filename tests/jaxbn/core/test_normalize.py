@@ -1,0 +1,301 @@
+"""The op and its derivative rule."""
+
+import contextlib
+import io
+
+import chex
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.ad_checkpoint
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import parameterized
+
+import jaxbn
+from tests import reference
+
+
+def make_batch(shape=(16, 3), axis=-1, seed=0, loc=1.0):
+    rng = np.random.default_rng(seed)
+    features = tuple(shape[a] for a in np.atleast_1d(axis))
+    x, scale, bias, dy = (
+        rng.standard_normal(size).astype(np.float32)
+        for size in (shape, features, features, shape)
+    )
+    return np.float32(loc) + 2 * x, 1 + 0.3 * scale, bias, dy
+
+
+def train(x, scale, bias, **options):
+    channels = np.shape(scale)
+    dtype = jnp.complex64 if jnp.iscomplexobj(x) else jnp.float32
+    stats = jaxbn.init_batch_stats(channels, dtype)
+    return jaxbn.batch_norm_train(x, scale, bias, stats, **options)[0]
+
+
+def plain(x, scale, bias, epsilon=1e-5):
+    """Autodiff of the textbook formula, channels last."""
+    axes = tuple(range(x.ndim - 1))
+    mean = jnp.mean(x, axes, keepdims=True)
+    var = jnp.mean(jnp.abs(x - mean) ** 2, axes, keepdims=True)
+    x_hat = (x - mean) / jnp.sqrt(var + epsilon)
+    return x_hat * jnp.expand_dims(scale, axes) + jnp.expand_dims(bias, axes)
+
+
+class ValueAndGradientTest(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True)
+    @parameterized.parameters(
+        ((16, 3), -1),
+        ((4, 5, 5, 3), -1),
+        ((4, 3, 5, 5), 1),
+        ((3, 16), 0),
+        ((4, 2, 5, 3), (1, 3)),
+    )
+    def test_matches_the_paper_in_float64(self, shape, axis):
+        x, scale, bias, dy = make_batch(shape, axis)
+        expected = reference.batch_norm(x, scale, bias, dy, axis=axis)
+
+        @self.variant
+        def forward_backward(x, scale, bias):
+            y, vjp = jax.vjp(lambda *args: train(*args, axis=axis), x, scale, bias)
+            return y, *vjp(dy)
+
+        y, dx, dscale, dbias = forward_backward(x, scale, bias)
+        # Float32 rounding of values of order 1, and of sums of up to 100 of them.
+        np.testing.assert_allclose(y, expected.y, atol=5e-6)
+        np.testing.assert_allclose(dx, expected.dx, atol=5e-6)
+        np.testing.assert_allclose(dscale, expected.dscale, atol=5e-5)
+        np.testing.assert_allclose(dbias, expected.dbias, atol=5e-5)
+
+    def test_output_has_mean_bias_and_the_documented_variance(self):
+        x, scale, bias, _ = make_batch((4000, 3))
+        epsilon = 0.5
+        y = np.asarray(train(x, scale, bias, epsilon=epsilon), np.float64)
+        var = x.astype(np.float64).var(0)
+        np.testing.assert_allclose(y.mean(0), bias, atol=1e-5)
+        np.testing.assert_allclose(
+            y.var(0), scale**2 * var / (var + epsilon), rtol=1e-5
+        )
+
+    def test_gradient_is_orthogonal_to_ones_and_to_x_hat(self):
+        x, scale, bias, dy = make_batch((64, 3))
+        y, vjp = jax.vjp(lambda x: train(x, scale, bias, epsilon=0.0), x)
+        dx = np.asarray(vjp(dy)[0], np.float64)
+        x_hat = (np.asarray(y) - bias) / scale
+        np.testing.assert_allclose(dx.sum(0), 0, atol=1e-5)
+        np.testing.assert_allclose((dx * x_hat).sum(0), 0, atol=1e-5)
+
+    @hypothesis.given(st.permutations(range(8)))
+    @hypothesis.settings(deadline=None, max_examples=20)
+    def test_permuting_the_batch_permutes_the_output(self, order):
+        x, scale, bias, _ = make_batch((8, 3))
+        order = np.array(order)
+        np.testing.assert_allclose(
+            train(x[order], scale, bias), train(x, scale, bias)[order], atol=2e-6
+        )
+
+    def test_learned_identity(self):
+        x = make_batch((64, 3))[0]
+        mean, var = x.mean(0), x.var(0)
+        y = train(x, np.sqrt(var + 1e-5), mean)
+        np.testing.assert_allclose(y, x, atol=1e-5)
+
+    @parameterized.parameters(0.25, 100.0)
+    def test_scale_of_the_weights(self, a):
+        # Section 3.3: same output and du, dW smaller by the factor that W is larger.
+        rng = np.random.default_rng(0)
+        u, w = (rng.standard_normal(s).astype(np.float32) for s in ((64, 5), (5, 3)))
+
+        def loss(u, w):
+            return jnp.sum(jnp.sin(train(u @ w, jnp.ones(3), None, epsilon=0.0)))
+
+        value, (du, dw) = jax.value_and_grad(loss, (0, 1))(u, w)
+        value_a, (du_a, dw_a) = jax.value_and_grad(loss, (0, 1))(u, a * w)
+        np.testing.assert_allclose(value_a, value, rtol=1e-4)
+        np.testing.assert_allclose(du_a, du, atol=1e-5)
+        np.testing.assert_allclose(dw_a * a, dw, atol=1e-4)
+
+    def test_large_mean(self):
+        x, scale, bias, dy = make_batch((256, 3), loc=2e4)  # |mean|/std = 1e4
+        expected = reference.batch_norm(x, scale, bias, dy)
+        y, vjp = jax.vjp(train, x, scale, bias)
+        dx, dscale, _ = vjp(dy)
+        # The mean itself rounds to 1e-3, which is 5e-4 std.
+        np.testing.assert_allclose(y, expected.y, atol=2e-3)
+        np.testing.assert_allclose(dx, expected.dx, atol=1e-3)
+        np.testing.assert_allclose(dscale, expected.dscale, rtol=1e-2, atol=2e-2)
+
+    @parameterized.parameters(jnp.bfloat16, jnp.float16)
+    def test_half_precision(self, dtype):
+        x, scale, bias, dy = make_batch((512, 3), loc=8.0)
+        x, dy = jnp.asarray(x, dtype), jnp.asarray(dy, dtype)
+        expected = reference.batch_norm(x, scale, bias, dy)
+        y, vjp = jax.vjp(train, x, scale, bias)
+        dx, dscale, dbias = vjp(dy)
+        chex.assert_type([y, dx], dtype)
+        chex.assert_type([dscale, dbias], jnp.float32)
+        # One rounding of the result to `dtype`, nothing else.
+        eps = float(jnp.finfo(dtype).eps)
+        np.testing.assert_allclose(np.float32(y), expected.y, rtol=eps, atol=1e-5)
+        np.testing.assert_allclose(np.float32(dx), expected.dx, rtol=eps, atol=1e-5)
+        np.testing.assert_allclose(dscale, expected.dscale, atol=1e-3)
+
+    def test_one_value_per_channel_gives_the_bias(self):
+        with self.assertWarns(UserWarning):
+            y = train(np.full((1, 2), 7.0, np.float32), np.ones(2), np.array([3.0, 4]))
+        np.testing.assert_array_equal(y, [[3.0, 4.0]])
+
+    def test_complex(self):
+        rng = np.random.default_rng(0)
+        x = rng.standard_normal((16, 3)) + 1j * rng.standard_normal((16, 3))
+        x = x.astype(np.complex64)
+        scale, bias = np.ones(3, np.float32), np.zeros(3, np.float32)
+        weights = rng.standard_normal((16, 3)).astype(np.float32)
+
+        def loss(function, x):
+            return jnp.sum(jnp.abs(function(x, scale, bias) + 1) ** 2 * weights)
+
+        chex.assert_trees_all_close(
+            jax.value_and_grad(lambda x: loss(train, x))(x),
+            jax.value_and_grad(lambda x: loss(plain, x))(x),
+            rtol=1e-4,
+            atol=1e-5,
+        )
+
+
+class MaskTest(chex.TestCase):
+    @parameterized.product(
+        mask_shape=((8, 1, 1), (8, 4, 1), (8, 4, 3)), hidden=(7.0, np.nan, np.inf, 3e38)
+    )
+    def test_matches_the_paper_and_hides_content(self, mask_shape, hidden):
+        x, scale, bias, dy = make_batch((8, 4, 3))
+        mask = np.random.default_rng(1).random(mask_shape) < 0.6
+        full = np.broadcast_to(mask, x.shape)
+        x = np.where(full, x, np.float32(hidden))
+        dy = np.where(full, dy, 0)  # The loss leaves masked elements out.
+        y, vjp = jax.vjp(lambda *args: train(*args, mask=mask), x, scale, bias)
+        actual = (y, *vjp(dy))
+        expected = reference.batch_norm(
+            np.where(full, x, 0), scale, bias, dy, mask=full
+        )
+        np.testing.assert_allclose(y[full], expected.y[full], atol=5e-6)
+        np.testing.assert_allclose(actual[1][full], expected.dx[full], atol=5e-6)
+        np.testing.assert_array_equal(actual[1][~full], 0)
+        np.testing.assert_allclose(actual[2], expected.dscale, atol=5e-5)
+        np.testing.assert_allclose(actual[3], expected.dbias, atol=5e-5)
+        if not np.isfinite(hidden):
+            bias_everywhere = np.broadcast_to(bias, x.shape)
+            np.testing.assert_array_equal(y[~full], bias_everywhere[~full])
+
+    def test_masked_elements_are_normalised_and_differentiable(self):
+        x, scale, bias, dy = make_batch((8, 4, 3))
+        mask = np.arange(8)[:, None, None] < 5
+        expected = reference.batch_norm(x, scale, bias, dy, mask=mask)
+        y, vjp = jax.vjp(lambda *args: train(*args, mask=mask), x, scale, bias)
+        np.testing.assert_allclose(y, expected.y, atol=5e-6)
+        np.testing.assert_allclose(vjp(dy)[0], expected.dx, atol=5e-6)
+
+    def test_no_valid_element(self):
+        x, scale, bias, dy = make_batch((8, 3))
+        x[:] = np.nan
+        mask = np.zeros((8, 1), bool)
+        y, vjp = jax.vjp(lambda *args: train(*args, mask=mask), x, scale, bias)
+        np.testing.assert_array_equal(y, np.broadcast_to(bias, y.shape))
+        chex.assert_tree_all_finite(vjp(dy))
+
+
+class DerivativeTest(chex.TestCase):
+    """Against autodiff of the plain formula, in float64 to see only the rule."""
+
+    def setUp(self):
+        super().setUp()
+        x, scale, bias, weights = make_batch((6, 2))
+        self.args = [np.float64(a) for a in (x, scale, bias)]
+        self.weights = np.float64(weights)
+
+    def loss(self, function):
+        return lambda *args: jnp.sum(jnp.sin(function(*args)) * self.weights)
+
+    def assert_same(self, transform, rtol=1e-8, atol=1e-10):
+        with jax.enable_x64(True):
+            chex.assert_trees_all_close(
+                transform(self.loss(train))(*self.args),
+                transform(self.loss(plain))(*self.args),
+                rtol=rtol,
+                atol=atol,
+            )
+
+    def test_grad(self):
+        self.assert_same(lambda f: jax.grad(f, (0, 1, 2)))
+
+    def test_jvp(self):
+        def transform(f):
+            return lambda *args: jax.jvp(f, args, tuple(a[::-1] for a in args))
+
+        self.assert_same(transform)
+
+    def test_forward_mode_jacobian(self):
+        self.assert_same(lambda f: jax.jacfwd(f, (0, 1, 2)))
+
+    def test_hessian(self):
+        self.assert_same(lambda f: jax.hessian(f, (0, 1, 2)))
+
+    def test_reverse_over_reverse(self):
+        def transform(f):
+            def norm(*args):
+                grads = jax.grad(f, (0, 1, 2))(*args)
+                return sum(jnp.sum(g**2) for g in grads)
+
+            return jax.grad(norm, (0, 1, 2))
+
+        self.assert_same(transform)
+
+    def test_third_order(self):
+        def transform(f):
+            def directional(*args):
+                return jax.jvp(f, args, args)[1]
+
+            return lambda *args: jax.hessian(directional)(*args)
+
+        self.assert_same(transform, rtol=1e-7, atol=1e-8)
+
+    def test_vmap_of_grad(self):
+        def transform(f):
+            mapped = jax.vmap(jax.grad(f), (0, None, None))
+            return lambda x, *rest: mapped(jnp.stack([x, x[::-1] * 3]), *rest)
+
+        self.assert_same(transform)
+
+    def test_numerically(self):
+        with jax.enable_x64(True):
+            chex.assert_numerical_grads(
+                self.loss(train), tuple(jnp.asarray(a) for a in self.args), order=2
+            )
+
+    def test_under_remat_and_scan(self):
+        def transform(f):
+            def repeated(x, scale, bias):
+                def body(total, factor):
+                    return total + jax.checkpoint(f)(factor * x, scale, bias), None
+
+                return jax.lax.scan(body, 0.0, jnp.arange(1.0, 3.0))[0]
+
+            return jax.jit(jax.grad(repeated, (0, 1, 2)))
+
+        self.assert_same(transform)
+
+
+class ResidualTest(parameterized.TestCase):
+    @parameterized.parameters(jnp.float32, jnp.bfloat16)
+    def test_only_x_in_its_own_dtype_is_kept(self, dtype):
+        x, scale, bias, _ = make_batch((64, 8, 3))
+        x = jnp.asarray(x, dtype)
+        mask = jnp.ones((64, 1, 1), bool)
+        text = io.StringIO()
+        with contextlib.redirect_stdout(text):
+            jax.ad_checkpoint.print_saved_residuals(
+                lambda x, *affine: train(x, *affine, mask=mask), x, scale, bias
+            )
+        name = {"float32": "f32", "bfloat16": "bf16"}[dtype.__name__]
+        large = [line for line in text.getvalue().splitlines() if "64,8,3" in line]
+        self.assertEqual(large, [f"{name}[64,8,3] from the argument x"])

@@ -1,0 +1,226 @@
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from absl.testing import parameterized
+
+from jaxbn import testing, training
+from jaxbn.linen import BatchNorm
+
+RNG = np.random.default_rng(0)
+BATCH = {
+    "x": RNG.standard_normal((12, 4)).astype(np.float32),
+    "y": RNG.integers(3, size=12),
+}
+
+
+class Net(nn.Module):
+    batch_norm: bool = True
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x, train, mask=None):
+        x = nn.Dense(8)(x)
+        if self.batch_norm:
+            mask = None if mask is None else mask[:, None]
+            x = BatchNorm(momentum=0.5)(x, use_running_average=not train, mask=mask)
+        x = nn.Dropout(self.dropout, deterministic=not train)(nn.relu(x))
+        return nn.Dense(3)(x)
+
+
+def loss_fn(model, batch, train):
+    logits = model(batch["x"], train=train, mask=batch.get("mask"))
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"])
+    return {"loss": loss, "accuracy": logits.argmax(-1) == batch["y"]}
+
+
+def make_state(net=None, tx=None):
+    net = net or Net()
+    variables = net.init(jax.random.key(0), BATCH["x"], train=False)
+    return training.TrainState.create(net.apply, variables, tx or optax.sgd(0.1))
+
+
+class TrainStepTest(chex.TestCase):
+    @parameterized.parameters(True, False)
+    def test_equals_a_step_by_hand(self, batch_norm):
+        net = Net(batch_norm)
+        variables = net.init(jax.random.key(0), BATCH["x"], train=False)
+        stats = {"batch_stats": variables["batch_stats"]} if batch_norm else {}
+
+        def loss(params):
+            logits, updates = net.apply(
+                {"params": params, **stats}, BATCH["x"], train=True,
+                mutable=["batch_stats"],
+            )  # fmt: skip
+            losses = optax.softmax_cross_entropy_with_integer_labels
+            return losses(logits, BATCH["y"]).mean(), updates
+
+        (value, updates), grads = jax.value_and_grad(loss, has_aux=True)(
+            variables["params"]
+        )
+        expected = jax.tree.map(lambda p, g: p - 0.1 * g, variables["params"], grads)
+        state, metrics = training.make_train_step(loss_fn)(make_state(net), BATCH)
+        chex.assert_trees_all_close(state.params, expected, rtol=1e-5, atol=1e-6)
+        chex.assert_trees_all_close(
+            state.batch_stats, updates.get("batch_stats", {}), rtol=1e-6
+        )
+        np.testing.assert_allclose(metrics["loss"].mean, value, rtol=1e-6)
+        assert int(metrics["accuracy"].count) == 12
+        assert int(state.step) == 1
+
+    def test_learns_and_keeps_valid_statistics(self):
+        state, step = make_state(tx=optax.adam(1e-2)), training.make_train_step(loss_fn)
+        losses = []
+        for _ in range(60):
+            state, metrics = step(state, BATCH)
+            losses.append(float(metrics["loss"].mean))
+        assert losses[-1] < 0.5 * losses[0]
+        testing.assert_valid_batch_stats(state.batch_stats)
+
+    def test_padding_changes_nothing(self):
+        padded = {
+            "x": np.concatenate([BATCH["x"], np.full((4, 4), 7, np.float32)]),
+            "y": np.concatenate([BATCH["y"], np.zeros(4, int)]),
+            "mask": np.arange(16) < 12,
+        }
+        for make in (training.make_train_step, training.make_multi_step):
+            batches = [BATCH, padded]
+            if make is training.make_multi_step:
+                batches = [jax.tree.map(lambda a: a[None], batch) for batch in batches]
+            (state, metrics), (other, other_metrics) = (
+                make(loss_fn)(make_state(), batch) for batch in batches
+            )
+            chex.assert_trees_all_close(
+                (other.params, other.batch_stats, other_metrics),
+                (state.params, state.batch_stats, metrics),
+                rtol=1e-5,
+                atol=1e-6,
+            )
+
+    def test_multi_step_equals_single_steps(self):
+        state, total = make_state(Net(dropout=0.3)), None
+        step = training.make_train_step(loss_fn)
+        batches = [{k: v[i : i + 4] for k, v in BATCH.items()} for i in (0, 4, 8)]
+        for batch in batches:
+            state, metrics = step(state, batch)
+            total = metrics if total is None else jax.tree.map(jnp.add, total, metrics)
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
+        other, metrics = training.make_multi_step(loss_fn)(
+            make_state(Net(dropout=0.3)), stacked
+        )
+        chex.assert_trees_all_close(
+            (other.params, other.batch_stats, other.step, metrics),
+            (state.params, state.batch_stats, state.step, total),
+            rtol=1e-5,
+            atol=1e-6,
+        )
+
+    def test_compiles_once_per_shape(self):
+        chex.clear_trace_counter()
+        traced = chex.assert_max_traces(loss_fn, n=1)
+        step, state = training.make_train_step(traced), make_state()
+        for _ in range(3):
+            state, _ = step(state, BATCH)
+        with pytest.raises(AssertionError, match="traced > 1"):
+            step(state, {k: v[:6] for k, v in BATCH.items()})
+
+    def test_state_is_donated_and_the_variables_are_not(self):
+        net = Net()
+        variables = net.init(jax.random.key(0), BATCH["x"], train=False)
+        state = training.TrainState.create(net.apply, variables, optax.sgd(0.1))
+        training.make_train_step(loss_fn)(state, BATCH)
+        assert state.params["Dense_0"]["kernel"].is_deleted()
+        chex.assert_tree_all_finite(variables)
+
+    def test_dropout_differs_from_step_to_step(self):
+        state = make_state(Net(batch_norm=False, dropout=0.5), optax.sgd(0.0))
+        step = training.make_train_step(loss_fn)
+        losses = []
+        for _ in range(3):
+            state, metrics = step(state, BATCH)
+            losses.append(float(metrics["loss"].total))
+        assert len(set(losses)) == 3
+
+    def test_two_calls_of_the_model_update_the_statistics_twice(self):
+        def two_views(model, batch, train):
+            loss_fn(model, batch, train)
+            return loss_fn(model, batch, train)
+
+        once, _ = training.make_train_step(loss_fn)(make_state(), BATCH)
+        twice, _ = training.make_train_step(two_views)(make_state(), BATCH)
+        mean_once, mean_twice = (
+            s.batch_stats["BatchNorm_0"]["mean"] for s in (once, twice)
+        )
+        np.testing.assert_allclose(mean_twice, 1.5 * mean_once, rtol=1e-5)
+
+
+class EvalStepTest(chex.TestCase):
+    def test_accuracy_is_exact_on_a_ragged_last_batch(self):
+        state, evaluate = make_state(), training.make_eval_step(loss_fn)
+        whole = evaluate(state, BATCH)
+        total = None
+        for start in (0, 5, 10):
+            size = min(5, 12 - start)
+            batch = {
+                k: np.concatenate([v[start : start + 5], v[: 5 - size]])
+                for k, v in BATCH.items()
+            }
+            batch["mask"] = np.arange(5) < size
+            metrics = evaluate(state, batch)
+            total = metrics if total is None else jax.tree.map(jnp.add, total, metrics)
+        assert int(total["accuracy"].total) == int(whole["accuracy"].total)
+        assert int(total["accuracy"].count) == 12
+        np.testing.assert_allclose(total["loss"].mean, whole["loss"].mean, rtol=1e-6)
+
+    def test_uses_the_running_statistics(self):
+        state = make_state()
+        one = {k: v[:1] for k, v in BATCH.items()}  # No variance of its own.
+        metrics = training.make_eval_step(loss_fn)(state, one)
+        chex.assert_tree_all_finite(metrics)
+
+
+class WeightDecayTest(chex.TestCase):
+    def test_leaves_out_scale_and_bias(self):
+        tx = optax.chain(
+            optax.add_decayed_weights(0.5, mask=training.weight_decay_mask),
+            optax.sgd(1.0),
+        )
+        state = make_state(tx=tx)
+        params = jax.tree.map(jnp.ones_like, state.params)
+        updates, _ = tx.update(
+            jax.tree.map(jnp.zeros_like, params), tx.init(params), params
+        )
+        for layer in updates.values():
+            for name, update in layer.items():
+                expected = -0.5 if name == "kernel" else 0.0
+                np.testing.assert_array_equal(update, expected)
+
+
+class ErrorTest(parameterized.TestCase):
+    def test_unknown_collection(self):
+        with pytest.raises(ValueError, match="got also \\['cache'\\]"):
+            training.TrainState.create(
+                Net().apply, {"params": {}, "cache": {}}, optax.sgd(0.1)
+            )
+
+    @parameterized.parameters(
+        (lambda values: values.mean(), None, "one value per example"),
+        (lambda values: values[:3], np.ones(12, bool), r"\(12,\), as the mask; got"),
+    )
+    def test_shape_of_values(self, change, mask, message):
+        def changed(model, batch, train):
+            values = loss_fn(model, {"x": batch["x"], "y": batch["y"]}, train)
+            return {**values, "loss": change(values["loss"])}
+
+        batch = BATCH if mask is None else {**BATCH, "mask": mask}
+        with pytest.raises(ValueError, match=message):
+            training.make_train_step(changed)(make_state(), batch)
+
+    def test_no_loss(self):
+        with pytest.raises(ValueError, match=r"with 'loss', got \['error'\]"):
+            training.make_eval_step(lambda model, batch, train: {"error": 0})(
+                make_state(), BATCH
+            )

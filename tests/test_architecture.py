@@ -1,0 +1,75 @@
+"""Imports point one way: core -> functional -> layers -> training -> experiments."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+ORDER = (
+    "jaxbn.core.moments",
+    "jaxbn.core.sync",
+    "jaxbn.core.normalize",
+    "jaxbn.core.running",
+    "jaxbn.arguments",
+    "jaxbn.functional",
+    "jaxbn.linen",
+    "jaxbn.training",
+    "jaxbn.testing",
+    "experiments",
+)
+
+
+def modules():
+    for path in sorted(
+        [*ROOT.glob("jaxbn/**/*.py"), *ROOT.glob("experiments/**/*.py")]
+    ):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        yield name.removesuffix(".__init__"), path
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}"
+
+
+def level(name):
+    matching = [
+        i for i, prefix in enumerate(ORDER) if f"{name}.".startswith(f"{prefix}.")
+    ]
+    return matching[0] if matching else None
+
+
+def test_every_module_has_its_place():
+    for name, _ in modules():
+        assert level(name) is not None or name in ("jaxbn", "jaxbn.core"), name
+
+
+@pytest.mark.parametrize(("name", "path"), list(modules()))
+def test_no_upward_edge(name, path):
+    mine = level(name)
+    for other in imported(path):
+        theirs = level(other)
+        if (
+            mine is not None
+            and theirs is not None
+            and not name.startswith("experiments")
+        ):
+            assert theirs < mine, f"{name} imports {other}"
+
+
+@pytest.mark.parametrize(("name", "path"), list(modules()))
+def test_core_imports_jax_only(name, path):
+    if name.startswith("jaxbn.core"):
+        allowed = {"jax", "jaxbn", "functools", "math", "collections", "typing"}
+        assert {other.split(".")[0] for other in imported(path)} <= allowed
+
+
+def test_no_catch_all_modules():
+    for name, _ in modules():
+        assert name.split(".")[-1] not in ("utils", "util", "misc", "common", "helpers")
