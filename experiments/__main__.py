@@ -1,4 +1,4 @@
-"""`python -m experiments`: lists the studies; `python -m experiments STUDY` runs one."""
+"""`python -m experiments` lists the studies, `python -m experiments STUDY` runs one."""
 
 import sys
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import figure1, mlp, paper, plotting
+from experiments import figure1, figure1_report, mlp, paper, plotting
 
 # Learning rate and initial scale; then one change each at the pair that comes nearest.
 _CHANGES: tuple[dict[str, Any], ...] = (
@@ -66,6 +66,7 @@ class Figure1Sweep:
             rows.append(make_row(config, change))
             plotting.write_json(path, {"study": "figure1_sweep", "rows": rows})
             plotting.write_text(path.with_suffix(".md"), table(rows))
+            figure1.forget(config)
         print(table(rows))
 
 
@@ -86,7 +87,7 @@ def make_row(config: figure1.Figure1, change: dict[str, Any]) -> dict[str, Any]:
             for network, accuracy in mean.items()
         },
         "distance_to_paper": {
-            network: figure1.distance_to_paper(network, steps, accuracy)
+            network: figure1_report.distance_to_paper(network, steps, accuracy)
             for network, accuracy in mean.items()
         },
         "with_bn_above": bool(np.all(mean["with_bn"] > mean["without_bn"])),

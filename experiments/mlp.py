@@ -98,16 +98,16 @@ def init_states(
 
 
 def train(
-    states: dict[str, training.TrainState], split: Split, indices: jax.Array
-) -> dict[str, training.TrainState]:
-    """One step per row of `indices`, `[steps, batch]`, the same for both networks."""
+    state: training.TrainState, split: Split, indices: jax.Array
+) -> training.TrainState:
+    """One step per row of `indices`, `[steps, batch]`."""
     step = training.make_train_step(loss_fn)
 
-    def body(states, index):
+    def body(state, index):
         batch = {"image": split.images[index], "label": split.labels[index]}
-        return {n: step(state, batch)[0] for n, state in states.items()}, None
+        return step(state, batch)[0], None
 
-    return jax.lax.scan(body, states, indices)[0]
+    return jax.lax.scan(body, state, indices)[0]
 
 
 def batch_indices(

@@ -69,13 +69,13 @@ def figure1(path: pathlib.Path, result: dict[str, Any]) -> None:
             for values in paper.TRACES[network]:
                 axes.plot(paper.PERCENTILE_STEPS, values, "--", color="tab:red", lw=1)
             axes.plot([], [], "--", color="tab:red", lw=1, label="the paper's")
-            axes.legend(loc="lower right")
+            axes.legend(loc="upper center", ncols=2)
         percentiles = ", ".join(str(p) for p in paper.PERCENTILES)
         axes.set(
             title=f"({letter}) input of a sigmoid, {_LABELS[network]}",
             xlabel="step",
             ylabel=f"percentiles {percentiles}" if letter == "b" else None,
-            ylim=(-3, 3),
+            ylim=(-3, 3.2),
         )
     seeds = result["config"]["seeds"]
     figure.suptitle(

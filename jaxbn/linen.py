@@ -134,9 +134,6 @@ class BatchNorm(nn.Module):
 
         batch_stats = running.BatchStats(mean.value, var.value)
         dtype = dtypes.canonicalize_dtype(x, scale, bias, dtype=self.dtype)
-        y, new_batch_stats = None, batch_stats
-        if update_running_average or not use_running_average:
-            y, new_batch_stats = self._train(x, scale, bias, batch_stats, mask, dtype)
         if use_running_average:
             y = functional.batch_norm_inference(
                 x,
@@ -147,8 +144,12 @@ class BatchNorm(nn.Module):
                 epsilon=self.epsilon,
                 dtype=dtype,
             )
+            if update_running_average:
+                _, batch_stats = self._train(x, scale, bias, batch_stats, mask, dtype)
+        else:
+            y, batch_stats = self._train(x, scale, bias, batch_stats, mask, dtype)
         if update_running_average and not self.is_initializing():
-            mean.value, var.value = new_batch_stats
+            mean.value, var.value = batch_stats
         return y
 
     def _init_batch_stats(self, shape, x_dtype):

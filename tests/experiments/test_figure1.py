@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import figure1, figure1_sweep, mlp, paper, plotting
+from experiments import figure1, figure1_report, figure1_sweep, mlp, paper, plotting
 
 ROOT = pathlib.Path(__file__).parents[2]
 SHORT = ("--steps", "600", "--record-every", "50", "--checkpoint-every", "100")
@@ -61,13 +61,13 @@ class TestNetworks:
         chex.clear_trace_counter()
         split, hp = make_split(), mlp.Hyperparameters(batch_size=5)
         step = jax.jit(chex.assert_max_traces(mlp.train, n=1))
-        states = mlp.init_states(hp, jax.random.key(0), 16)
-        before = jax.tree.map(jnp.copy, states["with_bn"].params)
+        state = mlp.init_states(hp, jax.random.key(0), 16)["with_bn"]
+        before = jax.tree.map(jnp.copy, state.params)
         for start in (0, 10):
-            states = step(states, split, mlp.batch_indices(hp, 0, 30, start, 10))
-        assert int(states["without_bn"].step) == 20
+            state = step(state, split, mlp.batch_indices(hp, 0, 30, start, 10))
+        assert int(state.step) == 20
         with pytest.raises(AssertionError):
-            chex.assert_trees_all_close(states["with_bn"].params, before)
+            chex.assert_trees_all_close(state.params, before)
 
     def test_accuracy_by_exact_population_statistics(self):
         split, pixels = make_split(), 16
@@ -113,25 +113,27 @@ class TestSummary:
         records["with_bn/accuracy"][:] = [[0.94, 0.96], [0.97, 0.98]]
         records["without_bn/accuracy"][:] = [[0.7, 0.7], [0.91, 0.93]]
         records["with_bn/percentiles"][..., 7] = 1.0
-        return config, figure1.summarize(config, records)
+        return figure1_report.summarize(
+            figure1.identity(config), figure1.recorded_steps(config), records
+        )
 
     def test_table_and_distance(self):
-        _, result = self.make()
+        result = self.make()
         row = result["table"]["with_bn"]
         assert row["accuracy"] == {"4000": 0.95, "8000": 0.975}
         assert row["steps_to_best_without_bn"] == 4000
         assert result["table"]["without_bn"]["steps_to_best_without_bn"] == 8000
         expected = (abs(0.95 - 0.953) + abs(0.975 - 0.967)) / 2
         assert result["distance_to_paper"]["with_bn"] == round(expected, 4)
-        assert "2.0 times fewer steps" in figure1.table(result)
+        assert "2.0 times fewer steps" in figure1_report.table(result)
 
     def test_distance_only_for_the_papers_data(self):
-        assert "distance_to_paper" not in self.make("digits")[1]
+        assert "distance_to_paper" not in self.make("digits")
 
     def test_figure(self, tmp_path):
         for dataset in ("mnist", "digits"):
-            plotting.figure1(tmp_path / "a.png", self.make(dataset)[1])
-            plotting.figure1(tmp_path / "b.png", self.make(dataset)[1])
+            plotting.figure1(tmp_path / "a.png", self.make(dataset))
+            plotting.figure1(tmp_path / "b.png", self.make(dataset))
             content = (tmp_path / "a.png").read_bytes()
             assert content.startswith(b"\x89PNG")
             assert content == (tmp_path / "b.png").read_bytes()
@@ -140,7 +142,7 @@ class TestSummary:
     def test_typical_unit(self):
         traces = np.random.default_rng(0).standard_normal((9, 3, 5))
         traces[:, :, 2] = np.median(traces, -1)
-        assert figure1.typical_unit(traces) == 2
+        assert figure1_report.typical_unit(traces) == 2
 
     @pytest.mark.parametrize("field", ["steps", "checkpoint_every"])
     def test_bad_intervals(self, field):
