@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
+import numpy as np
 
 from jaxbn.core import moments, running, sync
 
@@ -31,8 +33,14 @@ def check_arguments(
 
     Raises:
       ValueError: if `axis` is out of range or repeated, or a shape is not `[C]`.
-      TypeError: if `x` is complex and `batch_stats.mean` is not.
+      TypeError: if `batch_stats` is not a `BatchStats`, if `x` is complex and its mean
+        is not, or `x` is real and `scale` or `bias` is not.
     """
+    if not isinstance(batch_stats, running.BatchStats):
+        raise TypeError(
+            f"`batch_stats` must be a `BatchStats`, got {type(batch_stats).__name__}; "
+            "make one with `BatchStats(mean, var)`."
+        )
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         x = x.astype(jnp.float32)
@@ -48,6 +56,11 @@ def check_arguments(
         ("batch_stats.var", batch_stats.var),
     ):
         check_channels(name, array, shape)
+    if not jnp.iscomplexobj(x) and (jnp.iscomplexobj(scale) or jnp.iscomplexobj(bias)):
+        raise TypeError(
+            "`scale` and `bias` must be real for real `x`, got "
+            f"{scale.dtype} and {bias.dtype}; make `x` complex."
+        )
     if jnp.iscomplexobj(x) and not jnp.iscomplexobj(batch_stats.mean):
         raise TypeError(
             "`batch_stats.mean` must be complex for complex `x`, got "
@@ -72,33 +85,6 @@ def check_channels(
         )
 
 
-def check_mask(
-    mask: jax.typing.ArrayLike | None, x: jax.Array, feature_axes: tuple[int, ...]
-) -> jax.Array | None:
-    """The mask as booleans of the rank of `x`.
-
-    Raises:
-      ValueError: if it does not broadcast to `x`, or lacks leading axes of `x` so that
-        it would silently be read as a mask of channels.
-    """
-    if mask is None:
-        return None
-    mask = jnp.asarray(mask)
-    full = (1,) * (x.ndim - mask.ndim) + mask.shape
-    fits = len(full) == x.ndim and all(
-        m in (1, n) for m, n in zip(full, x.shape, strict=True)
-    )
-    lacks_axes = 0 < mask.ndim < x.ndim
-    ambiguous = mask.ndim == 1 or any(full[a] > 1 for a in feature_axes if fits)
-    if not fits or (lacks_axes and ambiguous and mask.size > 1):
-        raise ValueError(
-            f"`mask` must broadcast to `x` of shape {x.shape}, with a size (1 where it "
-            f"does not vary) for each of its axes, got {mask.shape}; add the missing "
-            "axes, for instance `mask[..., None]`."
-        )
-    return mask.reshape(full).astype(bool)
-
-
 def check_groups(
     axis_index_groups: Sequence[Sequence[int]] | None,
     axis_name: sync.AxisName | None,
@@ -118,21 +104,39 @@ def check_groups(
     return tuple(tuple(group) for group in axis_index_groups)
 
 
-def check_hyperparameters(momentum: float, epsilon: float) -> None:
-    """Ranges of what a layer holds as Python numbers.
+def check_momentum(momentum: jax.typing.ArrayLike) -> None:
+    """Checks its range where the value is known.
 
     Raises:
-      ValueError: if `momentum` is outside [0, 1] or `epsilon` is negative.
+      ValueError: if it is outside [0, 1].
     """
-    if not 0 <= momentum <= 1:
+    if isinstance(momentum, jax.core.Tracer):
+        return
+    value = np.asarray(momentum)
+    if not np.all((value >= 0) & (value <= 1)):
         raise ValueError(
             "`momentum` is the weight of the old running statistics and must lie in "
             f"[0, 1], got {momentum}; PyTorch's `momentum` is 1 minus this one."
+        )
+
+
+def check_epsilon(epsilon: float) -> float:
+    """As a Python number.
+
+    Raises:
+      ValueError: if it is negative.
+      TypeError: if it is traced: no derivative with respect to it is taken.
+    """
+    if isinstance(epsilon, jax.core.Tracer):
+        raise TypeError(
+            f"`epsilon` must be a number known when tracing, got {epsilon}; close over "
+            "it or mark it static."
         )
     if not epsilon >= 0:
         raise ValueError(
             f"`epsilon` is added to the variance and must be >= 0, got {epsilon}."
         )
+    return float(epsilon)
 
 
 def warn_single_value(

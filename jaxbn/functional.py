@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbn import arguments
+from jaxbn.core import moments as moments_lib
 from jaxbn.core import normalize, running, sync
 
 
@@ -46,7 +47,7 @@ def batch_norm_train(
       axis: channel axis or axes of `x`; all others are reduced. `C` then stands for
         their sizes in ascending order.
       momentum: weight of the OLD running statistics.
-      epsilon: added to the variance.
+      epsilon: added to the variance, >= 0.
       mask: broadcastable to `x`, True (or not 0) where an element counts for the
         statistics. Other elements are normalised as well; whatever they contain, NaN
         too, reaches no other value, and no gradient as long as the loss leaves them out.
@@ -59,7 +60,8 @@ def batch_norm_train(
         PyTorch), m counting the global batch; False: towards `var` (Flax).
       dtype: of `y`; default that of `x`.
       use_fast_variance: compute `E[x^2] - E[x]^2` without checking what it lost.
-      force_float32_reductions: False sums half-precision `x` in its own dtype.
+      force_float32_reductions: False squares half-precision `x`, and rounds its
+        moments, in its own dtype.
 
     Returns:
       `y` of the shape of `x`, and the new `BatchStats`, shapes and dtypes unchanged. A
@@ -69,8 +71,10 @@ def batch_norm_train(
     Raises:
       ValueError: if `axis` is out of range or repeated, if `scale`, `bias` or
         `batch_stats` are not `[C]`, if `mask` does not broadcast or could mean two
-        things, if `axis_name` is not bound, or `axis_index_groups` comes without it.
-      TypeError: if `x` is complex and `batch_stats.mean` is not.
+        things, if `momentum` (where known) is outside [0, 1] or `epsilon` negative, if
+        `axis_name` is not bound, or `axis_index_groups` comes without it.
+      TypeError: if `batch_stats` is not a `BatchStats`, if `x` is complex and its mean
+        is not, or `x` is real and `scale` or `bias` is not; if `epsilon` is traced.
 
     Warns:
       UserWarning: if the shapes leave one value per channel, which has no variance.
@@ -91,12 +95,13 @@ def batch_norm_train(
     x, scale, bias, feature_axes = arguments.check_arguments(
         x, scale, bias, batch_stats, axis
     )
-    mask = arguments.check_mask(mask, x, feature_axes)
+    mask = moments_lib.canonicalize_mask(mask, x.shape, feature_axes)
+    arguments.check_momentum(momentum)
     groups = arguments.check_groups(axis_index_groups, axis_name)
     arguments.warn_single_value(x, feature_axes, axis_name, groups)
     spec = normalize.Spec(
         feature_axes,
-        epsilon,
+        arguments.check_epsilon(epsilon),
         jnp.dtype(dtype or x.dtype),
         axis_name,
         groups,
@@ -150,6 +155,7 @@ def batch_norm_inference(
     x, scale, bias, feature_axes = arguments.check_arguments(
         x, scale, bias, batch_stats, axis
     )
+    epsilon = arguments.check_epsilon(epsilon)
     spec = normalize.Spec(feature_axes, epsilon, jnp.dtype(dtype or x.dtype))
     return normalize.normalize_with(
         spec, x, scale, bias, batch_stats.mean, batch_stats.var

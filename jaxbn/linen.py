@@ -55,8 +55,9 @@ class BatchNorm(nn.Module):
       axis_index_groups: groups of indices along `axis_name` that share statistics.
       use_fast_variance: compute `E[x^2] - E[x]^2` whatever it loses. By default it is
         computed too, and corrected where it lost precision.
-      force_float32_reductions: False sums half-precision inputs in their own dtype and
-        keeps the running statistics in `param_dtype`, as in Flax.
+      force_float32_reductions: False squares half-precision inputs, and rounds their
+        moments, in their own dtype, and keeps the running statistics in `param_dtype`,
+        as in Flax.
       unbiased: move the running variance towards `var * m / (m - 1)`, `m` counting the
         global batch (the paper, PyTorch); False: towards `var`, as in Flax.
       update_running_average: default: exactly when the batch normalises itself.
@@ -111,7 +112,8 @@ class BatchNorm(nn.Module):
             repeated, a `mask` that does not fit, variables whose channels are not those
             of `x`, groups without `axis_name`, a name that is not bound.
         """
-        arguments.check_hyperparameters(self.momentum, self.epsilon)
+        arguments.check_momentum(self.momentum)
+        arguments.check_epsilon(self.epsilon)
         use_running_average = nn.merge_param(
             "use_running_average", self.use_running_average, use_running_average
         )

@@ -134,23 +134,28 @@ def assert_in_sync(tree: Any, *, axis: int | None = None) -> None:
       AssertionError: naming the leaf and the device that differs.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if axis is None:
-            shards = leaf.addressable_shards
-            copies = [
-                (shard.device, shard.data)
-                for shard in shards
-                if shard.index == shards[0].index
-            ]
-        else:
-            copies = list(enumerate(jnp.moveaxis(leaf, axis, 0)))
-        first = np.asarray(copies[0][1])
-        for device, copy in copies[1:]:
-            if not np.array_equal(first, np.asarray(copy), equal_nan=True):
-                difference = np.max(np.abs(first - np.asarray(copy)))
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        first: dict[str, np.ndarray] = {}  # By the part of the array that it holds.
+        for device, part, copy in _copies(leaf, axis):
+            copy = np.asarray(copy)
+            expected = first.setdefault(part, copy)
+            if not np.array_equal(expected, copy, equal_nan=copy.dtype.kind in "fc"):
+                differ = np.count_nonzero(expected != copy)
                 raise AssertionError(
-                    f"{jax.tree_util.keystr(path)} differs on device {device} from the "
-                    f"first by up to {difference}."
+                    f"{jax.tree_util.keystr(path)} on device {device} differs from the "
+                    f"first copy in {differ} of {copy.size} elements."
                 )
+
+
+def _copies(leaf: Any, axis: int | None) -> Iterator[tuple[Any, str, Any]]:
+    """Device, part and content of every copy."""
+    if axis is not None:
+        for device, copy in enumerate(jnp.moveaxis(leaf, axis, 0)):
+            yield device, "whole", copy
+    elif isinstance(leaf, jax.Array):
+        for shard in leaf.addressable_shards:
+            yield shard.device, str(shard.index), shard.data
 
 
 def _pairs(tree: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:

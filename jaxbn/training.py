@@ -25,7 +25,8 @@ The user writes one loss function for both; it returns values per example, never
 
 A batch may hold a boolean `mask` of the shape of those values. Only True examples count
 in loss, gradient and metrics, so a padded last batch is exact; pass it on to the
-model's `BatchNorm` layers as well.
+model's `BatchNorm` layers as well. Pad with finite numbers: a layer before the first
+normalisation would multiply a NaN by its zero gradient.
 """
 
 from collections.abc import Callable, Mapping
@@ -123,7 +124,9 @@ class TrainState(struct.PyTreeNode):
             step=jnp.zeros((), jnp.int32),
             params=variables["params"],
             batch_stats=variables.get("batch_stats", {}),
-            opt_state=tx.init(variables["params"]),
+            # Copied: some optimisers keep the parameters themselves, and a donated
+            # buffer may occur once.
+            opt_state=jax.tree.map(jnp.array, tx.init(variables["params"])),
             key=jax.random.key(0) if key is None else jnp.array(key),
             apply_fn=apply_fn,
             tx=tx,
@@ -140,7 +143,8 @@ def make_train_step(
 
     Args:
       loss_fn: called with `train=True`; dropout keys and the mutable `batch_stats` are
-        taken care of. It may call the model several times.
+        taken care of. It may call the model several times, though not inside
+        `jax.checkpoint`, `jax.vmap` or another transformation of its own.
 
     Raises:
       ValueError: when called, if `loss_fn` returns no "loss", or values whose shape is
@@ -199,10 +203,13 @@ def weight_decay_mask(params: Any) -> Any:
       >>> weight_decay_mask({"kernel": 1.0, "bias": 0.0, "bn": {"scale": 1.0}})
       {'bias': False, 'bn': {'scale': False}, 'kernel': True}
     """
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: str(getattr(path[-1], "key", "")) not in ("scale", "bias"),
-        params,
-    )
+
+    def decays(path: tuple[Any, ...], _: Any) -> bool:
+        # The last name: boxes such as those of `nn.with_partitioning` add keys below.
+        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+        return not names or names[-1] not in ("scale", "bias")
+
+    return jax.tree_util.tree_map_with_path(decays, params)
 
 
 def _train_step(
@@ -254,12 +261,18 @@ def _variables(params: Any, batch_stats: Any) -> dict[str, Any]:
 
 
 def _reduce(values: Mapping[str, jax.Array], mask: jax.Array | None) -> Metrics:
+    if not isinstance(values, Mapping):
+        raise TypeError(
+            "`loss_fn` must return a mapping of names to values per example, got "
+            f"{type(values).__name__}."
+        )
     if "loss" not in values:
         raise ValueError(
             f"`loss_fn` must return a mapping with 'loss', got {sorted(values)}."
         )
     metrics = {}
     for name, value in values.items():
+        value = jnp.asarray(value)
         if value.ndim == 0 or (mask is not None and value.shape != mask.shape):
             shape = "(examples, ...)" if mask is None else f"{mask.shape}, as the mask"
             raise ValueError(
@@ -267,7 +280,7 @@ def _reduce(values: Mapping[str, jax.Array], mask: jax.Array | None) -> Metrics:
                 f"{value.shape} for {name!r}. Leave out the mean."
             )
         valid = jnp.ones(value.shape, bool) if mask is None else mask.astype(bool)
-        # Not a product: a padded example may hold NaN.
+        # Not a product: the value of a padded example may be NaN.
         total = jnp.sum(jnp.where(valid, value, 0), dtype=jnp.float32)
         metrics[name] = Metric(total, jnp.sum(valid, dtype=jnp.int32))
     return metrics

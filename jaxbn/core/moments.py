@@ -10,7 +10,9 @@ The textbook one-pass variance `E[x^2] - E[x]^2` reads `x` once but loses
 that it lost too much is a second pass made, centred at the mean that is then known.
 """
 
+import functools
 import math
+import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -65,7 +67,8 @@ def batch_moments(
       three are 0.
 
     Raises:
-      ValueError: if `axis` is out of range or repeated.
+      ValueError: if `axis` is out of range or repeated, if `mask` does not broadcast to
+        `x` or could mean two things.
 
     Example:
       >>> batch_moments(jnp.array([[1.0, 5.0], [3.0, 5.0]]))
@@ -75,8 +78,9 @@ def batch_moments(
       Ioffe and Szegedy, arXiv:1502.03167, Algorithm 1.
     """  # noqa: E501
     x = jnp.asarray(x)
-    mask = None if mask is None else jnp.asarray(mask, bool)
-    return as_moments(local_moments(x, canonicalize_axes(axis, x.ndim), mask))
+    feature_axes = canonicalize_axes(axis, x.ndim)
+    mask = canonicalize_mask(mask, x.shape, feature_axes)
+    return as_moments(local_moments(x, feature_axes, mask))
 
 
 def merge_moments(a: Moments, b: Moments) -> Moments:
@@ -111,7 +115,7 @@ def canonicalize_axes(axis: int | Sequence[int], ndim: int) -> tuple[int, ...]:
     Raises:
       ValueError: if an axis is out of range for `ndim` dimensions, or repeated.
     """
-    axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    axes = tuple(axis) if isinstance(axis, Sequence) else (operator.index(axis),)
     if any(not -ndim <= a < ndim for a in axes):
         raise ValueError(
             f"`axis` must lie in [-{ndim}, {ndim}) for `x` of rank {ndim}, got {axis}."
@@ -124,6 +128,35 @@ def canonicalize_axes(axis: int | Sequence[int], ndim: int) -> tuple[int, ...]:
     return canonical
 
 
+def canonicalize_mask(
+    mask: jax.typing.ArrayLike | None,
+    shape: tuple[int, ...],
+    feature_axes: tuple[int, ...],
+) -> jax.Array | None:
+    """The mask as booleans with as many axes as `shape`, of `x`.
+
+    Raises:
+      ValueError: if it does not broadcast to `shape`, or lacks leading axes so that it
+        would silently be read as a mask of channels.
+    """
+    if mask is None:
+        return None
+    mask = jnp.asarray(mask)
+    full = (1,) * (len(shape) - mask.ndim) + mask.shape
+    fits = len(full) == len(shape) and all(
+        m in (1, n) for m, n in zip(full, shape, strict=True)
+    )
+    lacks_axes = 0 < mask.ndim < len(shape)
+    ambiguous = mask.ndim == 1 or any(full[a] > 1 for a in feature_axes if fits)
+    if not fits or (lacks_axes and ambiguous and mask.size > 1):
+        raise ValueError(
+            f"`mask` must broadcast to `x` of shape {shape}, with a size (1 where it "
+            f"does not vary) for each of its axes, got {mask.shape}; add the missing "
+            "axes, for instance `mask[..., None]`."
+        )
+    return mask.reshape(full).astype(bool)
+
+
 def reduction_axes(ndim: int, feature_axes: tuple[int, ...]) -> tuple[int, ...]:
     """All axes of an array but its channel axes."""
     return tuple(a for a in range(ndim) if a not in feature_axes)
@@ -134,12 +167,13 @@ def reduction_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
+# Jitted because eager `lax.cond` would compile its branches anew at every call.
+@functools.partial(jax.jit, static_argnums=(1, 3, 4), inline=True)
 def local_moments(
     x: jax.Array,
     feature_axes: tuple[int, ...],
     mask: jax.Array | None,
-    *,
-    dtype: jax.typing.DTypeLike | None = None,
+    dtype: jnp.dtype | None = None,
     use_fast_variance: bool = False,
 ) -> LocalMoments:
     """Moments of the elements that this device (or this global array) holds.
@@ -147,45 +181,47 @@ def local_moments(
     Args:
       x: `[N, ..., C]`.
       feature_axes: canonical channel axes.
-      mask: boolean of any rank that broadcasts to `x`, or None.
-      dtype: of the sums; default `reduction_dtype(x.dtype)`.
+      mask: boolean of the rank of `x` that broadcasts to it, or None.
+      dtype: of values, squares and moments; default `reduction_dtype(x.dtype)`. Sums
+        are never narrower than float32.
       use_fast_variance: never make the second pass.
     """
     axes = reduction_axes(x.ndim, feature_axes)
     x = x.astype(dtype or reduction_dtype(x.dtype))
-    if mask is not None:
-        mask = mask.reshape((1,) * (x.ndim - mask.ndim) + mask.shape)
+    if mask is not None:  # Before anything else, or its NaN would reach derivatives.
+        x = jnp.where(mask, x, 0)
     count = _count(x, axes, mask)
     divisor = jnp.maximum(count, 1)
 
     def average(values: jax.Array) -> jax.Array:
-        if mask is not None:
-            values = jnp.where(mask, values, 0)
-        return jnp.sum(values, axes, dtype=values.dtype) / divisor
+        total = jnp.sum(values, axes, dtype=reduction_dtype(values.dtype))
+        return (total / divisor).astype(values.dtype)
 
     mean = average(x)
     var = jnp.maximum(average(abs_square(x)) - abs_square(mean), 0)
     if use_fast_variance:
         return LocalMoments(count, mean, jnp.zeros_like(mean), var)
 
-    center = jax.lax.stop_gradient(mean)  # The result does not depend on it.
+    def as_they_are(mean: jax.Array, var: jax.Array):
+        return mean, jnp.zeros_like(mean), var
 
-    def centered() -> tuple[jax.Array, jax.Array, jax.Array]:
+    def centered(mean: jax.Array, var: jax.Array):
+        del var
+        center = jax.lax.stop_gradient(mean)  # The result does not depend on it.
         expanded = jnp.expand_dims(center, axes)
-        offset = average(x - expanded)
-        # Written the other way round so that XLA:CPU fuses each difference into its
-        # own sum instead of storing one difference for both.
-        square = average(abs_square(expanded - x))
+        # Written both ways round so that XLA:CPU fuses each difference into its own
+        # sum instead of storing one difference for both.
+        left, right = x - expanded, expanded - x
+        if mask is not None:
+            left, right = jnp.where(mask, left, 0), jnp.where(mask, right, 0)
+        offset = average(left)
+        square = average(abs_square(right))
         return center, offset, jnp.maximum(square - abs_square(offset), 0)
 
     # NaN compares false, so an overflow of the squares takes the second pass too.
-    well_conditioned = jnp.all(var >= _WELL_CONDITIONED * abs_square(center))
-    return LocalMoments(
-        count,
-        *jax.lax.cond(
-            well_conditioned, lambda: (mean, jnp.zeros_like(mean), var), centered
-        ),
-    )
+    well_conditioned = jnp.all(var >= _WELL_CONDITIONED * abs_square(mean))
+    parts = jax.lax.cond(well_conditioned, as_they_are, centered, mean, var)
+    return LocalMoments(count, *parts)
 
 
 def as_moments(local: LocalMoments) -> Moments:
@@ -215,7 +251,7 @@ def abs_square(x: jax.Array) -> jax.Array:
 
 def _count(x: jax.Array, axes: tuple[int, ...], mask: jax.Array | None) -> jax.Array:
     """Valid elements per channel, `[C]`, or of size one on axes the mask lacks."""
-    real = jnp.finfo(x.dtype).dtype
+    real = jnp.finfo(reduction_dtype(x.dtype)).dtype
     if mask is None:
         ones = (1,) * (x.ndim - len(axes))
         return jnp.full(ones, math.prod(x.shape[a] for a in axes), real)

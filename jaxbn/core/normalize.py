@@ -74,11 +74,7 @@ def _normalize_jvp(spec, primals, tangents):
     moments = batch_moments(spec, x, mask)
     rstd = _rstd(spec, moments.var)
     y = _affine(spec, x, mask, moments.mean, rstd, scale, bias)
-    tangent = jax.checkpoint(
-        functools.partial(_tangent, spec),
-        policy=jax.checkpoint_policies.nothing_saveable,
-        prevent_cse=False,
-    )
+    tangent = _recomputed(functools.partial(_tangent, spec))
     dy = tangent(x, mask, moments.mean, rstd, moments.count, scale, dx, dscale, dbias)
     return (y, moments), (dy, jax.tree.map(jnp.zeros_like, moments))
 
@@ -92,8 +88,8 @@ def batch_moments(
             x,
             spec.feature_axes,
             mask,
-            dtype=spec.reduction_dtype,
-            use_fast_variance=spec.use_fast_variance,
+            spec.reduction_dtype,
+            spec.use_fast_variance,
         )
     with jax.named_scope("jaxbn.sync"):
         return sync.sync_moments(local, spec.axis_name, spec.axis_index_groups)
@@ -120,13 +116,24 @@ def normalize_with(
     Returns:
       `y` of the shape of `x` and dtype `spec.dtype`.
     """
-    return _affine(spec, x, None, mean, _rstd(spec, var), scale, bias)
+    return _recomputed(functools.partial(_affine, spec))(
+        x, None, mean, _rstd(spec, var), scale, bias
+    )
+
+
+# Keeps the arguments for the backward pass and nothing that is made of them.
+_recomputed = functools.partial(
+    jax.checkpoint,
+    policy=jax.checkpoint_policies.nothing_saveable,
+    prevent_cse=False,
+)
 
 
 def _rstd(spec: Spec, var: jax.Array) -> jax.Array:
-    return jax.lax.rsqrt(
-        var.astype(moments_lib.reduction_dtype(var.dtype)) + spec.epsilon
-    )
+    """`1 / sqrt(var + epsilon)`; 0 where that is infinite, so that `x_hat` is 0."""
+    var = var.astype(moments_lib.reduction_dtype(var.dtype)) + spec.epsilon
+    positive = var > 0
+    return jnp.where(positive, jax.lax.rsqrt(jnp.where(positive, var, 1)), 0)
 
 
 def _affine(spec, x, mask, mean, rstd, scale, bias):
@@ -146,10 +153,11 @@ def _tangent(spec, x, mask, mean, rstd, count, scale, dx, dscale, dbias):
         mean_dx, mean_product = _mean_all(spec, mask, count, dx, centered)
         slope = rstd * scale
         p = rstd * (dscale - slope * rstd * mean_product)
-        q = dbias - slope * mean_dx
-        dy = expand(slope) * dx + centered * expand(p) + expand(q)
+        # dbias is added last and once: its cotangent has the sharding of one use.
+        dy = expand(slope) * dx + centered * expand(p) - expand(slope * mean_dx)
         if keep is not None:
-            dy = jnp.where(keep, dy, expand(dbias))
+            dy = jnp.where(keep, dy, 0)
+        dy = dy + expand(dbias)
         return dy.astype(spec.dtype)
 
 

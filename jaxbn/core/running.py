@@ -8,7 +8,7 @@
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -75,11 +75,21 @@ def update_batch_stats(
     count, mean, var = moments
     if unbiased:
         var = var * (count / jnp.maximum(count - 1, 1))
-    new = jax.tree.map(
-        lambda old, batch: (momentum * old + (1 - momentum) * batch).astype(old.dtype),
-        batch_stats,
-        BatchStats(mean, var),
-    )
+
+    def move(old: jax.Array, batch: jax.Array) -> jax.Array:
+        batch = _with_sharding_of(old, batch)
+        return (momentum * old + (1 - momentum) * batch).astype(old.dtype)
+
+    new = jax.tree.map(move, batch_stats, BatchStats(mean, var))
+    count = _with_sharding_of(batch_stats.var, count)
     usable = (count > 1) & jnp.isfinite(new.mean) & jnp.isfinite(new.var)
     kept = jax.tree.map(lambda n, old: jnp.where(usable, n, old), new, batch_stats)
     return jax.lax.stop_gradient(kept)
+
+
+def _with_sharding_of(old: jax.Array, batch: jax.Array) -> Any:
+    """On a mesh of Explicit axes the state keeps the sharding it came with."""
+    wanted, given = jax.typeof(old).sharding.spec, jax.typeof(batch).sharding
+    if given.spec == wanted:
+        return batch
+    return jax.sharding.reshard(batch, jax.sharding.NamedSharding(given.mesh, wanted))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from absl.testing import parameterized
 
-import jaxbn
+import jaxbn.testing
 from tests import reference
 
 X = np.random.default_rng(0).standard_normal((8, 3)).astype(np.float32)
@@ -73,6 +73,17 @@ class TrainTest(chex.TestCase):
         chex.assert_trees_all_equal(new, STATS)
         chex.assert_tree_all_finite(y)
 
+    def test_constant_channel_without_epsilon_gives_the_bias(self):
+        x = np.broadcast_to(np.float32([0, 7, 1e4]), (8, 3))
+        y, _ = jaxbn.batch_norm_train(x, SCALE, BIAS, STATS, epsilon=0.0)
+        np.testing.assert_array_equal(y, np.broadcast_to(BIAS, (8, 3)))
+
+    def test_outside_jit_nothing_is_compiled_twice(self):
+        call = functools.partial(jaxbn.batch_norm_train, X, SCALE, BIAS, STATS)
+        jax.block_until_ready(call())
+        with jax.log_compiles(), self.assertNoLogs("jax", "WARNING"):
+            jax.block_until_ready(call())
+
     def test_nan_in_the_batch_does_not_reach_the_statistics(self):
         x = X.copy()
         x[2, 1] = np.nan
@@ -110,12 +121,15 @@ class TrainTest(chex.TestCase):
             chex.assert_type(y, dtype)
 
     def test_half_precision_reductions_on_request(self):
-        x = (400 + X).astype(np.float16)
-        _, new = jaxbn.batch_norm_train(
-            np.repeat(x, 100, 0), None, None, STATS, force_float32_reductions=False
-        )
-        chex.assert_tree_all_finite(new)  # The sum overflows; the old ones stay.
-        chex.assert_trees_all_equal(new, STATS)
+        x = np.full((70_000, 3), 400, np.float16) + X[:1].astype(np.float16)
+        x[::3] += 1
+        for force in (True, False):
+            _, new = jaxbn.batch_norm_train(
+                x, None, None, STATS, momentum=0.0, force_float32_reductions=force
+            )
+            jaxbn.testing.assert_valid_batch_stats(new)
+            rounded = np.asarray(new.mean).astype(np.float16).astype(np.float32)
+            assert np.all(rounded == new.mean) == (not force)
 
     def test_no_gradient_through_running_statistics(self):
         def total(x, stats):
@@ -163,6 +177,7 @@ class ErrorTest(parameterized.TestCase):
                 {"batch_stats": jaxbn.init_batch_stats(8)},
                 r"`batch_stats.mean` .*\(8,\)",
             ),
+            ({"epsilon": -1e-3}, r"`epsilon` .* must be >= 0, got -0.001"),
             ({"axis": 2}, r"`axis` must lie in \[-2, 2\).*got 2"),
             ({"axis": (0, -2)}, r"`axis` must name each axis once, got \(0, -2\)"),
         ),
@@ -172,6 +187,21 @@ class ErrorTest(parameterized.TestCase):
         arguments = {"scale": SCALE, "bias": BIAS, "batch_stats": STATS} | change
         with pytest.raises(ValueError, match=message):
             FUNCTIONS[function](X, **arguments)
+
+    @parameterized.parameters(*FUNCTIONS)
+    def test_type_errors(self, function):
+        function = FUNCTIONS[function]
+        with pytest.raises(TypeError, match=r"`batch_stats` must be .* got dict"):
+            function(X, None, None, STATS._asdict())
+        with pytest.raises(TypeError, match=r"`scale` and `bias` must be real"):
+            function(X, SCALE * 1j, None, STATS)
+        with pytest.raises(TypeError, match=r"`epsilon` must be a number known"):
+            jax.jit(lambda e: function(X, None, None, STATS, epsilon=e))(0.1)
+
+    @parameterized.parameters(1.5, -0.1, float("nan"))
+    def test_momentum(self, momentum):
+        with pytest.raises(ValueError, match=r"`momentum` .* \[0, 1\], got"):
+            jaxbn.batch_norm_train(X, None, None, STATS, momentum=momentum)
 
     @parameterized.parameters(*FUNCTIONS)
     def test_complex_needs_a_complex_mean(self, function):

@@ -78,8 +78,22 @@ class InSyncTest(parameterized.TestCase):
             [jax.device_put(jnp.arange(3.0) + (i == 5), d)
              for i, d in enumerate(jax.devices())],
         )  # fmt: skip
-        with pytest.raises(AssertionError, match=r"\['mean'\] differs on device"):
+        with pytest.raises(AssertionError, match=r"\['mean'\] on device cpu:5 differs"):
             testing.assert_in_sync({"mean": drifted})
+
+    def test_copies_of_each_part(self):
+        mesh = jax.make_mesh((2, 2), ("data", "model"), devices=jax.devices()[:4])
+        sharding = jax.sharding.NamedSharding(mesh, jax.P("model"))
+        same = jax.device_put(jnp.arange(4.0), sharding)
+        testing.assert_in_sync(same)
+        shards = [s.data + 9 * (i == 3) for i, s in enumerate(same.addressable_shards)]
+        drifted = jax.make_array_from_single_device_arrays((4,), sharding, shards)
+        with pytest.raises(AssertionError, match="in 2 of 2 elements"):
+            testing.assert_in_sync(drifted)
+
+    def test_any_leaf(self):
+        tree = (jax.random.key(0), jnp.array(True), np.ones(3), jnp.uint8(7))
+        testing.assert_in_sync(tree)
 
     def test_stacked_copies(self):
         testing.assert_in_sync(jnp.ones((8, 3)), axis=0)

@@ -135,6 +135,10 @@ class TrainStepTest(chex.TestCase):
         assert state.params["Dense_0"]["kernel"].is_deleted()
         chex.assert_tree_all_finite(variables)
 
+    def test_optimiser_whose_state_holds_the_parameters(self):
+        state = make_state(tx=optax.contrib.prodigy())
+        training.make_train_step(loss_fn)(state, BATCH)
+
     def test_dropout_differs_from_step_to_step(self):
         state = make_state(Net(batch_norm=False, dropout=0.5), optax.sgd(0.0))
         step = training.make_train_step(loss_fn)
@@ -198,6 +202,12 @@ class WeightDecayTest(chex.TestCase):
                 expected = -0.5 if name == "kernel" else 0.0
                 np.testing.assert_array_equal(update, expected)
 
+    def test_partitioned_params(self):
+        boxed = nn.Partitioned(jnp.ones(3), names=("model",))
+        mask = training.weight_decay_mask({"bn": {"scale": boxed}, "kernel": boxed})
+        assert jax.tree.leaves(mask) == [False, True]
+        assert training.weight_decay_mask(jnp.ones(3)) is True
+
 
 class ErrorTest(parameterized.TestCase):
     def test_unknown_collection(self):
@@ -218,6 +228,12 @@ class ErrorTest(parameterized.TestCase):
         batch = BATCH if mask is None else {**BATCH, "mask": mask}
         with pytest.raises(ValueError, match=message):
             training.make_train_step(changed)(make_state(), batch)
+
+    def test_no_mapping(self):
+        with pytest.raises(TypeError, match=r"must return a mapping .* got ndarray"):
+            training.make_eval_step(lambda model, batch, train: np.ones(3))(
+                make_state(), BATCH
+            )
 
     def test_no_loss(self):
         with pytest.raises(ValueError, match=r"with 'loss', got \['error'\]"):

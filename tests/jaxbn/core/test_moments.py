@@ -99,7 +99,7 @@ class BatchMomentsTest(chex.TestCase):
 
     def test_fast_variance_cancels_and_the_default_does_not(self):
         x = (1e4 + jax.random.normal(jax.random.key(0), (4096, 1))).astype(jnp.float32)
-        fast = moments.local_moments(x, (1,), None, use_fast_variance=True)
+        fast = moments.local_moments(x, (1,), None, None, True)
         stable = moments.local_moments(x, (1,), None)
         assert abs(float(fast.var[0]) - 1) > 0.5
         assert abs(float(stable.var[0]) - 1) < 0.1
@@ -122,6 +122,26 @@ class BatchMomentsTest(chex.TestCase):
                 rtol=1e-8,
                 atol=1e-10,
             )
+
+    def test_masked_nan_reaches_no_derivative(self):
+        x = jnp.arange(8.0).reshape(4, 2).at[3].set(jnp.nan)
+        mask = np.arange(4)[:, None] < 3
+
+        def var(x):
+            return jnp.sum(jaxbn.batch_moments(x, mask=mask).var ** 2)
+
+        chex.assert_tree_all_finite((jax.grad(var)(x), jax.hessian(var)(x)))
+
+    def test_channels_sharded_over_an_explicit_mesh(self):
+        mesh = jax.make_mesh((4, 2), ("data", "model"))
+        sharding = jax.sharding.NamedSharding(mesh, jax.P("data", "model"))
+        x = np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32)
+        actual = jaxbn.batch_moments(jax.device_put(x, sharding))
+        assert_moments_close(actual, reference.moments(x))
+
+    def test_mask_that_could_mean_two_things(self):
+        with pytest.raises(ValueError, match="`mask` must broadcast"):
+            jaxbn.batch_moments(jnp.ones((8, 8)), mask=np.ones(8, bool))
 
     @parameterized.parameters(2, -3, [(0, 0)], [(1, -1)])
     def test_bad_axis(self, axis):

@@ -285,17 +285,63 @@ class DerivativeTest(chex.TestCase):
         self.assert_same(transform)
 
 
+class ExplicitShardingTest(parameterized.TestCase):
+    def test_state_keeps_its_sharding(self):
+        x = make_batch((16, 4))[0]
+        mesh = jax.make_mesh((4, 2), ("data", "model"))
+        sharding = jax.sharding.NamedSharding(mesh, jax.P("data", "model"))
+        x = jax.device_put(x, sharding)
+        expected = jaxbn.batch_norm_train(
+            np.asarray(x), None, None, jaxbn.init_batch_stats(4)
+        )[1]
+        for spec in (jax.P(), jax.P("model")):
+            stats = jax.device_put(
+                jaxbn.init_batch_stats(4), jax.sharding.NamedSharding(mesh, spec)
+            )
+            with jax.set_mesh(mesh):
+                new = jax.jit(lambda x, s: jaxbn.batch_norm_train(x, None, None, s)[1])(
+                    x, stats
+                )
+            # The type that `lax.scan` compares, sharding included.
+            assert jax.tree.map(jax.typeof, new) == jax.tree.map(jax.typeof, stats)
+            chex.assert_trees_all_close(new, expected, rtol=1e-6)
+
+    @parameterized.parameters(False, True)
+    def test_gradients_with_channels_sharded(self, masked):
+        x, scale, bias, dy = make_batch((16, 4))
+        mask = np.arange(16)[:, None] < 12 if masked else None
+        mesh = jax.make_mesh((4, 2), ("data", "model"))
+        sharding = jax.sharding.NamedSharding(mesh, jax.P("data", "model"))
+        args = [jax.device_put(x, sharding), scale, bias]
+
+        def loss(x, scale, bias):
+            return jnp.sum(train(x, scale, bias, mask=mask) * dy)
+
+        expected = reference.batch_norm(x, scale, bias, dy, mask=mask)
+        with jax.set_mesh(mesh):
+            dx, dscale, dbias = jax.jit(jax.grad(loss, (0, 1, 2)))(*args)
+        np.testing.assert_allclose(dx, expected.dx, atol=5e-6)
+        np.testing.assert_allclose(dscale, expected.dscale, atol=5e-5)
+        np.testing.assert_allclose(dbias, expected.dbias, atol=5e-5)
+
+
 class ResidualTest(parameterized.TestCase):
     @parameterized.parameters(jnp.float32, jnp.bfloat16)
     def test_only_x_in_its_own_dtype_is_kept(self, dtype):
         x, scale, bias, _ = make_batch((64, 8, 3))
         x = jnp.asarray(x, dtype)
         mask = jnp.ones((64, 1, 1), bool)
+        stats = jaxbn.init_batch_stats(3)
+        for function in (
+            lambda x, *affine: train(x, *affine, mask=mask),
+            lambda x, *affine: jaxbn.batch_norm_inference(x, *affine, stats),
+        ):
+            self.assert_kept(function, x, scale, bias)
+
+    def assert_kept(self, function, x, scale, bias):
         text = io.StringIO()
         with contextlib.redirect_stdout(text):
-            jax.ad_checkpoint.print_saved_residuals(
-                lambda x, *affine: train(x, *affine, mask=mask), x, scale, bias
-            )
-        name = {"float32": "f32", "bfloat16": "bf16"}[dtype.__name__]
+            jax.ad_checkpoint.print_saved_residuals(function, x, scale, bias)
+        name = {"float32": "f32", "bfloat16": "bf16"}[x.dtype.name]
         large = [line for line in text.getvalue().splitlines() if "64,8,3" in line]
         self.assertEqual(large, [f"{name}[64,8,3] from the argument x"])
