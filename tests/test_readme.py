@@ -17,8 +17,8 @@ def test_python_snippets():
     namespace = {}
     for snippet in snippets:
         exec(snippet, namespace)
-    accuracy = namespace["eval_step"](namespace["state"], namespace["batch"])
-    assert accuracy["accuracy"].mean > 0.9
+    assert int(namespace["state"].step) == 1
+    assert 0 < namespace["metrics"]["loss"].mean < 3  # About log(10).
 
 
 def test_commands_are_complete():

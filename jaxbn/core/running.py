@@ -78,7 +78,7 @@ def update_batch_stats(
 
     def move(old: jax.Array, batch: jax.Array) -> jax.Array:
         batch = _with_sharding_of(old, batch)
-        return (momentum * old + (1 - momentum) * batch).astype(old.dtype)
+        return jnp.asarray(momentum * old + (1 - momentum) * batch, old.dtype)
 
     new = jax.tree.map(move, batch_stats, BatchStats(mean, var))
     count = _with_sharding_of(batch_stats.var, count)
