@@ -10,7 +10,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbn.core import moments, running, sync
+from jaxbn.core import groups, moments, running, sync
 
 
 class Arguments(NamedTuple):
@@ -87,21 +87,35 @@ def check_channels(
 
 def check_groups(
     axis_index_groups: Sequence[Sequence[int]] | None,
+    group_size: groups.GroupSize | None,
     axis_name: sync.AxisName | None,
 ) -> sync.AxisIndexGroups | None:
-    """The groups as tuples.
+    """The groups of devices, or None for all together.
 
     Raises:
-      ValueError: if there are groups but no axis name.
+      ValueError: if there are groups but no axis name, or groups and a group size, and
+        as `groups.device_groups`.
+      TypeError: if `group_size` is neither an integer nor "local".
     """
-    if axis_index_groups is None:
-        return None
-    if axis_name is None:
+    if group_size is not None and group_size != "local":
+        if not isinstance(group_size, int):
+            raise TypeError(
+                f"`group_size` must be an int or 'local', got {group_size!r}."
+            )
+        if axis_index_groups is not None:
+            raise ValueError(
+                "Give `axis_index_groups` or `group_size`, not both, got "
+                f"{axis_index_groups} and {group_size}."
+            )
+    if axis_name is not None:
+        size = sync.axis_size(axis_name)
+        return groups.device_groups(axis_index_groups, group_size, size)
+    if axis_index_groups is not None:
         raise ValueError(
             "`axis_index_groups` needs an `axis_name` whose indices it groups, got "
             f"{axis_index_groups} and no name; give the name of the mapped axis."
         )
-    return tuple(tuple(group) for group in axis_index_groups)
+    return None
 
 
 def check_momentum(momentum: jax.typing.ArrayLike) -> None:

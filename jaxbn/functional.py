@@ -6,12 +6,14 @@ Training takes `mean` and `var` from the batch and returns the moved running sta
 inference takes them from the running statistics. `x` is `[N, ..., C]`, the rest `[C]`.
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
 from jaxbn import arguments
+from jaxbn.core import groups as groups_lib
 from jaxbn.core import moments as moments_lib
 from jaxbn.core import normalize, running, sync
 
@@ -28,7 +30,9 @@ def batch_norm_train(
     mask: jax.typing.ArrayLike | None = None,
     axis_name: sync.AxisName | None = None,
     axis_index_groups: Sequence[Sequence[int]] | None = None,
+    group_size: groups_lib.GroupSize | None = None,
     unbiased: bool = True,
+    pool_groups: bool = True,
     dtype: jax.typing.DTypeLike | None = None,
     use_fast_variance: bool = False,
     force_float32_reductions: bool = True,
@@ -54,10 +58,17 @@ def batch_norm_train(
       axis_name: axis or tuple of axes, bound by pmap, shard_map or vmap, over which the
         batch is split; statistics are those of all shards together. Under plain jit,
         with or without shardings, they are so by construction.
-      axis_index_groups: groups of indices along `axis_name` that share statistics, as
-        in `jax.lax.psum`.
+      axis_index_groups: groups of indices along `axis_name` that share statistics, of
+        one size and all indices among them; in every parallel style.
+      group_size: with `axis_name`, the same for groups of that many neighbours; without,
+        examples per group: the batch is normalised in parts (Ghost Batch
+        Normalization), without a collective where parts follow the shards. "local": a
+        device each; under jit on a mesh of Explicit axes, or on one of a single axis
+        given by `jax.set_mesh`.
       unbiased: move the running variance towards `var * m / (m - 1)` (the paper,
         PyTorch), m counting the global batch; False: towards `var` (Flax).
+      pool_groups: True: the running statistics of groups are those of the whole batch
+        (law of total variance); False: the mean of the groups' own.
       dtype: of `y`; default that of `x`.
       use_fast_variance: compute `E[x^2] - E[x]^2` without checking what it lost.
       force_float32_reductions: False squares half-precision `x`, and rounds its
@@ -72,7 +83,9 @@ def batch_norm_train(
       ValueError: if `axis` is out of range or repeated, if `scale`, `bias` or
         `batch_stats` are not `[C]`, if `mask` does not broadcast or could mean two
         things, if `momentum` (where known) is outside [0, 1] or `epsilon` negative, if
-        `axis_name` is not bound, or `axis_index_groups` comes without it.
+        `axis_name` is not bound, if `axis_index_groups` comes without it or with
+        `group_size`, if groups overlap, differ in size or leave a device out, or
+        `group_size` does not divide the devices or the batch.
       TypeError: if `batch_stats` is not a `BatchStats`, if `x` is complex and its mean
         is not, or `x` is real and `scale` or `bias` is not; if `epsilon` is traced.
 
@@ -97,7 +110,15 @@ def batch_norm_train(
     )
     mask = moments_lib.canonicalize_mask(mask, x.shape, feature_axes)
     arguments.check_momentum(momentum)
-    groups = arguments.check_groups(axis_index_groups, axis_name)
+    groups = arguments.check_groups(axis_index_groups, group_size, axis_name)
+    shape, feature_ndim, position = x.shape, len(feature_axes), 0
+    variance = "fast" if use_fast_variance else "checked"
+    if axis_name is None and group_size is not None:
+        x, mask, feature_axes, position = groups_lib.split_batch(
+            x, mask, feature_axes, group_size
+        )
+        variance = "fast" if use_fast_variance else "two_pass"
+        scale, bias = (jnp.expand_dims(array, position) for array in (scale, bias))
     arguments.warn_single_value(x, feature_axes, axis_name, groups)
     spec = normalize.Spec(
         feature_axes,
@@ -105,14 +126,21 @@ def batch_norm_train(
         jnp.dtype(dtype or x.dtype),
         axis_name,
         groups,
-        use_fast_variance,
+        variance,
         None if force_float32_reductions else x.dtype,
     )
     y, moments = normalize.normalize(spec, x, scale, bias, mask)
     with jax.named_scope("jaxbn.running"):
-        return y, running.update_batch_stats(
-            batch_stats, moments, momentum=momentum, unbiased=unbiased
+        moments = jax.tree.map(lambda part: jnp.moveaxis(part, position, 0), moments)
+        update = functools.partial(
+            running.update_batch_stats, momentum=momentum, unbiased=unbiased
         )
+        if pool_groups or moments.mean.ndim == feature_ndim:
+            batch_stats = update(batch_stats, groups_lib.pool(moments, feature_ndim))
+        else:
+            each = jax.vmap(update, (None, 0))(batch_stats, moments)
+            batch_stats = jax.tree.map(lambda part: jnp.mean(part, 0), each)
+    return y.reshape(shape), batch_stats
 
 
 def batch_norm_inference(

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from flax.linen import dtypes, initializers
 
 from jaxbn import arguments, functional
-from jaxbn.core import moments, running, sync
+from jaxbn.core import groups, moments, running, sync
 
 
 class BatchNorm(nn.Module):
@@ -58,8 +58,12 @@ class BatchNorm(nn.Module):
       force_float32_reductions: False squares half-precision inputs, and rounds their
         moments, in their own dtype, and keeps the running statistics in `param_dtype`,
         as in Flax.
+      group_size: with `axis_name`, neighbouring devices that share statistics; without,
+        examples that do. "local": a device each. See `jaxbn.batch_norm_train`.
       unbiased: move the running variance towards `var * m / (m - 1)`, `m` counting the
         global batch (the paper, PyTorch); False: towards `var`, as in Flax.
+      pool_groups: True: running statistics of groups are those of the whole batch;
+        False: the mean of the groups' own.
       update_running_average: default: exactly when the batch normalises itself.
       train_affine: False passes no gradient to scale and bias.
 
@@ -81,7 +85,9 @@ class BatchNorm(nn.Module):
     axis_index_groups: Any = None
     use_fast_variance: bool = False
     force_float32_reductions: bool = True
+    group_size: groups.GroupSize | None = dataclasses.field(default=None, kw_only=True)
     unbiased: bool = dataclasses.field(default=True, kw_only=True)
+    pool_groups: bool = dataclasses.field(default=True, kw_only=True)
     update_running_average: bool | None = dataclasses.field(default=None, kw_only=True)
     train_affine: bool = dataclasses.field(default=True, kw_only=True)
 
@@ -190,7 +196,9 @@ class BatchNorm(nn.Module):
                 mask=mask,
                 axis_name=None if initializing else self.axis_name,
                 axis_index_groups=None if initializing else self.axis_index_groups,
+                group_size=None if initializing else self.group_size,
                 unbiased=self.unbiased,
+                pool_groups=self.pool_groups,
                 dtype=dtype,
                 use_fast_variance=self.use_fast_variance,
                 force_float32_reductions=self.force_float32_reductions,

@@ -10,6 +10,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 ORDER = (
     "jaxbn.core.moments",
     "jaxbn.core.sync",
+    "jaxbn.core.groups",
     "jaxbn.core.normalize",
     "jaxbn.core.running",
     "jaxbn.arguments",

@@ -13,8 +13,8 @@ that it lost too much is a second pass made, centred at the mean that is then kn
 import functools
 import math
 import operator
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,11 @@ import jax.numpy as jnp
 # With var >= 0.01 * mean^2 the one-pass formula magnifies rounding (about 3e-7 for a
 # float32 sum) at most a hundredfold, which keeps the variance within 1e-4.
 _WELL_CONDITIONED = 0.01
+
+
+# "fast" is `E[x^2] - E[x]^2`; "checked" makes a second pass where that lost too much;
+# "two_pass" always makes it, which needs no branch and so no agreement of devices.
+Variance = Literal["fast", "checked", "two_pass"]
 
 
 class Moments(NamedTuple):
@@ -162,19 +167,25 @@ def reduction_axes(ndim: int, feature_axes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(a for a in range(ndim) if a not in feature_axes)
 
 
+def real_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
+    """The dtype of the absolute value of values of an inexact `dtype`."""
+    return jnp.finfo(dtype).dtype
+
+
 def reduction_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
     """The dtype in which values of `dtype` are summed: float32 or wider."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
 # Jitted because eager `lax.cond` would compile its branches anew at every call.
-@functools.partial(jax.jit, static_argnums=(1, 3, 4), inline=True)
+@functools.partial(jax.jit, static_argnums=(1, 3, 4, 5), inline=True)
 def local_moments(
     x: jax.Array,
     feature_axes: tuple[int, ...],
     mask: jax.Array | None,
     dtype: jnp.dtype | None = None,
-    use_fast_variance: bool = False,
+    variance: Variance = "checked",
+    total: Callable[..., tuple[jax.Array, ...]] | None = None,
 ) -> LocalMoments:
     """Moments of the elements that this device (or this global array) holds.
 
@@ -184,22 +195,37 @@ def local_moments(
       mask: boolean of the rank of `x` that broadcasts to it, or None.
       dtype: of values, squares and moments; default `reduction_dtype(x.dtype)`. Sums
         are never narrower than float32.
-      use_fast_variance: never make the second pass.
+      variance: how it is computed.
+      total: adds up sums of several devices, so that the moments are those of all.
     """
     axes = reduction_axes(x.ndim, feature_axes)
     x = x.astype(dtype or reduction_dtype(x.dtype))
     if mask is not None:  # Before anything else, or its NaN would reach derivatives.
         x = jnp.where(mask, x, 0)
     count = _count(x, axes, mask)
+
+    def sums(*values: jax.Array) -> tuple[jax.Array, ...]:
+        return tuple(jnp.sum(v, axes, dtype=reduction_dtype(v.dtype)) for v in values)
+
+    if variance == "two_pass":
+        (first,) = sums(x)
+        divisor = jnp.maximum(count, 1)
+        center = (first / divisor).astype(x.dtype)
+        difference = x - jnp.expand_dims(center, axes)
+        if mask is not None:
+            difference = jnp.where(mask, difference, 0)
+        (square,) = sums(abs_square(difference))
+        var = (square / divisor).astype(real_dtype(x.dtype))
+        return LocalMoments(count, center, jnp.zeros_like(center), var)
+
+    first, square = sums(x, abs_square(x))
+    if total is not None:
+        count, first, square = total(count, first, square)
     divisor = jnp.maximum(count, 1)
-
-    def average(values: jax.Array) -> jax.Array:
-        total = jnp.sum(values, axes, dtype=reduction_dtype(values.dtype))
-        return (total / divisor).astype(values.dtype)
-
-    mean = average(x)
-    var = jnp.maximum(average(abs_square(x)) - abs_square(mean), 0)
-    if use_fast_variance:
+    mean = (first / divisor).astype(x.dtype)
+    square = (square / divisor).astype(real_dtype(x.dtype))
+    var = jnp.maximum(square - abs_square(mean), 0)
+    if variance == "fast":
         return LocalMoments(count, mean, jnp.zeros_like(mean), var)
 
     def as_they_are(mean: jax.Array, var: jax.Array):
@@ -214,8 +240,11 @@ def local_moments(
         left, right = x - expanded, expanded - x
         if mask is not None:
             left, right = jnp.where(mask, left, 0), jnp.where(mask, right, 0)
-        offset = average(left)
-        square = average(abs_square(right))
+        first, square = sums(left, abs_square(right))
+        if total is not None:
+            first, square = total(first, square)
+        offset = (first / divisor).astype(center.dtype)
+        square = (square / divisor).astype(real_dtype(x.dtype))
         return center, offset, jnp.maximum(square - abs_square(offset), 0)
 
     # NaN compares false, so an overflow of the squares takes the second pass too.
@@ -251,7 +280,7 @@ def abs_square(x: jax.Array) -> jax.Array:
 
 def _count(x: jax.Array, axes: tuple[int, ...], mask: jax.Array | None) -> jax.Array:
     """Valid elements per channel, `[C]`, or of size one on axes the mask lacks."""
-    real = jnp.finfo(reduction_dtype(x.dtype)).dtype
+    real = real_dtype(reduction_dtype(x.dtype))
     if mask is None:
         ones = (1,) * (x.ndim - len(axes))
         return jnp.full(ones, math.prod(x.shape[a] for a in axes), real)

@@ -34,7 +34,7 @@ class Spec(NamedTuple):
     dtype: jnp.dtype  # of the result
     axis_name: sync.AxisName | None = None
     axis_index_groups: sync.AxisIndexGroups | None = None
-    use_fast_variance: bool = False
+    variance: moments_lib.Variance = "checked"
     reduction_dtype: jnp.dtype | None = None  # None: float32 or wider
 
 
@@ -60,39 +60,37 @@ def normalize(
       mask: boolean, broadcastable to `x`, or None.
 
     Returns:
-      `y` of the shape of `x` and dtype `spec.dtype`, and the group's `Moments`, `[C]`.
+      `y` of the shape of `x` and dtype `spec.dtype`, and the `Moments` of the batch,
+      `[C]`, or of each group of devices, `[groups, C]`, the same on all.
     """
-    moments = batch_moments(spec, x, mask)
-    rstd = _rstd(spec, moments.var)
-    return _affine(spec, x, mask, moments.mean, rstd, scale, bias), moments
+    (_, mean, var), groups = batch_moments(spec, x, mask)
+    return _affine(spec, x, mask, mean, _rstd(spec, var), scale, bias), groups
 
 
 @normalize.defjvp
 def _normalize_jvp(spec, primals, tangents):
     x, scale, bias, mask = primals
     dx, dscale, dbias, _ = tangents
-    moments = batch_moments(spec, x, mask)
-    rstd = _rstd(spec, moments.var)
-    y = _affine(spec, x, mask, moments.mean, rstd, scale, bias)
+    (count, mean, var), groups = batch_moments(spec, x, mask)
+    rstd = _rstd(spec, var)
+    y = _affine(spec, x, mask, mean, rstd, scale, bias)
     tangent = _recomputed(functools.partial(_tangent, spec))
-    dy = tangent(x, mask, moments.mean, rstd, moments.count, scale, dx, dscale, dbias)
-    return (y, moments), (dy, jax.tree.map(jnp.zeros_like, moments))
+    dy = tangent(x, mask, mean, rstd, count, scale, dx, dscale, dbias)
+    return (y, groups), (dy, jax.tree.map(jnp.zeros_like, groups))
 
 
-def batch_moments(
-    spec: Spec, x: jax.Array, mask: jax.Array | None
-) -> moments_lib.Moments:
-    """Moments of the batch over all devices of the group, `[C]` each."""
+def batch_moments(spec: Spec, x: jax.Array, mask: jax.Array | None) -> sync.Synced:
+    """Moments of the batch over all devices of the group."""
     with jax.named_scope("jaxbn.moments"):
-        local = moments_lib.local_moments(
+        return sync.sync_moments(
             x,
             spec.feature_axes,
             mask,
             spec.reduction_dtype,
-            spec.use_fast_variance,
+            spec.variance,
+            spec.axis_name,
+            spec.axis_index_groups,
         )
-    with jax.named_scope("jaxbn.sync"):
-        return sync.sync_moments(local, spec.axis_name, spec.axis_index_groups)
 
 
 def normalize_with(
@@ -170,7 +168,7 @@ def _mean_all(spec, mask, count, dx, centered):
     sum_dx, sum_product = jnp.sum(dx, axes), jnp.sum(product, axes)
     if spec.axis_name is not None:
         sums = jnp.stack([sum_dx, sum_product])
-        sum_dx, total = sync.global_sum(sums, spec.axis_name, spec.axis_index_groups)
+        sum_dx, total = sync.group_sum(sums, spec.axis_name, spec.axis_index_groups)
         sum_product = total if jnp.iscomplexobj(sum_product) else total.real
     divisor = jnp.maximum(count, 1)
     return sum_dx / divisor, sum_product / divisor

@@ -99,10 +99,21 @@ class BatchMomentsTest(chex.TestCase):
 
     def test_fast_variance_cancels_and_the_default_does_not(self):
         x = (1e4 + jax.random.normal(jax.random.key(0), (4096, 1))).astype(jnp.float32)
-        fast = moments.local_moments(x, (1,), None, None, True)
+        fast = moments.local_moments(x, (1,), None, None, "fast")
         stable = moments.local_moments(x, (1,), None)
         assert abs(float(fast.var[0]) - 1) > 0.5
         assert abs(float(stable.var[0]) - 1) < 0.1
+
+    @parameterized.parameters(0.0, 1e2, 1e4)
+    def test_two_passes_are_accurate_without_a_branch(self, loc):
+        x = loc + np.random.default_rng(0).standard_normal((4096, 3))
+        x = x.astype(np.float32)
+        mask = np.arange(4096)[:, None] < 3000
+        for m in (None, mask):
+            actual = moments.as_moments(
+                moments.local_moments(x, (1,), m, None, "two_pass")
+            )
+            assert_moments_close(actual, reference.moments(x, mask=m))
 
     @parameterized.parameters(0.0, 1e3)
     def test_derivatives(self, loc):

@@ -1,4 +1,4 @@
-"""Moments over mapped axes: one device with the whole batch is the reference."""
+"""Statistics over devices: one device with the whole batch is the reference."""
 
 import chex
 import jax
@@ -7,135 +7,225 @@ import numpy as np
 import pytest
 from absl.testing import parameterized
 
-import jaxbn.testing
-from tests import reference
+import jaxbn
+from jaxbn import testing
+from jaxbn.core import sync
+from tests import reference, styles
 
-P = jax.P
-DEVICES = 8
-
-
-def run(style, function, *args):
-    """Maps `function` over axis "d" of each array of `args`, `[devices, ...]`."""
-    if style == "pmap":
-        mapped = jax.pmap(function, axis_name="d")
-    elif style == "vmap":
-        mapped = jax.vmap(function, axis_name="d")
-    else:
-        mesh = jax.make_mesh(
-            (DEVICES,), ("d",), axis_types=(jax.sharding.AxisType.Auto,)
-        )
-
-        def on_shard(*shards):
-            outputs = function(*(shard[0] for shard in shards))
-            return jax.tree.map(lambda out: out[None], outputs)
-
-        mapped = jax.shard_map(
-            on_shard,
-            mesh=mesh,
-            in_specs=P("d"),
-            out_specs=P("d"),
-            check_vma=style == "shard_map",
-        )
-    return jax.jit(mapped)(*args)
-
-
-STYLES = ("pmap", "vmap", "shard_map", "shard_map_unchecked")
+ROWS = 4  # Per device.
+SCALE, BIAS = np.float32([1, 2, 0.5]), np.float32([0, 1, -1])
 
 
 def make_masks():
-    rows = np.ones((DEVICES, 4, 1), bool)
-    uneven = rows.copy()
-    uneven[0, 1:] = False  # One valid row here, four elsewhere.
+    full = np.ones((styles.DEVICES, ROWS, 1), bool)
+    equal = full.copy()
+    equal[:, 2:] = False
+    uneven = full.copy()
+    uneven[0, 1:] = False  # One valid row here, up to four elsewhere.
     uneven[3, :2] = False
     empty = uneven.copy()
     empty[5] = False
-    return {"none": rows, "uneven": uneven, "empty device": empty}
+    return {
+        name: mask.reshape(-1, 1)
+        for name, mask in (
+            ("none", full),
+            ("equal", equal),
+            ("uneven", uneven),
+            ("empty device", empty),
+        )
+    }
+
+
+def make_batch(loc=0.0, channels=3):
+    rng = np.random.default_rng(0)
+    # Each device has a mean of its own: a mean of means would be wrong.
+    shift = np.repeat(np.arange(styles.DEVICES), ROWS)[:, None]
+    shape = (styles.DEVICES * ROWS, channels)
+    x = (loc + shift + rng.standard_normal(shape)).astype(np.float32)
+    return x, rng.standard_normal(shape).astype(np.float32)
+
+
+def assert_matches(actual, expected, stats, keep, atol=1e-5):
+    """1e-5 relative to scale: float32 rounding of sums of 32 values of order 1."""
+    keep = np.broadcast_to(keep, actual.y.shape)
+    np.testing.assert_allclose(
+        np.asarray(actual.y)[keep], expected.y[keep], rtol=1e-5, atol=atol
+    )
+    np.testing.assert_allclose(actual.dx, expected.dx, rtol=1e-5, atol=atol)
+    # Sums over the batch.
+    np.testing.assert_allclose(actual.dscale, expected.dscale, atol=10 * atol)
+    np.testing.assert_allclose(actual.dbias, expected.dbias, atol=10 * atol)
+    mean, var = reference.updated(stats, expected.moments)
+    np.testing.assert_allclose(actual.stats.mean, mean, rtol=1e-5)
+    np.testing.assert_allclose(actual.stats.var, var, rtol=1e-5)
+
+
+class EveryStyleTest(chex.TestCase):
+    @parameterized.product(style=tuple(styles.ALL), mask=tuple(make_masks()))
+    def test_equals_float64_on_the_whole_batch(self, style, mask):
+        x, dy = make_batch()
+        mask = make_masks()[mask]
+        x, dy = np.where(mask, x, np.nan), np.where(mask, dy, 0).astype(np.float32)
+        stats = jaxbn.init_batch_stats(3)
+        actual = styles.ALL[style](x, mask, dy, SCALE, BIAS, stats)
+        expected = reference.batch_norm(x, SCALE, BIAS, dy, mask=mask)
+        assert_matches(actual, expected, stats, mask)
+
+    @parameterized.product(style=("pmap", "shard_map", "jit Auto"), fast=(True, False))
+    def test_many_devices_add_up_sums(self, style, fast):
+        x, dy = make_batch(loc=1.0 if fast else 1e3)
+        mask = make_masks()["empty device"]
+        dy = np.where(mask, dy, 0).astype(np.float32)
+        stats = jaxbn.init_batch_stats(3)
+        limit, sync.MAX_ROWS = sync.MAX_ROWS, 4
+        try:
+            actual = styles.ALL[style](x, mask, dy, SCALE, BIAS, stats)
+        finally:
+            sync.MAX_ROWS = limit
+        expected = reference.batch_norm(x, SCALE, BIAS, dy, mask=mask)
+        # At a mean of 1e3 its rounding to float32 is 6e-5.
+        assert_matches(actual, expected, stats, mask, atol=1e-5 if fast else 3e-4)
+
+    @parameterized.product(style=tuple(styles.ALL), max_rows=(4, 64))
+    def test_variance_at_a_large_mean(self, style, max_rows):
+        # Float32 means of the devices alone would leave an error of 1e-3 here.
+        x, dy = make_batch(channels=16)
+        x = (1e4 + x - np.round(x)).astype(np.float32)
+        stats = jaxbn.init_batch_stats(16)
+        limit, sync.MAX_ROWS = sync.MAX_ROWS, max_rows
+        try:
+            actual = styles.ALL[style](
+                x, np.ones((len(x), 1), bool), dy, np.ones(16), np.zeros(16), stats,
+                momentum=0.0, unbiased=False,
+            )  # fmt: skip
+        finally:
+            sync.MAX_ROWS = limit
+        np.testing.assert_allclose(
+            actual.stats.var, reference.moments(x).var, rtol=1e-4
+        )
+
+
+def grouped_reference(x, mask, dy, groups):
+    """Each group, a list of rows, by itself."""
+    parts = [
+        reference.batch_norm(x[g], SCALE, BIAS, dy[g], mask=mask[g]) for g in groups
+    ]
+    order = np.argsort(np.concatenate(groups))
+    return reference.Result(
+        y=np.concatenate([part.y for part in parts])[order],
+        moments=reference.moments(x, mask=mask),
+        dx=np.concatenate([part.dx for part in parts])[order],
+        dscale=sum(part.dscale for part in parts),
+        dbias=sum(part.dbias for part in parts),
+    )
+
+
+GROUPED = {
+    "pairs": ({"group_size": 2}, [[0, 1], [2, 3], [4, 5], [6, 7]]),
+    "local": ({"group_size": "local"}, [[i] for i in range(8)]),
+    "far apart": (
+        {"axis_index_groups": [[0, 3, 5, 6], [1, 2, 4, 7]]},
+        [[0, 3, 5, 6], [1, 2, 4, 7]],
+    ),
+    "all": ({"group_size": 8}, [list(range(8))]),
+}
+EIGHT_SHARDS = tuple(name for name in styles.MAPPED if name != "data x model")
+
+
+class GroupTest(chex.TestCase):
+    @parameterized.product(
+        style=EIGHT_SHARDS, groups=tuple(GROUPED), mask=("none", "empty device")
+    )
+    def test_groups_of_devices(self, style, groups, mask):
+        x, dy = make_batch()
+        mask = make_masks()[mask]
+        dy = np.where(mask, dy, 0).astype(np.float32)
+        options, devices = GROUPED[groups]
+        rows = np.arange(len(x)).reshape(styles.DEVICES, ROWS)
+        groups = [np.concatenate(rows[np.array(group)]) for group in devices]
+        stats = jaxbn.init_batch_stats(3)
+        actual = styles.ALL[style](x, mask, dy, SCALE, BIAS, stats, **options)
+        expected = grouped_reference(x, mask, dy, groups)
+        assert_matches(actual, expected, stats, mask)
+
+    @parameterized.product(
+        style=("single device", *styles.JIT),
+        size=(4, 8, 16, "local"),
+        mask=("none", "empty device"),
+    )
+    def test_parts_of_a_batch(self, style, size, mask):
+        x, dy = make_batch()
+        mask = make_masks()[mask]
+        dy = np.where(mask, dy, 0).astype(np.float32)
+        stats = jaxbn.init_batch_stats(3)
+        if style == "jit Explicit" and size in (8, 16):
+            with pytest.raises(ValueError, match="span the 8 shards of 32 examples"):
+                styles.ALL[style](x, mask, dy, SCALE, BIAS, stats, group_size=size)
+            return
+        actual = styles.ALL[style](x, mask, dy, SCALE, BIAS, stats, group_size=size)
+        if size == "local":
+            size = len(x) if style == "single device" else ROWS
+        groups = list(np.arange(len(x)).reshape(-1, size))
+        expected = grouped_reference(x, mask, dy, groups)
+        assert_matches(actual, expected, stats, mask)
+
+    def test_channels_first(self):
+        x, _ = make_batch()
+        stats = jaxbn.init_batch_stats(3)
+        last, first = (
+            jaxbn.batch_norm_train(a, SCALE, BIAS, stats, axis=axis, group_size=8)
+            for a, axis in ((x, -1), (x.T, 0))
+        )
+        np.testing.assert_allclose(first[0].T, last[0], atol=1e-6)
+        chex.assert_trees_all_close(first[1], last[1], rtol=1e-6)
+
+    @parameterized.parameters("single device", "vmap")
+    def test_mean_of_the_groups(self, style):
+        x, dy = make_batch()
+        mask = np.ones((len(x), 1), bool)
+        stats = jaxbn.init_batch_stats(3)
+        actual = styles.ALL[style](
+            x, mask, dy, SCALE, BIAS, stats, momentum=0.0, pool_groups=False,
+            group_size=8 if style == "single device" else 2,
+        ).stats  # fmt: skip
+        parts = x.astype(np.float64).reshape(4, 8, 3)
+        np.testing.assert_allclose(actual.mean, parts.mean((0, 1)), rtol=1e-5)
+        np.testing.assert_allclose(actual.var, parts.var(1, ddof=1).mean(0), rtol=1e-5)
+
+    @parameterized.parameters(
+        ({"axis_index_groups": [[0, 1], [1, 2]]}, r"repeated \[1\], missing \[3, 4"),
+        ({"axis_index_groups": [[0, 1, 2], [3, 4, 5, 6, 7]]}, r"sizes \[3, 5\]"),
+        ({"axis_index_groups": []}, r"missing \[0, 1"),
+        ({"axis_index_groups": [[0, 9]]}, r"outside \[9\]"),
+        ({"group_size": 3}, "must divide the 8 devices .* got 3"),
+        ({"group_size": 0}, "must divide the 8 devices .* got 0"),
+        ({"group_size": 2, "axis_index_groups": [[0]]}, "not both"),
+    )
+    def test_bad_groups_of_devices(self, options, message):
+        x = np.zeros((8, ROWS, 3), np.float32)
+        with pytest.raises(ValueError, match=message):
+            jax.vmap(
+                lambda x: jaxbn.batch_norm_train(
+                    x, None, None, jaxbn.init_batch_stats(3), axis_name="d", **options
+                ),
+                axis_name="d",
+            )(x)
+
+    def test_bad_parts_of_a_batch(self):
+        x, _ = make_batch()
+        stats = jaxbn.init_batch_stats(3)
+        for size, error in ((5, ValueError), (2.5, TypeError)):
+            with pytest.raises(error, match=f"`group_size` must .* got {size}"):
+                jaxbn.batch_norm_train(x, None, None, stats, group_size=size)
+        mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(styles.AUTO,) * 2)
+        with (
+            jax.set_mesh(mesh),
+            pytest.raises(ValueError, match="'local' is not clear"),
+        ):
+            jaxbn.batch_norm_train(x, None, None, stats, group_size="local")
 
 
 class SyncTest(chex.TestCase):
-    @parameterized.product(style=STYLES, mask=tuple(make_masks()), loc=(0.0, 1e3))
-    def test_equals_one_device(self, style, mask, loc):
-        rng = np.random.default_rng(0)
-        # Each device has a mean of its own: a mean of means would be wrong.
-        shift = np.arange(DEVICES)[:, None, None]
-        x = (loc + shift + rng.standard_normal((DEVICES, 4, 3))).astype(np.float32)
-        dy = rng.standard_normal(x.shape).astype(np.float32)
-        mask = make_masks()[mask]
-        x, dy = np.where(mask, x, np.nan), np.where(mask, dy, 0).astype(np.float32)
-        scale, bias = np.float32([1, 2, 0.5]), np.float32([0, 1, -1])
-        stats = jaxbn.init_batch_stats(3)
-
-        def step(x, dy, mask):
-            def normalize(x):
-                return jaxbn.batch_norm_train(
-                    x, scale, bias, stats, mask=mask, axis_name="d"
-                )
-
-            y, vjp, new = jax.vjp(normalize, x, has_aux=True)
-            return y, vjp(dy)[0], new
-
-        y, dx, new = run(style, step, x, dy, mask)
-        flat = [a.reshape(-1, a.shape[-1]) for a in (x, dy, mask)]
-        expected = reference.batch_norm(flat[0], scale, bias, flat[1], mask=flat[2])
-        keep = np.broadcast_to(mask, x.shape)
-        # 1e-5 relative to scale; at a mean of 1e3 its rounding adds 6e-5.
-        atol = 1e-5 if loc == 0 else 2e-4
-        np.testing.assert_allclose(
-            np.asarray(y)[keep], expected.y.reshape(x.shape)[keep], atol=atol
-        )
-        np.testing.assert_allclose(dx, expected.dx.reshape(x.shape), atol=atol)
-        mean, var = reference.updated(stats, expected.moments)
-        for device in range(DEVICES):
-            np.testing.assert_allclose(new.mean[device], mean, rtol=1e-6)
-            np.testing.assert_allclose(new.var[device], var, rtol=1e-5)
-
-    @parameterized.product(style=STYLES, rows=(4, 64))
-    def test_variance_at_a_large_mean(self, style, rows):
-        # Float32 means of the devices alone would leave an error of 1e-3 here.
-        x = 1e4 + np.random.default_rng(0).standard_normal((DEVICES, rows, 16))
-        x = x.astype(np.float32)
-
-        def var(x):
-            stats = jaxbn.init_batch_stats(16)
-            return jaxbn.batch_norm_train(
-                x, None, None, stats, axis_name="d", momentum=0.0, unbiased=False
-            )[1].var
-
-        expected = reference.moments(x.reshape(-1, 16)).var
-        for actual in run(style, var, x):
-            np.testing.assert_allclose(actual, expected, rtol=1e-4)
-
-    @parameterized.parameters("pmap", "shard_map_unchecked")
-    def test_groups(self, style):
-        x = np.random.default_rng(0).standard_normal((DEVICES, 4, 3))
-        x = (x + np.arange(DEVICES)[:, None, None]).astype(np.float32)
-        groups = [[0, 3, 5, 6], [1, 2, 4, 7]]
-
-        def normalize(x):
-            stats = jaxbn.init_batch_stats(3)
-            return jaxbn.batch_norm_train(
-                x, None, None, stats, axis_name="d", axis_index_groups=groups
-            )[0]
-
-        y = run(style, normalize, x)
-        for group in groups:
-            whole = x[np.array(group)].reshape(-1, 3)
-            expected = reference.batch_norm(whole, np.ones(3), np.zeros(3), whole).y
-            actual = np.asarray(y)[np.array(group)].reshape(-1, 3)
-            np.testing.assert_allclose(actual, expected, atol=1e-5)
-
-    def test_tuple_of_names(self):
-        x = np.random.default_rng(0).standard_normal((2, 4, 5, 3)).astype(np.float32)
-
-        def normalize(x):
-            stats = jaxbn.init_batch_stats(3)
-            return jaxbn.batch_norm_train(x, None, None, stats, axis_name=("a", "b"))[0]
-
-        y = jax.jit(jax.vmap(jax.vmap(normalize, axis_name="b"), axis_name="a"))(x)
-        flat = x.reshape(-1, 3)
-        expected = reference.batch_norm(flat, np.ones(3), np.zeros(3), flat).y
-        np.testing.assert_allclose(y.reshape(-1, 3), expected, atol=1e-5)
-
     def test_complex(self):
         rng = np.random.default_rng(0)
         x = rng.standard_normal((8, 4, 2)) + 1j * rng.standard_normal((8, 4, 2))
@@ -146,20 +236,20 @@ class SyncTest(chex.TestCase):
             y = jaxbn.batch_norm_train(x, None, None, stats, **options)[0]
             return jnp.sum(jnp.abs(y + 1) ** 3)
 
-        actual = run("vmap", jax.grad(lambda x: loss(x, axis_name="d")), x)
+        mapped = jax.vmap(jax.grad(lambda x: loss(x, axis_name="d")), axis_name="d")
         expected = jax.jit(jax.grad(loss))(x.reshape(-1, 2))
-        np.testing.assert_allclose(actual.reshape(-1, 2), expected, atol=1e-5)
+        np.testing.assert_allclose(
+            jax.jit(mapped)(x).reshape(-1, 2), expected, atol=1e-5
+        )
 
     def test_batch_of_one_per_device_is_a_batch(self):
-        x = np.random.default_rng(0).standard_normal((DEVICES, 1, 3))
-
-        def normalize(x):
-            stats = jaxbn.init_batch_stats(3)
-            return jaxbn.batch_norm_train(x, None, None, stats, axis_name="d")
-
-        y, stats = run("vmap", normalize, x.astype(np.float32))
-        jaxbn.testing.assert_standardized(y.reshape(-1, 3))
-        self.assertTrue(np.all(stats.mean != 0))
+        x = np.random.default_rng(0).standard_normal((8, 1, 3)).astype(np.float32)
+        normalize = lambda x: jaxbn.batch_norm_train(  # noqa: E731
+            x, None, None, jaxbn.init_batch_stats(3), axis_name="d"
+        )
+        y, stats = jax.jit(jax.vmap(normalize, axis_name="d"))(x)
+        testing.assert_standardized(y.reshape(-1, 3))
+        assert np.all(stats.mean != 0)
 
     def test_unbound_name(self):
         def normalize(x):
@@ -167,6 +257,6 @@ class SyncTest(chex.TestCase):
             return jaxbn.batch_norm_train(x, None, None, stats, axis_name="batch")
 
         with pytest.raises(ValueError, match="'batch'; bound here: 'd'"):
-            run("vmap", normalize, np.zeros((DEVICES, 4, 3), np.float32))
+            jax.vmap(normalize, axis_name="d")(np.zeros((8, 4, 3), np.float32))
         with pytest.raises(ValueError, match="'batch'; bound here: none"):
             normalize(np.zeros((4, 3), np.float32))

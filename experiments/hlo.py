@@ -1,0 +1,42 @@
+"""Collectives of a compiled program, read from its HLO text."""
+
+import math
+import re
+from typing import NamedTuple
+
+_BYTES = {"f64": 8, "f32": 4, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "pred": 1}
+_OPS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
+
+
+class Collective(NamedTuple):
+    """One collective operation."""
+
+    op: str
+    bytes: int  # Of its result, on one device.
+    conditional: bool  # In a branch: runs only where the predicate says so.
+
+
+def collectives(text: str) -> list[Collective]:
+    """Those of a compiled program, in the order of the text.
+
+    Args:
+      text: `compiled.as_text()`.
+    """
+    branches = set()
+    for names in re.findall(r"branch_computations=\{([^}]*)\}", text):
+        branches.update(name.strip().lstrip("%") for name in names.split(","))
+    for name in re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", text):
+        branches.add(name)
+    found, computation = [], ""
+    for line in text.splitlines():
+        if opened := re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line):
+            computation = opened[1]
+        operation = re.search(rf"= (.+?) ({_OPS})(?:-start)?\(", line)
+        if operation:
+            shapes, op = operation.groups()
+            size = sum(
+                _BYTES[dtype] * math.prod(int(d) for d in dims.split(",") if d)
+                for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", shapes)
+            )
+            found.append(Collective(op, size, computation in branches))
+    return found
