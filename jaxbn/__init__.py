@@ -7,6 +7,8 @@ from jaxbn.core.running import BatchStats as BatchStats
 from jaxbn.core.running import init_batch_stats as init_batch_stats
 from jaxbn.functional import batch_norm_inference as batch_norm_inference
 from jaxbn.functional import batch_norm_train as batch_norm_train
+from jaxbn.replicas import in_sync as in_sync
+from jaxbn.replicas import sync_batch_stats as sync_batch_stats
 
 __version__ = "0.1.0"
 __all__ = [
@@ -15,6 +17,8 @@ __all__ = [
     "batch_moments",
     "batch_norm_inference",
     "batch_norm_train",
+    "in_sync",
     "init_batch_stats",
     "merge_moments",
+    "sync_batch_stats",
 ]

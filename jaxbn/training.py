@@ -37,6 +37,8 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from jaxbn.core import sync
+
 Batch = Mapping[str, Any]
 
 
@@ -134,7 +136,7 @@ class TrainState(struct.PyTreeNode):
 
 
 def make_train_step(
-    loss_fn: LossFn,
+    loss_fn: LossFn, *, axis_name: sync.AxisName | None = None
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """A jitted function from state and batch to new state and metrics.
 
@@ -145,23 +147,31 @@ def make_train_step(
       loss_fn: called with `train=True`; dropout keys and the mutable `batch_stats` are
         taken care of. It may call the model several times, though not inside
         `jax.checkpoint`, `jax.vmap` or another transformation of its own.
+      axis_name: axis or axes over which pmap, shard_map or vmap split the batch: loss,
+        gradient and metrics are those of all shards together, exact for shards with
+        unequal numbers of valid examples. Give the layers their `axis_name` as well.
+        Under plain jit, with or without shardings, leave it out.
 
     Raises:
       ValueError: when called, if `loss_fn` returns no "loss", or values whose shape is
         not that of the batch's `mask`.
     """
-    return jax.jit(_train_step(loss_fn), donate_argnums=0)
+    return jax.jit(_train_step(loss_fn, axis_name), donate_argnums=0)
 
 
 def make_multi_step(
-    loss_fn: LossFn,
+    loss_fn: LossFn, *, axis_name: sync.AxisName | None = None
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """As `make_train_step`, for k steps under `lax.scan` in one call.
 
     Every array of the batch has a leading axis of size k; metrics are added up over the
     steps.
+
+    Args:
+      loss_fn: as `make_train_step`.
+      axis_name: as `make_train_step`.
     """
-    step = _train_step(loss_fn)
+    step = _train_step(loss_fn, axis_name)
 
     def steps(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
         state, metrics = jax.lax.scan(step, state, batches)
@@ -170,11 +180,14 @@ def make_multi_step(
     return jax.jit(steps, donate_argnums=0)
 
 
-def make_eval_step(loss_fn: LossFn) -> Callable[[TrainState, Batch], Metrics]:
+def make_eval_step(
+    loss_fn: LossFn, *, axis_name: sync.AxisName | None = None
+) -> Callable[[TrainState, Batch], Metrics]:
     """A jitted function from state and batch to metrics; changes nothing.
 
     Args:
       loss_fn: called with `train=False`.
+      axis_name: as `make_train_step`.
 
     Raises:
       ValueError: as `make_train_step`.
@@ -187,7 +200,8 @@ def make_eval_step(loss_fn: LossFn) -> Callable[[TrainState, Batch], Metrics]:
         def model(*args: Any, **kwargs: Any) -> Any:
             return state.apply_fn(variables, *args, **kwargs)
 
-        return _reduce(loss_fn(model, batch, train=False), batch.get("mask"))
+        metrics = _reduce(loss_fn(model, batch, train=False), batch.get("mask"))
+        return _over_devices(metrics, axis_name)
 
     return eval_step
 
@@ -213,15 +227,24 @@ def weight_decay_mask(params: Any) -> Any:
 
 
 def _train_step(
-    loss_fn: LossFn,
+    loss_fn: LossFn, axis_name: sync.AxisName | None
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        def objective(params: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
-            model = _TrainingModel(state, params)
-            metrics = _reduce(loss_fn(model, batch, train=True), batch.get("mask"))
-            return metrics["loss"].mean, (model.batch_stats, metrics)
+        key = jax.random.fold_in(state.key, state.step)
+        if axis_name is not None:
+            sync.axis_size(axis_name)  # For its message.
+            key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
 
-        grads, (batch_stats, metrics) = jax.grad(objective, has_aux=True)(state.params)
+        def objective(params: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
+            model = _TrainingModel(state, params, key)
+            local = _reduce(loss_fn(model, batch, train=True), batch.get("mask"))
+            metrics = _over_devices(local, axis_name)
+            loss = local["loss"].total / jnp.maximum(metrics["loss"].count, 1)
+            return loss, (model.batch_stats, metrics)
+
+        params = _varying(state.params, axis_name)
+        grads, (batch_stats, metrics) = jax.grad(objective, has_aux=True)(params)
+        grads = _over_devices(grads, axis_name)
         updates, opt_state = state.tx.update(grads, state.opt_state, state.params)
         state = state.replace(
             step=state.step + 1,
@@ -234,13 +257,32 @@ def _train_step(
     return train_step
 
 
+def _over_devices(tree: Any, axis_name: sync.AxisName | None) -> Any:
+    """Sums over the devices of a mapped axis."""
+    return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+
+
+def _varying(params: Any, axis_name: sync.AxisName | None) -> Any:
+    """Marks parameters as each device's own, so that their gradients are too.
+
+    A checked shard_map would add up the gradients of replicated parameters by itself;
+    this makes all styles alike.
+    """
+    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+    manual = jax.sharding.get_abstract_mesh().manual_axes  # Those of shard_map.
+    names = tuple(name for name in names if name in manual)
+    if not names:
+        return params
+    return jax.tree.map(lambda p: jax.lax.pcast(p, names, to="varying"), params)
+
+
 class _TrainingModel:
     """Applies the model and carries its batch statistics from call to call."""
 
-    def __init__(self, state: TrainState, params: Any):
+    def __init__(self, state: TrainState, params: Any, key: jax.Array):
         self._state = state
         self._params = params
-        self._key = jax.random.fold_in(state.key, state.step)
+        self._key = key
         self.batch_stats = state.batch_stats
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

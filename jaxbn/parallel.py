@@ -1,0 +1,91 @@
+"""Plain data parallelism: the mesh, the shardings, and batches that fit no multiple.
+
+  >>> mesh = data_mesh()
+  >>> batch = pad_batch({"x": np.ones((6, 2))}, multiple=4)
+  >>> batch["x"].shape, int(batch["mask"].sum())
+  ((8, 2), 6)
+  >>> batch = shard_batch(batch, mesh)
+
+Put the state on all devices with `replicate(state, mesh)` and call the jitted steps of
+`jaxbn.training` on both: statistics and gradients are global by construction.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+
+def data_mesh(devices: Sequence[Any] | None = None, *, axis_name: str = "data") -> Mesh:
+    """A mesh of one Auto axis over `devices`; default: all, of all processes."""
+    devices = jax.devices() if devices is None else devices
+    return jax.make_mesh(
+        (len(devices),), (axis_name,), axis_types=(AxisType.Auto,), devices=devices
+    )
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """A copy of every array on every device of the mesh."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def shard_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
+    """The global batch, split over the devices along its first axis.
+
+    Args:
+      batch: this process's part of the batch, `[N, ...]` each; the parts of all
+        processes, of equal size, make the global batch.
+      mesh: as `data_mesh` makes it.
+
+    Returns:
+      Arrays of the shape of the global batch.
+
+    Raises:
+      ValueError: if N is no multiple of this process's devices.
+    """
+    sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+    local = len(mesh.local_devices)
+    for name, value in batch.items():
+        if np.shape(value)[0] % local:
+            raise ValueError(
+                f"`batch[{name!r}]` must have a multiple of {local} examples, one part "
+                f"per device, got shape {np.shape(value)}; use `pad_batch` first."
+            )
+    return {
+        name: jax.make_array_from_process_local_data(sharding, np.asarray(value))
+        for name, value in batch.items()
+    }
+
+
+def pad_batch(batch: Mapping[str, Any], multiple: int) -> dict[str, np.ndarray]:
+    """Repeats the first example until the size is a multiple; masks the copies.
+
+    Args:
+      batch: arrays `[N, ...]`, N > 0; perhaps with a boolean `mask`, `[N]`.
+      multiple: for instance the number of devices, or the size of a full batch.
+
+    Returns:
+      Arrays `[M, ...]` and `mask`, `[M]`, False where padded. Padding is real data, so
+      that nothing it passes through becomes NaN.
+
+    Raises:
+      ValueError: if the batch is empty or its arrays differ in N.
+    """
+    arrays = {name: np.asarray(value) for name, value in batch.items()}
+    sizes = {len(value) for value in arrays.values()}
+    if len(sizes) != 1 or 0 in sizes:
+        shapes = {name: value.shape for name, value in arrays.items()}
+        raise ValueError(
+            f"`batch` must hold arrays of one size [N, ...], N > 0, got {shapes}."
+        )
+    (size,) = sizes
+    arrays.setdefault("mask", np.ones(size, bool))
+    padding = -size % multiple
+    padded = {
+        name: np.concatenate([value, np.repeat(value[:1], padding, axis=0)])
+        for name, value in arrays.items()
+    }
+    padded["mask"][size:] = False
+    return padded
