@@ -5,12 +5,13 @@ import sys
 import absl.logging
 import tyro
 
-from experiments import data, figure1, figure1_sweep
+from experiments import data, figure1, figure1_sweep, sync_cost
 
 COMMANDS = {
     "figure1": figure1.Figure1,
     "figure1_sweep": figure1_sweep.Figure1Sweep,
     "prepare": data.Prepare,
+    "sync_cost": sync_cost.SyncCost,
 }
 
 

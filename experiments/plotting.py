@@ -86,6 +86,56 @@ def figure1(path: pathlib.Path, result: dict[str, Any]) -> None:
     _save(path, figure)
 
 
+def sync_cost(path: pathlib.Path, result: dict[str, Any]) -> None:
+    """Predicted cost against group size, and predicted against published steps."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
+    colors = {"TPU v3": "tab:blue", "GPU, nodes of 8": "tab:green"}
+    for network, style in zip(result["milliseconds"], ("-", "--"), strict=True):
+        for hardware, values in result["milliseconds"][network].items():
+            left.plot(
+                result["groups"][1:],
+                values[1:],
+                style,
+                color=colors[hardware],
+                label=f"{network}, {hardware}",
+            )
+    left.set(
+        title="added to a step by synchronised statistics (model)",
+        xlabel="devices that share statistics",
+        ylabel="ms",
+        xscale="log",
+        yscale="log",
+    )
+    left.legend()
+    limits = [10, 200]
+    right.plot(limits, limits, color="tab:gray", lw=1)
+    for i, row in enumerate(result["mlperf"]["runs"]):
+        right.plot(
+            row["published_ms"],
+            row["predicted_ms"],
+            "o" if row["fitted"] else "^",
+            color="tab:blue" if row["fitted"] else "tab:red",
+        )
+        right.annotate(
+            f"{row['run']}, {row['cores']} cores, groups of {row['group']}",
+            (row["published_ms"], row["predicted_ms"]),
+            xytext=(8, -10 if i % 2 else 4),
+            textcoords="offset points",
+            fontsize=7,
+        )
+    right.set(
+        title="ResNet-50 on TPU v3: fitted (o) and predicted (^)",
+        xlabel="published ms per step (MLPerf)",
+        ylabel="model",
+        xscale="log",
+        yscale="log",
+        xlim=(10, 400),
+        ylim=(10, 200),
+    )
+    figure.tight_layout()
+    _save(path, figure)
+
+
 def _save(path: pathlib.Path, figure: Any) -> None:
     buffer = io.BytesIO()
     # No version in the file: equal results give equal files.

@@ -83,7 +83,7 @@ def batch_norm_train(
       ValueError: if `axis` is out of range or repeated, if `scale`, `bias` or
         `batch_stats` are not `[C]`, if `mask` does not broadcast or could mean two
         things, if `momentum` (where known) is outside [0, 1] or `epsilon` negative, if
-        `axis_name` is not bound, if `axis_index_groups` comes without it or with
+        `axis_name` is not bound or `x` not split over it, if `axis_index_groups` comes without it or with
         `group_size`, if groups overlap, differ in size or leave a device out, or
         `group_size` does not divide the devices or the batch.
       TypeError: if `batch_stats` is not a `BatchStats`, if `x` is complex and its mean
@@ -111,6 +111,8 @@ def batch_norm_train(
     mask = moments_lib.canonicalize_mask(mask, x.shape, feature_axes)
     arguments.check_momentum(momentum)
     groups = arguments.check_groups(axis_index_groups, group_size, axis_name)
+    if axis_name is not None:
+        sync.check_split(x, axis_name)
     shape, feature_ndim, position = x.shape, len(feature_axes), 0
     variance = "fast" if use_fast_variance else "checked"
     if axis_name is None and group_size is not None:

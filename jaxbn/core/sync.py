@@ -21,9 +21,10 @@ from jaxbn.core import moments
 AxisName = Hashable  # One name, or a tuple of names.
 AxisIndexGroups = tuple[tuple[int, ...], ...]
 
-# At 64 devices and 256 channels the rows are 200 KB: some 2 us at 100 GB/s, about what
-# the latency of a second collective would cost.
-MAX_ROWS = 64
+# By the cost model of `python -m experiments sync_cost` rows take at most 1.25 times as
+# long as one collective of sums until here; sums would need a branch as well and, where
+# the data are ill conditioned, a second collective.
+MAX_ROWS = 32
 
 
 class Synced(NamedTuple):
@@ -117,6 +118,26 @@ def axis_size(axis_name: AxisName) -> int:
             f"{axis_name!r}; bound here: {_bound_names()}. Leave it out under plain "
             "jit, where statistics are global by construction, and while initialising."
         ) from error
+
+
+def check_split(x: jax.Array, axis_name: AxisName) -> None:
+    """Checks that the batch is split over every name, where shard_map keeps track.
+
+    Raises:
+      ValueError: if `x` is the same on all devices along a name.
+    """
+    try:
+        varying = jax.typeof(x).manual_axis_type.varying
+    except AttributeError:  # Named otherwise in some versions of JAX.
+        varying = getattr(jax.typeof(x), "vma", frozenset())
+    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+    manual = jax.sharding.get_abstract_mesh().manual_axes
+    same = [name for name in names if name in manual and name not in varying]
+    if varying and same:  # Empty: not split at all, or shard_map does not check.
+        raise ValueError(
+            f"`axis_name` must name axes over which `x` is split, got {axis_name!r}; "
+            f"`x` is split over {sorted(varying)} and the same along {same}."
+        )
 
 
 def _gather_rows(

@@ -251,6 +251,23 @@ class SyncTest(chex.TestCase):
         testing.assert_standardized(y.reshape(-1, 3))
         assert np.all(stats.mean != 0)
 
+    def test_axis_that_does_not_split_the_batch(self):
+        mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(styles.AUTO,) * 2)
+
+        def normalize(x):
+            stats = jaxbn.init_batch_stats(3)
+            return jaxbn.batch_norm_train(
+                x, None, None, stats, axis_name=("data", "model")
+            )[0]
+
+        mapped = jax.shard_map(
+            normalize, mesh=mesh, in_specs=jax.P("data"), out_specs=jax.P("data")
+        )
+        with pytest.raises(
+            ValueError, match=r"\['data'\] and the same along \['model'"
+        ):
+            mapped(np.zeros((8, 3), np.float32))
+
     def test_unbound_name(self):
         def normalize(x):
             stats = jaxbn.init_batch_stats(3)

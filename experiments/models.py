@@ -1,0 +1,154 @@
+"""The convolutional networks of the studies: ResNet-50 and the paper's BN-Inception.
+
+Images are `[N, H, W, 3]`; every convolution is followed by Batch Normalization and,
+but for the last of a residual block, by ReLU.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxbn import linen
+
+Norm = Callable[..., nn.Module]
+
+
+class ConvNorm(nn.Module):
+    """Convolution, normalisation, ReLU."""
+
+    features: int
+    kernel: int = 1
+    stride: int = 1
+    depth_multiplier: int = 0  # Not 0: depthwise first (the paper's separable stem).
+    relu: bool = True
+    norm: Norm = linen.BatchNorm
+    scale_init: Any = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, x, train):
+        window, stride = (self.kernel,) * 2, (self.stride,) * 2
+        conv = functools.partial(nn.Conv, use_bias=False)
+        if self.depth_multiplier:
+            channels = x.shape[-1]
+            depthwise = channels * self.depth_multiplier
+            x = conv(depthwise, window, stride, feature_group_count=channels)(x)
+            window = stride = (1, 1)
+        x = conv(self.features, window, stride)(x)
+        x = self.norm(scale_init=self.scale_init)(x, use_running_average=not train)
+        return nn.relu(x) if self.relu else x
+
+
+class ResNet50(nn.Module):
+    """ResNet-50 v1.5: the stride is in the 3x3 convolution (He et al., 2015).
+
+    The scale of the last normalisation of each block starts at 0 (Goyal et al., 2017).
+    """
+
+    classes: int = 1000
+    norm: Norm = linen.BatchNorm
+
+    @nn.compact
+    def __call__(self, x, train):
+        conv = functools.partial(ConvNorm, norm=self.norm)
+        x = conv(64, 7, 2)(x, train)
+        x = nn.max_pool(x, (3, 3), (2, 2), "SAME")
+        for stage, blocks in enumerate((3, 4, 6, 3)):
+            features = 64 * 2**stage
+            for block in range(blocks):
+                stride = 2 if stage and not block else 1
+                y = conv(features)(x, train)
+                y = conv(features, 3, stride)(y, train)
+                zero = nn.initializers.zeros
+                y = conv(4 * features, relu=False, scale_init=zero)(y, train)
+                if not block:
+                    x = conv(4 * features, 1, stride, relu=False)(x, train)
+                x = nn.relu(x + y)
+        return nn.Dense(self.classes)(x.mean((1, 2)))
+
+
+# Figure 5 of the paper: 1x1, 3x3 reduce, 3x3, double 3x3 reduce, double 3x3, pool
+# projection (0: pass through, and stride 2), and whether the pool is an average.
+_INCEPTION = {
+    "3a": (64, 64, 64, 64, 96, 32, True),
+    "3b": (64, 64, 96, 64, 96, 64, True),
+    "3c": (0, 128, 160, 64, 96, 0, False),
+    "4a": (224, 64, 96, 96, 128, 128, True),
+    "4b": (192, 96, 128, 96, 128, 128, True),
+    "4c": (160, 128, 160, 128, 160, 128, True),
+    "4d": (96, 128, 192, 160, 192, 128, True),
+    "4e": (0, 128, 192, 192, 256, 0, False),
+    "5a": (352, 192, 320, 160, 224, 128, True),
+    "5b": (352, 192, 320, 192, 224, 128, False),
+}
+
+
+class BNInception(nn.Module):
+    """The paper's network (Appendix, Figure 5), widths as its branches give them.
+
+    The table's outputs of 4c, 4d and 4e differ from the sum of their branches; the
+    branches are taken, as all known implementations do.
+    """
+
+    classes: int = 1000
+    norm: Norm = linen.BatchNorm
+
+    @nn.compact
+    def __call__(self, x, train):
+        conv = functools.partial(ConvNorm, norm=self.norm)
+        pool = functools.partial(nn.max_pool, window_shape=(3, 3), padding="SAME")
+        x = conv(64, 7, 2, depth_multiplier=8)(x, train)
+        x = pool(x, strides=(2, 2))
+        x = conv(192, 3)(conv(64)(x, train), train)
+        x = pool(x, strides=(2, 2))
+        for (
+            one,
+            reduce3,
+            three,
+            reduce5,
+            five,
+            projection,
+            average,
+        ) in _INCEPTION.values():
+            stride = 1 if projection else 2
+            branches = [conv(one)(x, train)] if one else []
+            branches.append(conv(three, 3, stride)(conv(reduce3)(x, train), train))
+            y = conv(five, 3)(conv(reduce5)(x, train), train)
+            branches.append(conv(five, 3, stride)(y, train))
+            if average:
+                y = nn.avg_pool(x, (3, 3), padding="SAME")
+            else:
+                y = pool(x, strides=(stride, stride))
+            branches.append(conv(projection)(y, train) if projection else y)
+            x = jnp.concatenate(branches, -1)
+        return nn.Dense(self.classes)(x.mean((1, 2)))
+
+
+class NormLayer(NamedTuple):
+    """What one normalisation layer works on, per image."""
+
+    channels: int
+    positions: int
+
+
+def norm_layers(model: nn.Module, image_size: int = 224) -> list[NormLayer]:
+    """The normalisation layers of a model, in the order they run."""
+    layers = []
+
+    def note(call, args, kwargs, context):
+        layer = isinstance(context.module, linen.BatchNorm)
+        if layer and context.method_name == "__call__":
+            _, *positions, channels = args[0].shape
+            size = math.prod(positions)
+            layers.append(NormLayer(channels, size))
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        images = jax.ShapeDtypeStruct((2, image_size, image_size, 3), jnp.float32)
+        init = functools.partial(model.init, train=False)
+        jax.eval_shape(init, jax.random.key(0), images)
+    return layers

@@ -1,0 +1,70 @@
+import pytest
+
+from experiments import hlo, models, sync_cost
+
+
+@pytest.mark.parametrize(
+    ("devices", "microseconds"),
+    [(2, 4.5), (4, 6.4), (8, 10.2), (16, 27.5), (64, 47.5), (256, 67.5), (1024, 87.5)],
+)
+def test_nccl_latency(devices, microseconds):
+    # Worked from NCCL's table by hand.
+    assert sync_cost.nccl_seconds(devices, 0) * 1e6 == pytest.approx(
+        microseconds, abs=0.06
+    )
+
+
+def test_no_devices_to_wait_for_cost_nothing():
+    for cost in sync_cost.HARDWARE.values():
+        assert cost(1, 1000) == 0
+        assert cost(2, 1000) < cost(8, 1000) < cost(8192, 1000)
+
+
+def test_two_collectives_per_layer():
+    calls = []
+
+    def note(devices, size):
+        calls.append((devices, size))
+        return 0.0
+
+    layer = models.NormLayer(channels=10, positions=49)
+    sync_cost.sync_seconds([layer], 8, note)
+    sync_cost.sync_seconds([layer], 1024, note)
+    assert calls == [(8, 8 * 31 * 4), (8, 80), (1024, 21 * 4), (1024, 80)]
+
+
+def test_threshold_follows_the_model():
+    ratios = sync_cost.rows_over_sums()
+    limit = sync_cost.GROUPS[1:8].index(sync_cost.sync.MAX_ROWS)
+    for values in ratios.values():
+        assert values[limit] <= 1.25 < values[limit + 1]
+
+
+def test_study(tmp_path, monkeypatch):
+    monkeypatch.setattr(sync_cost, "LAYER_CASES", (("shard_map", "jaxbn"),))
+    sync_cost.SyncCost(out=tmp_path).run()
+    assert (tmp_path / "sync_cost.png").read_bytes().startswith(b"\x89PNG")
+    text = (tmp_path / "sync_cost.md").read_text()
+    assert "10 layers, forward and backward: 20 collectives predicted, 20" in text
+    assert "| shard_map | jaxbn | 1 | 6,176 | 2 | 6,688 | 0 |" in text
+
+
+def test_collectives_in_branches_are_told_apart():
+    text = """
+%sum (a: f32[], b: f32[]) -> f32[] {
+  ROOT %add = f32[] add(%a, %b)
+}
+%rare (p: (f32[4])) -> f32[4] {
+  ROOT %r = f32[4]{0} all-reduce(%p), to_apply=%sum
+}
+ENTRY %main (x: f32[2,3]) -> f32[4] {
+  %one = (f32[2,3]{1,0}, bf16[5]{0}) all-reduce(%x, %y), to_apply=%sum
+  %two = f32[8]{0} all-gather-start(%x)
+  ROOT %c = f32[4]{0} conditional(%i, %p, %p), branch_computations={%often, %rare}
+}
+"""
+    assert hlo.collectives(text) == [
+        hlo.Collective("all-reduce", 16, True),
+        hlo.Collective("all-reduce", 34, False),
+        hlo.Collective("all-gather", 32, False),
+    ]
