@@ -8,19 +8,10 @@ import pathlib
 import sys
 
 import jax
+import numpy as np
 
-process, port, out = int(sys.argv[1]), sys.argv[2], pathlib.Path(sys.argv[3])
-jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 2)
-jax.config.update("jax_cpu_collectives_implementation", "gloo")
-jax.distributed.initialize(
-    f"localhost:{port}", 2, process, heartbeat_timeout_seconds=10
-)
-
-import numpy as np  # noqa: E402
-
-import jaxbn  # noqa: E402
-from jaxbn import parallel  # noqa: E402
+import jaxbn
+from jaxbn import parallel
 
 P = jax.P
 SCALE, BIAS = np.float32([1, 2, 0.5]), np.float32([0, 1, -1])
@@ -60,6 +51,13 @@ def on_device(batch):
 
 
 def main():
+    process, port, out = int(sys.argv[1]), sys.argv[2], pathlib.Path(sys.argv[3])
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", 2)
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(
+        f"localhost:{port}", 2, process, heartbeat_timeout_seconds=10
+    )
     mesh = parallel.data_mesh(axis_name="d")
     assert mesh.size == 4
     mine = jax.tree.map(lambda a: a[8 * process : 8 * process + 8], make_batch())
