@@ -1,3 +1,4 @@
+import dataclasses
 import pathlib
 import subprocess
 import sys
@@ -23,7 +24,10 @@ def test_options_come_from_the_dataclass(name, capsys):
     with pytest.raises(SystemExit) as error:
         main.main([name, "--help"])
     assert error.value.code == 0
-    assert "--data-dir" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    for field in dataclasses.fields(main.COMMANDS[name]):
+        if field.name != "hp":  # Its fields are options themselves.
+            assert f"--{field.name.replace('_', '-')}" in shown
 
 
 def test_user_errors_are_one_message(tmp_path):
