@@ -13,6 +13,8 @@ import orbax.checkpoint as ocp
 class Checkpoints:
     """The last checkpoints of one run, written atomically by orbax.
 
+    Where several processes run together, all call every method at the same step.
+
     Args:
       directory: of this run alone; made on the first save.
     """
@@ -23,9 +25,12 @@ class Checkpoints:
 
     def save(self, step: int, tree: Any) -> None:
         """Writes a checkpoint, then removes the older ones but one."""
-        self._checkpointer.save(self._directory / str(step), _without_keys(tree))
-        for old in self._steps()[:-2]:
-            shutil.rmtree(self._directory / str(old))
+        path = self._directory / str(step)
+        # Forced: an unreadable one may be in the way.
+        self._checkpointer.save(path, _without_keys(tree), force=True)
+        if jax.process_index() == 0:
+            for old in self._steps()[:-2]:
+                shutil.rmtree(self._directory / str(old))
 
     def restore(self, template: Any) -> Any | None:
         """The newest checkpoint that can be read, or None; says what it ignores."""
@@ -34,7 +39,6 @@ class Checkpoints:
         for path in self._directory.iterdir():
             if not path.name.isdigit():
                 print(f"Ignored a half-written checkpoint: {path.name}.")
-                shutil.rmtree(path)
         plain = _without_keys(template)
         for step in reversed(self._steps()):
             path = self._directory / str(step)
@@ -44,7 +48,6 @@ class Checkpoints:
                 )
             except Exception as error:  # Whatever a damaged file makes orbax raise.
                 print(f"Ignored an unreadable checkpoint: {path.name} ({error}).")
-                shutil.rmtree(path)
                 continue
             return _with_keys(restored, template)
         return None

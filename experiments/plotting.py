@@ -87,28 +87,22 @@ def figure1(path: pathlib.Path, result: dict[str, Any]) -> None:
 
 
 def sync_cost(path: pathlib.Path, result: dict[str, Any]) -> None:
-    """Predicted cost against group size, and predicted against published steps."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
+    """Predicted cost and share of a step, and predicted against published steps."""
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4))
     colors = {"TPU v3": "tab:blue", "GPU, nodes of 8": "tab:green"}
+    groups = np.array(result["groups"][1:])
     for network, style in zip(result["milliseconds"], ("-", "--"), strict=True):
         for hardware, values in result["milliseconds"][network].items():
-            left.plot(
-                result["groups"][1:],
-                values[1:],
-                style,
-                color=colors[hardware],
-                label=f"{network}, {hardware}",
-            )
-    left.set(
-        title="added to a step by synchronised statistics (model)",
-        xlabel="devices that share statistics",
-        ylabel="ms",
-        xscale="log",
-        yscale="log",
-    )
+            added = np.array(values[1:])
+            share = added / (added + result["unsynchronised"][network][hardware]["ms"])
+            line = {"color": colors[hardware], "label": f"{network}, {hardware}"}
+            left.loglog(groups, added, style, **line)
+            middle.semilogx(groups, 100 * share, style, **line)
+    for axes, title in ((left, "ms added to a step"), (middle, "% of the step")):
+        axes.set(title=f"{title} (model)", xlabel="devices that share statistics")
     left.legend()
     limits = [10, 200]
-    right.plot(limits, limits, color="tab:gray", lw=1)
+    right.loglog(limits, limits, color="tab:gray", lw=1)
     for i, row in enumerate(result["mlperf"]["runs"]):
         right.plot(
             row["published_ms"],
@@ -123,15 +117,8 @@ def sync_cost(path: pathlib.Path, result: dict[str, Any]) -> None:
             textcoords="offset points",
             fontsize=7,
         )
-    right.set(
-        title="ResNet-50 on TPU v3: fitted (o) and predicted (^)",
-        xlabel="published ms per step (MLPerf)",
-        ylabel="model",
-        xscale="log",
-        yscale="log",
-        xlim=(10, 400),
-        ylim=(10, 200),
-    )
+    right.set_title("ResNet-50 on TPU v3, ms per step: fitted (o), predicted (^)")
+    right.set(xlabel="published (MLPerf)", ylabel="model", xlim=(10, 400))
     figure.tight_layout()
     _save(path, figure)
 

@@ -27,8 +27,16 @@ def data_mesh(devices: Sequence[Any] | None = None, *, axis_name: str = "data") 
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """A copy of every array on every device of the mesh."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    """A copy of every array on every device of the mesh.
+
+    Args:
+      tree: arrays of any kind, the same on all processes.
+      mesh: as `data_mesh` makes it.
+    """
+    sharding = NamedSharding(mesh, PartitionSpec())
+    if mesh.is_multi_process:  # Where `device_put` refuses arrays of one device.
+        return jax.jit(lambda tree: tree, out_shardings=sharding)(tree)
+    return jax.device_put(tree, sharding)
 
 
 def shard_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:

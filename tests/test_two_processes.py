@@ -1,6 +1,9 @@
 """Two operating-system processes, two devices each, gloo collectives."""
 
+import functools
+import itertools
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -9,57 +12,65 @@ import numpy as np
 import pytest
 
 import jaxbn
-from tests import reference
+from tests import reference, two_processes, two_processes_training
 
 ROOT = pathlib.Path(__file__).parent.parent
-SCALE, BIAS = np.float32([1, 2, 0.5]), np.float32([0, 1, -1])
 
 
-def start(out, *options):
+def start(module, out, *options):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.two_processes", str(process), str(port),
-             str(out), *options],
+            [sys.executable, "-m", module.__name__, str(process), str(port), str(out),
+             *options],
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
         for process in (0, 1)
     ]  # fmt: skip
 
 
-def make_batch():
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((16, 3)) + np.arange(16)[:, None]
-    mask = np.ones((16, 1), bool)
-    mask[1:4] = mask[12:] = False
-    dy = np.where(mask, rng.standard_normal((16, 3)), 0)
-    return np.where(mask, x, np.nan).astype(np.float32), mask, dy.astype(np.float32)
+def finish(module, out):
+    """Runs both to their end; what they print."""
+    outputs = []
+    for process in start(module, out):
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output
+        outputs.append(output)
+    return outputs
 
 
 def test_equals_one_process(tmp_path):
-    for process in start(tmp_path):
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, output
-    x, mask, dy = make_batch()
-    expected = reference.batch_norm(x, SCALE, BIAS, dy, mask=mask)
-    mean, var = reference.updated(jaxbn.init_batch_stats(3), expected.moments)
-    for style in ("jit", "shard_map"):
-        parts = [np.load(tmp_path / f"{style}_{process}.npz") for process in (0, 1)]
+    finish(two_processes, tmp_path)
+    scale, bias = two_processes.SCALE, two_processes.BIAS
+    for style, case in itertools.product(("jit", "shard_map"), two_processes.MASKED):
+        x, mask, dy = two_processes.make_batch(case).values()
+        expected = reference.batch_norm(x, scale, bias, dy, mask=mask)
+        mean, var = reference.updated(jaxbn.init_batch_stats(3), expected.moments)
+        affine = {"dscale": expected.dscale, "dbias": expected.dbias}
+        parts = [
+            np.load(tmp_path / f"{style} {case} {process}.npz") for process in (0, 1)
+        ]
         y, dx = (np.concatenate([part[key] for part in parts]) for key in ("y", "dx"))
         keep = mask[:, 0]
-        np.testing.assert_allclose(y[keep], expected.y[keep], rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(dx, expected.dx, rtol=1e-5, atol=1e-5)
+        assert_close = functools.partial(
+            np.testing.assert_allclose, rtol=1e-5, err_msg=f"{style}, {case}"
+        )
+        assert_close(y[keep], expected.y[keep], atol=1e-5)
+        assert_close(dx[keep], expected.dx[keep], atol=1e-5)
         for part in parts:
-            np.testing.assert_allclose(part["mean"], mean, rtol=1e-5)
-            np.testing.assert_allclose(part["var"], var, rtol=1e-5)
-            np.testing.assert_allclose(part["dscale"], expected.dscale, atol=1e-4)
-            np.testing.assert_allclose(part["dbias"], expected.dbias, atol=1e-4)
+            for key, value in {"mean": mean, "var": var, **affine}.items():
+                assert_close(part[key], value, atol=1e-4 if key in affine else 0)
 
 
-def test_the_survivor_of_a_dead_process_ends_with_an_error(tmp_path):
-    survivor, dead = start(tmp_path, "die")
+def test_a_run_whose_process_died_goes_on_with_the_same_statistics(tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir()
+    broken.mkdir()
+    finish(two_processes_training, whole)
+
+    survivor, dead = start(two_processes_training, broken, "die")
     try:
         survivor.communicate(timeout=240)
         dead.communicate(timeout=60)
@@ -68,5 +79,17 @@ def test_the_survivor_of_a_dead_process_ends_with_an_error(tmp_path):
     finally:
         survivor.kill()
         dead.kill()
-    assert dead.returncode == 9
+    assert dead.returncode == -signal.SIGKILL
     assert survivor.returncode != 0
+    assert not (broken / "end 0.npz").exists()
+
+    for output in finish(two_processes_training, broken):
+        assert f"starts at step {two_processes_training.DIES_AT}" in output
+    ends = [
+        np.load(out / f"end {process}.npz")
+        for out in (whole, broken)
+        for process in (0, 1)
+    ]
+    for end in ends[1:]:
+        for name, array in ends[0].items():
+            np.testing.assert_array_equal(end[name], array)

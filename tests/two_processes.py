@@ -1,9 +1,8 @@
 """One of two processes with two devices each; run by `test_two_processes.py`.
 
-python two_processes.py PROCESS PORT OUT [die]
+python -m tests.two_processes PROCESS PORT OUT
 """
 
-import os
 import pathlib
 import sys
 
@@ -15,26 +14,49 @@ from jaxbn import parallel
 
 P = jax.P
 SCALE, BIAS = np.float32([1, 2, 0.5]), np.float32([0, 1, -1])
+# Rows of sixteen that do not count, four to a device.
+MASKED = {
+    "none": [],
+    "equal": [0, 4, 8, 12],
+    "uneven": [1, 2, 3, 4, 13],
+    "empty device": [12, 13, 14, 15],
+    "uneven, empty, NaN": [1, 2, 3, 12, 13, 14, 15],
+}
 
 
-def make_batch():
+def make_batch(case):
+    """`x`, `mask` and `dy`; a batch of mean 3 whose devices differ."""
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((16, 3)) + np.arange(16)[:, None]
+    x, dy = rng.standard_normal((2, 16, 3)).astype(np.float32)
+    x += np.arange(16, dtype=np.float32)[:, None]
     mask = np.ones((16, 1), bool)
-    mask[1:4] = False  # One valid row on the first device,
-    mask[12:] = False  # and none on the last.
-    dy = np.where(mask, rng.standard_normal((16, 3)), 0)
-    return {
-        "x": np.where(mask, x, np.nan).astype(np.float32),
-        "mask": mask,
-        "dy": dy.astype(np.float32),
-    }
+    mask[MASKED[case]] = False
+    if "NaN" in case:
+        x = np.where(mask, x, np.nan)
+    return {"x": x, "mask": mask, "dy": np.where(mask, dy, 0)}
+
+
+def connect(process, port):
+    """Joins the two processes; a mesh of all four devices."""
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", 2)
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(
+        f"localhost:{port}", 2, int(process), heartbeat_timeout_seconds=10
+    )
+    return parallel.data_mesh(axis_name="d")
+
+
+def local_part(array):
+    """The half of the global batch that is this process's."""
+    size = len(array) // jax.process_count()
+    return array[size * jax.process_index() :][:size]
 
 
 def step(batch, axis_name=None):
     def normalize(x, scale, bias):
         return jaxbn.batch_norm_train(
-            x, scale, bias, jaxbn.init_batch_stats(3), mask=batch["mask"],
+            x, scale, bias, jaxbn.init_batch_stats(3), mask=batch.get("mask"),
             axis_name=axis_name,
         )  # fmt: skip
 
@@ -51,17 +73,9 @@ def on_device(batch):
 
 
 def main():
-    process, port, out = int(sys.argv[1]), sys.argv[2], pathlib.Path(sys.argv[3])
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", 2)
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(
-        f"localhost:{port}", 2, process, heartbeat_timeout_seconds=10
-    )
-    mesh = parallel.data_mesh(axis_name="d")
+    process, port, out = sys.argv[1:]
+    mesh = connect(process, port)
     assert mesh.size == 4
-    mine = jax.tree.map(lambda a: a[8 * process : 8 * process + 8], make_batch())
-    batch = parallel.shard_batch(mine, mesh)
     mapped = jax.shard_map(
         on_device,
         mesh=mesh,
@@ -69,15 +83,20 @@ def main():
         out_specs=(P("d"), P()),
         check_vma=False,
     )
-    for name, function in {"jit": step, "shard_map": mapped}.items():
-        sharded, whole = jax.jit(function)(batch)
-        results = {key: np.asarray(value) for key, value in whole.items()}
-        for key, array in sharded.items():
-            shards = sorted(array.addressable_shards, key=lambda s: s.index[0].start)
-            results[key] = np.concatenate([np.asarray(s.data) for s in shards])
-        np.savez(out / f"{name}_{process}.npz", **results)
-        if "die" in sys.argv and process == 1:
-            os._exit(9)
+    for style, function in {"jit": jax.jit(step), "shard_map": jax.jit(mapped)}.items():
+        for case in MASKED:
+            batch = make_batch(case)
+            if case == "none":
+                del batch["mask"]
+            batch = parallel.shard_batch(jax.tree.map(local_part, batch), mesh)
+            sharded, whole = function(batch)
+            results = {key: np.asarray(value) for key, value in whole.items()}
+            for key, array in sharded.items():
+                shards = sorted(
+                    array.addressable_shards, key=lambda s: s.index[0].start
+                )
+                results[key] = np.concatenate([np.asarray(s.data) for s in shards])
+            np.savez(pathlib.Path(out) / f"{style} {case} {process}.npz", **results)
 
 
 if __name__ == "__main__":
