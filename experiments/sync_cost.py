@@ -15,7 +15,7 @@ from experiments import alpha_beta, collective_counts, models, plotting
 from jaxbn.core import sync
 
 DEVICES = tuple(2**k for k in range(3, 14))  # 8 to 8192
-GROUPS = (1, 2, *DEVICES)
+GROUPS = (1, 2, 4, *DEVICES)
 NETWORKS = {"ResNet-50": models.ResNet50, "BN-Inception": models.BNInception}
 
 

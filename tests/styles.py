@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 
 import jaxbn.testing
+from jaxbn import linen
 
 P = jax.P
 DEVICES = 8
@@ -22,9 +23,22 @@ class Step(NamedTuple):
     dbias: jax.Array
 
 
+def batch_norm(x, scale, bias, stats, *, mask, layer=False, **options):
+    """The functional form, or the Linen layer."""
+    if not layer:
+        return jaxbn.batch_norm_train(x, scale, bias, stats, mask=mask, **options)
+    variables = {
+        "params": {"scale": scale, "bias": bias},
+        "batch_stats": stats._asdict(),
+    }
+    module = linen.BatchNorm(use_running_average=False, **options)
+    y, new = module.apply(variables, x, mask=mask, mutable=["batch_stats"])
+    return y, jaxbn.BatchStats(**new["batch_stats"])
+
+
 def step(x, mask, dy, scale, bias, stats, **options):
     def normalize(x, scale, bias):
-        return jaxbn.batch_norm_train(x, scale, bias, stats, mask=mask, **options)
+        return batch_norm(x, scale, bias, stats, mask=mask, **options)
 
     y, vjp, new = jax.vjp(normalize, x, scale, bias, has_aux=True)
     return Step(y, new, *vjp(dy))
@@ -100,7 +114,7 @@ def _shard_map_outside(check_vma, names=("d",), sizes=(DEVICES,)):
         shard = P("d")
 
         def normalize(x, mask, scale, bias):
-            return jaxbn.batch_norm_train(
+            return batch_norm(
                 x, scale, bias, stats, mask=mask, axis_name="d", **options
             )
 

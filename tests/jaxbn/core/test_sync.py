@@ -61,13 +61,15 @@ def assert_matches(actual, expected, stats, keep, atol=1e-5):
 
 
 class EveryStyleTest(chex.TestCase):
-    @parameterized.product(style=tuple(styles.ALL), mask=tuple(make_masks()))
-    def test_equals_float64_on_the_whole_batch(self, style, mask):
+    @parameterized.product(
+        style=tuple(styles.ALL), mask=tuple(make_masks()), layer=(False, True)
+    )
+    def test_equals_float64_on_the_whole_batch(self, style, mask, layer):
         x, dy = make_batch()
         mask = make_masks()[mask]
         x, dy = np.where(mask, x, np.nan), np.where(mask, dy, 0).astype(np.float32)
         stats = jaxbn.init_batch_stats(3)
-        actual = styles.ALL[style](x, mask, dy, SCALE, BIAS, stats)
+        actual = styles.ALL[style](x, mask, dy, SCALE, BIAS, stats, layer=layer)
         expected = reference.batch_norm(x, SCALE, BIAS, dy, mask=mask)
         assert_matches(actual, expected, stats, mask)
 
