@@ -147,14 +147,21 @@ def _tangent(spec, x, mask, mean, rstd, count, scale, dx, dscale, dbias):
     with jax.named_scope("jaxbn.tangent"):
         wide, expand = _wide_dtype(x, scale, dbias), _expander(spec, x)
         scale, dx, dscale, dbias = (t.astype(wide) for t in (scale, dx, dscale, dbias))
-        centered, keep = _center(x.astype(wide), mask, expand(mean), expand(rstd))
+        x = x.astype(wide)
+        centered, keep = _center(x, mask, expand(mean), expand(rstd))
         mean_dx, mean_product = _mean_all(spec, mask, count, dx, centered)
         slope = rstd * scale
         p = rstd * (dscale - slope * rstd * mean_product)
-        # dbias is added last and once: its cotangent has the sharding of one use.
-        dy = expand(slope) * dx + centered * expand(p) - expand(slope * mean_dx)
-        if keep is not None:
+        if keep is None:
+            # The transpose sums x * dy, not centered * dy: XLA:CPU would store the
+            # difference. What that rounds away is of the order of what the float32
+            # mean, and x itself, have rounded in x_hat.
+            dy = expand(slope) * dx + x * expand(p)
+            dy = dy - expand(slope * mean_dx + mean * p)
+        else:
+            dy = expand(slope) * dx + centered * expand(p) - expand(slope * mean_dx)
             dy = jnp.where(keep, dy, 0)
+        # dbias is added last and once: its cotangent has the sharding of one use.
         dy = dy + expand(dbias)
         return dy.astype(spec.dtype)
 
