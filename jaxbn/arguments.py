@@ -10,7 +10,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbn.core import groups, moments, running, sync
+from jaxbn.core import groups, moments, normalize, running, sync
 
 
 class Arguments(NamedTuple):
@@ -68,6 +68,32 @@ def check_arguments(
             "`init_batch_stats(shape, x.dtype)`."
         )
     return Arguments(x, scale, bias, feature_axes)
+
+
+def check_activation(
+    x: jax.Array, residual: jax.typing.ArrayLike | None, activation: str | None
+) -> jax.Array | None:
+    """The residual as an array.
+
+    Raises:
+      ValueError: if its shape is not that of `x`, or the activation is not known.
+      TypeError: if it is complex and `x` is real.
+    """
+    if activation is not None and activation not in normalize.ACTIVATIONS:
+        raise ValueError(
+            f"`activation` must be None or one of {sorted(normalize.ACTIVATIONS)}, got "
+            f"{activation!r}; apply others to the result."
+        )
+    if residual is None:
+        return None
+    residual = jnp.asarray(residual)
+    if residual.shape != x.shape:
+        raise ValueError(
+            f"`residual` must have the shape of `x`, {x.shape}, got {residual.shape}."
+        )
+    if jnp.iscomplexobj(residual) and not jnp.iscomplexobj(x):
+        raise TypeError(f"`residual` must be real for real `x`, got {residual.dtype}.")
+    return residual
 
 
 def check_channels(

@@ -33,6 +33,8 @@ def batch_norm_train(
     group_size: groups_lib.GroupSize | None = None,
     unbiased: bool = True,
     pool_groups: bool = True,
+    residual: jax.typing.ArrayLike | None = None,
+    activation: str | None = None,
     dtype: jax.typing.DTypeLike | None = None,
     use_fast_variance: bool = False,
     force_float32_reductions: bool = True,
@@ -69,6 +71,9 @@ def batch_norm_train(
         PyTorch), m counting the global batch; False: towards `var` (Flax).
       pool_groups: True: the running statistics of groups are those of the whole batch
         (law of total variance); False: the mean of the groups' own.
+      residual: of the shape of `x`, added before the activation.
+      activation: "relu", "leaky_relu" (0.01), "silu", "gelu" (tanh) or None. The
+        backward pass recomputes what its derivative needs: nothing more is kept.
       dtype: of `y`; default that of `x`.
       use_fast_variance: compute `E[x^2] - E[x]^2` without checking what it lost.
       force_float32_reductions: False squares half-precision `x`, and rounds its
@@ -85,7 +90,8 @@ def batch_norm_train(
         things, if `momentum` (where known) is outside [0, 1] or `epsilon` negative, if
         `axis_name` is not bound or `x` not split over it, if `axis_index_groups` comes without it or with
         `group_size`, if groups overlap, differ in size or leave a device out, or
-        `group_size` does not divide the devices or the batch.
+        `group_size` does not divide the devices or the batch,
+        if `residual` has not the shape of `x` or `activation` is unknown.
       TypeError: if `batch_stats` is not a `BatchStats`, if `x` is complex and its mean
         is not, or `x` is real and `scale` or `bias` is not; if `epsilon` is traced.
 
@@ -111,6 +117,7 @@ def batch_norm_train(
     mask = moments_lib.canonicalize_mask(mask, x.shape, feature_axes)
     arguments.check_momentum(momentum)
     groups = arguments.check_groups(axis_index_groups, group_size, axis_name)
+    residual = arguments.check_activation(x, residual, activation)
     if axis_name is not None:
         sync.check_split(x, axis_name)
     shape, feature_ndim, position = x.shape, len(feature_axes), 0
@@ -121,6 +128,7 @@ def batch_norm_train(
         )
         variance = "fast" if use_fast_variance else "two_pass"
         scale, bias = (jnp.expand_dims(array, position) for array in (scale, bias))
+        residual = None if residual is None else residual.reshape(x.shape)
     arguments.warn_single_value(x, feature_axes, axis_name, groups)
     spec = normalize.Spec(
         feature_axes,
@@ -130,8 +138,9 @@ def batch_norm_train(
         groups,
         variance,
         None if force_float32_reductions else x.dtype,
+        activation,
     )
-    y, moments = normalize.normalize(spec, x, scale, bias, mask)
+    y, moments = normalize.normalize(spec, x, scale, bias, mask, residual)
     with jax.named_scope("jaxbn.running"):
         moments = jax.tree.map(lambda part: jnp.moveaxis(part, position, 0), moments)
         update = functools.partial(
@@ -153,6 +162,8 @@ def batch_norm_inference(
     *,
     axis: int | Sequence[int] = -1,
     epsilon: float = 1e-5,
+    residual: jax.typing.ArrayLike | None = None,
+    activation: str | None = None,
     dtype: jax.typing.DTypeLike | None = None,
 ) -> jax.Array:
     """Normalises by the running statistics: a fixed affine map of every channel.
@@ -166,6 +177,8 @@ def batch_norm_inference(
       batch_stats: running statistics, `[C]` each.
       axis: channel axis or axes of `x`.
       epsilon: added to the variance.
+      residual: as `batch_norm_train`.
+      activation: as `batch_norm_train`.
       dtype: of `y`; default that of `x`.
 
     Returns:
@@ -185,8 +198,13 @@ def batch_norm_inference(
     x, scale, bias, feature_axes = arguments.check_arguments(
         x, scale, bias, batch_stats, axis
     )
-    epsilon = arguments.check_epsilon(epsilon)
-    spec = normalize.Spec(feature_axes, epsilon, jnp.dtype(dtype or x.dtype))
+    residual = arguments.check_activation(x, residual, activation)
+    spec = normalize.Spec(
+        feature_axes,
+        arguments.check_epsilon(epsilon),
+        jnp.dtype(dtype or x.dtype),
+        activation=activation,
+    )
     return normalize.normalize_with(
-        spec, x, scale, bias, batch_stats.mean, batch_stats.var
+        spec, x, scale, bias, batch_stats.mean, batch_stats.var, residual
     )

@@ -64,6 +64,8 @@ class BatchNorm(nn.Module):
         global batch (the paper, PyTorch); False: towards `var`, as in Flax.
       pool_groups: True: running statistics of groups are those of the whole batch;
         False: the mean of the groups' own.
+      activation: applied to the result: "relu", "leaky_relu", "silu", "gelu" or None.
+        The backward pass recomputes what it needs, and keeps nothing more.
       update_running_average: default: exactly when the batch normalises itself.
       train_affine: False passes no gradient to scale and bias.
 
@@ -88,6 +90,7 @@ class BatchNorm(nn.Module):
     group_size: groups.GroupSize | None = dataclasses.field(default=None, kw_only=True)
     unbiased: bool = dataclasses.field(default=True, kw_only=True)
     pool_groups: bool = dataclasses.field(default=True, kw_only=True)
+    activation: str | None = dataclasses.field(default=None, kw_only=True)
     update_running_average: bool | None = dataclasses.field(default=None, kw_only=True)
     train_affine: bool = dataclasses.field(default=True, kw_only=True)
 
@@ -98,6 +101,7 @@ class BatchNorm(nn.Module):
         use_running_average: bool | None = None,
         *,
         mask: jax.typing.ArrayLike | None = None,
+        residual: jax.typing.ArrayLike | None = None,
         update_running_average: bool | None = None,
         train_affine: bool | None = None,
     ) -> jax.Array:
@@ -107,6 +111,7 @@ class BatchNorm(nn.Module):
           x: `[N, ..., C]`.
           use_running_average: see the class; given here or there, not in both.
           mask: broadcastable to `x`, True where an element counts for the statistics.
+          residual: of the shape of `x`, added before the activation.
           update_running_average: overrides the class.
           train_affine: overrides the class.
 
@@ -150,12 +155,18 @@ class BatchNorm(nn.Module):
                 batch_stats,
                 axis=self.axis,
                 epsilon=self.epsilon,
+                residual=residual,
+                activation=self.activation,
                 dtype=dtype,
             )
             if update_running_average:
-                _, batch_stats = self._train(x, scale, bias, batch_stats, mask, dtype)
+                _, batch_stats = self._train(
+                    x, scale, bias, batch_stats, mask, residual, dtype
+                )
         else:
-            y, batch_stats = self._train(x, scale, bias, batch_stats, mask, dtype)
+            y, batch_stats = self._train(
+                x, scale, bias, batch_stats, mask, residual, dtype
+            )
         if update_running_average and not self.is_initializing():
             mean.value, var.value = batch_stats
         return y
@@ -180,7 +191,7 @@ class BatchNorm(nn.Module):
         value = self.param(name, init, shape, self.param_dtype)
         return value if train else jax.lax.stop_gradient(value)
 
-    def _train(self, x, scale, bias, batch_stats, mask, dtype):
+    def _train(self, x, scale, bias, batch_stats, mask, residual, dtype):
         initializing = self.is_initializing()
         with warnings.catch_warnings():
             if initializing:  # Often done with one example, on purpose.
@@ -199,6 +210,8 @@ class BatchNorm(nn.Module):
                 group_size=None if initializing else self.group_size,
                 unbiased=self.unbiased,
                 pool_groups=self.pool_groups,
+                residual=residual,
+                activation=self.activation,
                 dtype=dtype,
                 use_fast_variance=self.use_fast_variance,
                 force_float32_reductions=self.force_float32_reductions,

@@ -2,7 +2,7 @@
 
     mean, var, count over the valid elements of all devices of the group
     rstd = 1 / sqrt(var + epsilon),  x_hat = (x - mean) * rstd
-    y = x_hat * scale + bias
+    y = activation(x_hat * scale + bias + residual)
 
 One derivative rule serves forward mode, reverse mode and every higher order. Its
 tangent, with `mean_all` over mask and devices,
@@ -13,10 +13,12 @@ tangent, with `mean_all` over mask and devices,
 
 has the paper's simplified backward pass (Section 3) as its transpose. It is wrapped in
 `jax.checkpoint`, so that the backward pass keeps `x` in its own dtype, `mean` and
-`rstd`, and nothing else of the size of `x`.
+`rstd`, and nothing else of the size of `x`: what the activation's derivative needs is
+made of them again. A residual, if there is one, is kept too, as whoever made it does.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -24,6 +26,13 @@ import jax.numpy as jnp
 
 from jaxbn.core import moments as moments_lib
 from jaxbn.core import sync
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "relu": jax.nn.relu,
+    "leaky_relu": jax.nn.leaky_relu,
+    "silu": jax.nn.silu,
+    "gelu": jax.nn.gelu,
+}
 
 
 class Spec(NamedTuple):
@@ -36,6 +45,7 @@ class Spec(NamedTuple):
     axis_index_groups: sync.AxisIndexGroups | None = None
     variance: moments_lib.Variance = "checked"
     reduction_dtype: jnp.dtype | None = None  # None: float32 or wider
+    activation: str | None = None  # One of ACTIVATIONS.
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -45,6 +55,7 @@ def normalize(
     scale: jax.Array,
     bias: jax.Array,
     mask: jax.Array | None,
+    residual: jax.Array | None,
 ) -> tuple[jax.Array, moments_lib.Moments]:
     """Normalises `x` by the moments of its batch.
 
@@ -58,24 +69,30 @@ def normalize(
       scale: `[C]`.
       bias: `[C]`.
       mask: boolean, broadcastable to `x`, or None.
+      residual: added before the activation, of the shape of `x`, or None.
 
     Returns:
       `y` of the shape of `x` and dtype `spec.dtype`, and the `Moments` of the batch,
       `[C]`, or of each group of devices, `[groups, C]`, the same on all.
     """
     (_, mean, var), groups = batch_moments(spec, x, mask)
-    return _affine(spec, x, mask, mean, _rstd(spec, var), scale, bias), groups
+    rstd = _rstd(spec, var)
+    return _apply(spec, x, mask, mean, rstd, scale, bias, residual), groups
 
 
 @normalize.defjvp
 def _normalize_jvp(spec, primals, tangents):
-    x, scale, bias, mask = primals
-    dx, dscale, dbias, _ = tangents
+    x, scale, bias, mask, residual = primals
+    dx, dscale, dbias, _, dresidual = tangents
     (count, mean, var), groups = batch_moments(spec, x, mask)
     rstd = _rstd(spec, var)
-    y = _affine(spec, x, mask, mean, rstd, scale, bias)
+    y = _apply(spec, x, mask, mean, rstd, scale, bias, residual)
     tangent = _recomputed(functools.partial(_tangent, spec))
-    dy = tangent(x, mask, mean, rstd, count, scale, dx, dscale, dbias)
+    dy = tangent(
+        (x, mask, mean, rstd, scale, bias, residual),
+        count,
+        (dx, dscale, dbias, dresidual),
+    )
     return (y, groups), (dy, jax.tree.map(jnp.zeros_like, groups))
 
 
@@ -100,6 +117,7 @@ def normalize_with(
     bias: jax.Array,
     mean: jax.Array,
     var: jax.Array,
+    residual: jax.Array | None,
 ) -> jax.Array:
     """Normalises `x` by given statistics, such as those of the population.
 
@@ -110,12 +128,13 @@ def normalize_with(
       bias: `[C]`.
       mean: `[C]`.
       var: `[C]`.
+      residual: added before the activation, of the shape of `x`, or None.
 
     Returns:
       `y` of the shape of `x` and dtype `spec.dtype`.
     """
-    return _recomputed(functools.partial(_affine, spec))(
-        x, None, mean, _rstd(spec, var), scale, bias
+    return _recomputed(functools.partial(_apply, spec))(
+        x, None, mean, _rstd(spec, var), scale, bias, residual
     )
 
 
@@ -134,36 +153,57 @@ def _rstd(spec: Spec, var: jax.Array) -> jax.Array:
     return jnp.where(positive, jax.lax.rsqrt(jnp.where(positive, var, 1)), 0)
 
 
-def _affine(spec, x, mask, mean, rstd, scale, bias):
+def _apply(spec, x, mask, mean, rstd, scale, bias, residual):
     with jax.named_scope("jaxbn.normalize"):
-        wide, expand = _wide_dtype(x, scale, bias), _expander(spec, x)
-        centered, _ = _center(x.astype(wide), mask, expand(mean), expand(rstd))
-        y = centered * expand(rstd * scale.astype(wide)) + expand(bias.astype(wide))
-        return y.astype(spec.dtype)
+        y = _affine(spec, x, mask, mean, rstd, scale, bias, residual)
+        return _activation(spec)(y).astype(spec.dtype)
 
 
-def _tangent(spec, x, mask, mean, rstd, count, scale, dx, dscale, dbias):
-    """The tangent of the module docstring, linear in (dx, dscale, dbias)."""
+def _affine(spec, x, mask, mean, rstd, scale, bias, residual):
+    """What the activation is given, in float32 or wider."""
+    wide, expand = _wide_dtype(x, scale, bias), _expander(spec, x)
+    centered, _ = _center(x.astype(wide), mask, expand(mean), expand(rstd))
+    y = centered * expand(rstd * scale.astype(wide)) + expand(bias.astype(wide))
+    return y if residual is None else y + residual.astype(wide)
+
+
+def _activation(spec):
+    return (lambda y: y) if spec.activation is None else ACTIVATIONS[spec.activation]
+
+
+def _tangent(spec, primals, count, tangents):
+    """The tangent of the module docstring, linear in `tangents`."""
     with jax.named_scope("jaxbn.tangent"):
-        wide, expand = _wide_dtype(x, scale, dbias), _expander(spec, x)
-        scale, dx, dscale, dbias = (t.astype(wide) for t in (scale, dx, dscale, dbias))
-        x = x.astype(wide)
-        centered, keep = _center(x, mask, expand(mean), expand(rstd))
-        mean_dx, mean_product = _mean_all(spec, mask, count, dx, centered)
-        slope = rstd * scale
-        p = rstd * (dscale - slope * rstd * mean_product)
-        if keep is None:
-            # The transpose sums x * dy, not centered * dy: XLA:CPU would store the
-            # difference. What that rounds away is of the order of what the float32
-            # mean, and x itself, have rounded in x_hat.
-            dy = expand(slope) * dx + x * expand(p)
-            dy = dy - expand(slope * mean_dx + mean * p)
-        else:
-            dy = expand(slope) * dx + centered * expand(p) - expand(slope * mean_dx)
-            dy = jnp.where(keep, dy, 0)
-        # dbias is added last and once: its cotangent has the sharding of one use.
-        dy = dy + expand(dbias)
+        x, mask, mean, rstd, scale, _, residual = primals
+        *tangents, dresidual = tangents
+        dy = _affine_tangent(spec, x, mask, mean, rstd, count, scale, *tangents)
+        if residual is not None:
+            dy = dy + dresidual.astype(dy.dtype)
+        if spec.activation is not None:
+            y = _affine(spec, *primals)
+            _, dy = jax.jvp(_activation(spec), (y,), (dy,))
         return dy.astype(spec.dtype)
+
+
+def _affine_tangent(spec, x, mask, mean, rstd, count, scale, dx, dscale, dbias):
+    wide, expand = _wide_dtype(x, scale, dbias), _expander(spec, x)
+    scale, dx, dscale, dbias = (t.astype(wide) for t in (scale, dx, dscale, dbias))
+    x = x.astype(wide)
+    centered, keep = _center(x, mask, expand(mean), expand(rstd))
+    mean_dx, mean_product = _mean_all(spec, mask, count, dx, centered)
+    slope = rstd * scale
+    p = rstd * (dscale - slope * rstd * mean_product)
+    if keep is None:
+        # The transpose sums x * dy, not centered * dy: XLA:CPU would store the
+        # difference. What that rounds away is of the order of what the float32
+        # mean, and x itself, have rounded in x_hat.
+        dy = expand(slope) * dx + x * expand(p)
+        dy = dy - expand(slope * mean_dx + mean * p)
+    else:
+        dy = expand(slope) * dx + centered * expand(p) - expand(slope * mean_dx)
+        dy = jnp.where(keep, dy, 0)
+    # dbias is added last and once: its cotangent has the sharding of one use.
+    return dy + expand(dbias)
 
 
 def _mean_all(spec, mask, count, dx, centered):

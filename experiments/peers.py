@@ -1,0 +1,194 @@
+"""Batch Normalization of jaxbn and of what a user would take instead, for benchmarks.
+
+Each peer is a function from shape and dtype to two programs, the forward pass in
+training and forward and backward together, both from arrays to arrays:
+
+    forward(x) -> y, new running statistics
+    both(x, dy) -> y, new running statistics, dx, dscale, dbias
+
+A peer that is not installed raises ImportError when called.
+"""
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxbn import linen
+
+
+class Programs(NamedTuple):
+    """Called without arguments; return when the result is there."""
+
+    forward: Callable[[], Any]
+    both: Callable[[], Any]
+
+
+def make_batch(shape: tuple[int, ...], dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """`x` of mean 1 and std 1, and a cotangent, float32 values that `dtype` holds."""
+    rng = np.random.default_rng(0)
+    x, dy = rng.standard_normal((2, *shape), np.float32)
+    return tuple(np.asarray(jnp.asarray(a, dtype), np.float32) for a in (x + 1, dy))
+
+
+def jax_programs(
+    apply: Callable[..., tuple[jax.Array, Any]],
+    scale: jax.Array,
+    bias: jax.Array,
+    x: jax.Array,
+    dy: jax.Array,
+) -> Programs:
+    """Of `apply(x, scale, bias) -> (y, state)`."""
+
+    def both(x, dy):
+        y, vjp, state = jax.vjp(apply, x, scale, bias, has_aux=True)
+        return y, state, vjp(dy.astype(y.dtype))
+
+    forward = jax.jit(lambda x: apply(x, scale, bias))
+    both = jax.jit(both)
+    return Programs(
+        lambda: jax.block_until_ready(forward(x)),
+        lambda: jax.block_until_ready(both(x, dy)),
+    )
+
+
+def _linen(cls: Callable[..., nn.Module], shape, dtype, **options) -> Programs:
+    x, dy = (jnp.asarray(a, dtype) for a in make_batch(shape, dtype))
+    layer = cls(use_running_average=False, dtype=x.dtype, **options)
+    variables = layer.init(jax.random.key(0), x)
+
+    def apply(x, scale, bias):
+        params = {"scale": scale, "bias": bias}
+        return layer.apply(variables | {"params": params}, x, mutable=["batch_stats"])
+
+    return jax_programs(apply, *_affine(shape), x, dy)
+
+
+def _nnx(shape, dtype) -> Programs:
+    x, dy = (jnp.asarray(a, dtype) for a in make_batch(shape, dtype))
+    layer = nnx.BatchNorm(shape[-1], dtype=x.dtype, rngs=nnx.Rngs(0))
+    graph, params, state = nnx.split(layer, nnx.Param, ...)
+
+    def apply(x, scale, bias):
+        given = jax.tree.map(lambda leaf: leaf, params)
+        given["scale"], given["bias"] = nnx.Param(scale), nnx.Param(bias)
+        module = nnx.merge(graph, given, state, copy=True)
+        y = module(x, use_running_average=False)
+        return y, nnx.state(module, nnx.BatchStat)
+
+    return jax_programs(apply, *_affine(shape), x, dy)
+
+
+def _haiku(shape, dtype) -> Programs:
+    import haiku as hk
+
+    x, dy = (jnp.asarray(a, dtype) for a in make_batch(shape, dtype))
+    layer = hk.transform_with_state(
+        lambda x: hk.BatchNorm(True, True, 0.99)(x, is_training=True)
+    )
+    _, state = layer.init(jax.random.key(0), x)
+
+    def apply(x, scale, bias):
+        full = (1,) * (x.ndim - 1) + scale.shape
+        params = {"scale": scale.reshape(full), "offset": bias.reshape(full)}
+        return layer.apply({"batch_norm": params}, state, None, x)
+
+    scale, bias = (a.astype(dtype) for a in _affine(shape))  # As its own init makes it.
+    return jax_programs(apply, scale, bias, x, dy)
+
+
+def _equinox(shape, dtype) -> Programs:
+    """In its own layout, channels first, an example at a time."""
+    import equinox as eqx
+
+    x, dy = (
+        jnp.asarray(np.moveaxis(a, -1, 1), dtype) for a in make_batch(shape, dtype)
+    )
+    layer, state = eqx.nn.make_with_state(eqx.nn.BatchNorm)(
+        shape[-1], "batch", mode="batch"
+    )
+
+    def apply(x, scale, bias):
+        given = eqx.tree_at(lambda m: (m.weight, m.bias), layer, (scale, bias))
+        return jax.vmap(
+            given, in_axes=(0, None), out_axes=(0, None), axis_name="batch"
+        )(x, state)
+
+    return jax_programs(apply, *_affine(shape), x, dy)
+
+
+def _torch(shape, dtype) -> Programs:
+    """Channels last in memory, as many threads as JAX takes."""
+    import torch
+
+    torch.set_num_threads(os.cpu_count() or 1)
+
+    def tensor(array):
+        made = torch.from_numpy(np.moveaxis(array, -1, 1).copy()).to(
+            getattr(torch, dtype)
+        )
+        if made.ndim == 4:
+            made = made.contiguous(memory_format=torch.channels_last)
+        return made
+
+    x, dy = (tensor(a) for a in make_batch(shape, dtype))
+    x.requires_grad_()
+    scale, bias = (
+        torch.from_numpy(np.array(a)).requires_grad_() for a in _affine(shape)
+    )
+    mean, var = torch.zeros(shape[-1]), torch.ones(shape[-1])
+
+    def forward():
+        with torch.no_grad():
+            return torch.nn.functional.batch_norm(
+                x, mean, var, scale, bias, training=True
+            )
+
+    def both():
+        y = torch.nn.functional.batch_norm(x, mean, var, scale, bias, training=True)
+        return y, torch.autograd.grad(y, (x, scale, bias), dy)
+
+    return Programs(forward, both)
+
+
+def limits(shape, dtype) -> Programs:
+    """The cheapest programs that move the same bytes.
+
+    Two reads and a write forward, four reads and a write more backward.
+    """
+    x, dy = (jnp.asarray(a, dtype) for a in make_batch(shape, dtype))
+    read = jax.jit(lambda a: jnp.sum(a, dtype=jnp.float32))
+    write = jax.jit(lambda a: 2 * a + 1)
+    add = jax.jit(lambda a, b: a + b)
+
+    def forward():
+        jax.block_until_ready(read(x))
+        jax.block_until_ready(write(x))
+
+    def both():
+        forward()
+        jax.block_until_ready(read(x))
+        jax.block_until_ready(read(dy))
+        jax.block_until_ready(add(x, dy))
+
+    return Programs(forward, both)
+
+
+def _affine(shape) -> tuple[jax.Array, jax.Array]:
+    return jnp.ones(shape[-1]), jnp.zeros(shape[-1])
+
+
+PEERS: dict[str, Callable[[tuple[int, ...], str], Programs]] = {
+    "jaxbn": functools.partial(_linen, linen.BatchNorm),
+    "flax.linen": functools.partial(_linen, nn.BatchNorm),
+    "flax.nnx": _nnx,
+    "haiku": _haiku,
+    "equinox": _equinox,
+    "torch": _torch,
+}
