@@ -5,9 +5,10 @@ import sys
 import absl.logging
 import tyro
 
-from experiments import data, figure1, figure1_sweep, sync_cost
+from experiments import benchmark, data, figure1, figure1_sweep, sync_cost
 
 COMMANDS = {
+    "benchmark": benchmark.Benchmark,
     "figure1": figure1.Figure1,
     "figure1_sweep": figure1_sweep.Figure1Sweep,
     "prepare": data.Prepare,

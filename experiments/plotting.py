@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments import paper
+from experiments import paper, peers
 
 _COLORS = {"with_bn": "tab:blue", "without_bn": "tab:orange"}
 _LABELS = {"with_bn": "with BN", "without_bn": "without BN"}
@@ -26,6 +26,12 @@ def write_json(path: pathlib.Path, result: dict[str, Any]) -> None:
 def write_text(path: pathlib.Path, text: str) -> None:
     """Writes `text` as UTF-8."""
     _write(path, text.encode())
+
+
+def markdown(header: list[str], rows: list[list[Any]]) -> str:
+    """A table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def figure1(path: pathlib.Path, result: dict[str, Any]) -> None:
@@ -119,6 +125,62 @@ def sync_cost(path: pathlib.Path, result: dict[str, Any]) -> None:
         )
     right.set_title("ResNet-50 on TPU v3, ms per step: fitted (o), predicted (^)")
     right.set(xlabel="published (MLPerf)", ylabel="model", xlim=(10, 400))
+    figure.tight_layout()
+    _save(path, figure)
+
+
+def benchmark_layers(path: pathlib.Path, result: dict[str, Any]) -> None:
+    """Times over jaxbn's for every shape, forward and backward."""
+    dtypes = list(dict.fromkeys(row["dtype"] for row in result["layers"]))
+    figure, axes = plt.subplots(1, len(dtypes), figsize=(13, 4), sharey=True)
+    for panel, dtype in zip(np.atleast_1d(axes), dtypes, strict=True):
+        rows = [row for row in result["layers"] if row["dtype"] == dtype]
+        names = list(rows[0]["both"]["over_jaxbn"])
+        for i, name in enumerate(names):
+            median, low, high = np.array(
+                [row["both"]["over_jaxbn"][name] for row in rows]
+            ).T
+            panel.errorbar(
+                np.arange(len(rows)) + (i - len(names) / 2) / 9,
+                median,
+                [median - low, high - median],
+                fmt="o",
+                color="black" if name == peers.LIMIT else f"C{i}",
+                label=name,
+            )
+        panel.axhline(1, color="tab:gray", lw=1)
+        labels = ["x".join(map(str, row["shape"])) for row in rows]
+        panel.set_xticks(range(len(rows)), labels, rotation=30, fontsize=7)
+        panel.set(title=f"{dtype}, forward and backward", yscale="log")
+    np.atleast_1d(axes)[0].set_ylabel("time over jaxbn's")
+    np.atleast_1d(axes)[-1].legend(fontsize=7)
+    figure.tight_layout()
+    _save(path, figure)
+
+
+def benchmark_scaling(path: pathlib.Path, result: dict[str, Any]) -> None:
+    """Times against elements and channels; seconds of compilation against depth."""
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.8))
+    for axes, key, xlabel in (
+        (left, "elements", "elements, 64 channels"),
+        (middle, "channels", "channels, a million elements"),
+    ):
+        rows = result[key]
+        shapes = np.array([row["shape"] for row in rows])
+        x = shapes.prod(1) if key == "elements" else shapes[:, 1]
+        ours = np.array([row["both"]["jaxbn_ms"] for row in rows])
+        axes.loglog(x, ours, "o-", label="jaxbn")
+        for name in rows[0]["both"]["over_jaxbn"]:
+            over = np.array([row["both"]["over_jaxbn"][name][0] for row in rows])
+            axes.loglog(x, ours * over, "o-", label=name)
+        axes.set(xlabel=xlabel, ylabel="ms, forward and backward")
+        axes.legend(fontsize=7)
+    depths = sorted(result["depth"], key=int)
+    for name in result["depth"][depths[0]]:
+        times = [sum(result["depth"][depth][name].values()) for depth in depths]
+        right.loglog([int(depth) for depth in depths], times, "o-", label=name)
+    right.set(xlabel="layers", ylabel="s to trace and compile")
+    right.legend(fontsize=7)
     figure.tight_layout()
     _save(path, figure)
 

@@ -124,7 +124,9 @@ def _cost_table(result: dict[str, Any]) -> str:
     return (
         "Milliseconds added to a step by statistics over groups of devices, and their "
         "share of that step:\n\n"
-        + _markdown(["network, hardware", "step without", *map(str, shown)], rows)
+        + plotting.markdown(
+            ["network, hardware", "step without", *map(str, shown)], rows
+        )
         + "\n\nGroups work side by side: groups of 8 cost the same on 8 devices and on "
         "8192; over all devices a group is their number. Images per device: "
         + ", ".join(
@@ -163,7 +165,7 @@ def _mlperf_table(result: dict[str, Any]) -> str:
     return (
         f"MLPerf, ResNet-50 on TPU v3: {fit['ms_per_image']} ms per image and "
         f"{fit['constant_ms']} ms per step, fitted to the runs marked so:\n\n"
-        + _markdown(header, rows)
+        + plotting.markdown(header, rows)
     )
 
 
@@ -180,7 +182,7 @@ def _layer_table(result: dict[str, Any]) -> str:
     return (
         "Collectives of one layer of 64 channels on eight devices with the stable "
         "variance, from the compiled program (forward; forward and backward):\n\n"
-        + _markdown(header, rows)
+        + plotting.markdown(header, rows)
     )
 
 
@@ -195,9 +197,6 @@ def _network_table(result: dict[str, Any]) -> str:
         for row in result["network"]
     ]  # fmt: skip
     layers = result["network"][0]["layers"]
-    return f"{layers} layers, forward and backward:\n\n" + _markdown(header, rows)
-
-
-def _markdown(header: list[str], rows: list[list[Any]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+    return f"{layers} layers, forward and backward:\n\n" + plotting.markdown(
+        header, rows
+    )

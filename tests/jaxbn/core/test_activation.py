@@ -21,9 +21,9 @@ def make_batch(shape=(6, 4, 3)):
 
 
 def train(x, scale, bias, **options):
-    return jaxbn.batch_norm_train(
-        x, scale, bias, jaxbn.init_batch_stats(3), **options
-    )[0]
+    return jaxbn.batch_norm_train(x, scale, bias, jaxbn.init_batch_stats(3), **options)[
+        0
+    ]
 
 
 def fused(activation, **options):

@@ -1,0 +1,62 @@
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from experiments import benchmark, benchmark_worker, interleaved, peers, plotting
+
+SHAPE = (6, 3, 3, 4)
+
+
+def test_every_installed_peer_computes_the_same_layer():
+    x, dy = peers.make_batch(SHAPE, "float32")
+    expected = None
+    for name in ("jaxbn", "flax.linen", "flax.nnx"):
+        y, _, (dx, dscale, dbias) = peers.PEERS[name](SHAPE, "float32").both()
+        found = [np.asarray(a) for a in (y, dx, dscale, dbias)]
+        expected = expected or found
+        for a, b in zip(found, expected, strict=True):  # Rounding of values up to 10.
+            np.testing.assert_allclose(a, b, atol=1e-4, err_msg=name)
+    np.testing.assert_allclose(expected[3], dy.sum((0, 1, 2)), atol=1e-5)
+    np.testing.assert_allclose(expected[0].mean((0, 1, 2)), 0, atol=1e-5)
+    assert x.mean() > 0.5
+
+
+def test_missing_peers_are_listed(monkeypatch):
+    def missing(shape, dtype):
+        raise ImportError("No module named 'nothing'")
+
+    monkeypatch.setitem(peers.PEERS, "haiku", missing)
+    row = benchmark_worker.compare(SHAPE, "float32", 2, ("jaxbn", "haiku"))
+    assert row["missing"] == {"haiku": "No module named 'nothing'"}
+    assert list(row["both"]["over_jaxbn"]) == [peers.LIMIT]
+
+
+def test_ratios():
+    ratio = interleaved.ratio([2.0, 4.0, 12.0], [1.0, 1.0, 2.0])
+    assert ratio == (4.0, 3.0, 5.0)
+    assert interleaved.geometric_mean([2.0, 8.0]) == pytest.approx(4.0)
+
+
+def test_programs_take_turns():
+    calls = []
+    programs = {name: lambda name=name: calls.append(name) for name in "ab"}
+    taken = interleaved.seconds(programs, rounds=3, at_least=0.0)
+    assert {name: len(values) for name, values in taken.items()} == {"a": 3, "b": 3}
+    assert "".join(calls) == "aabb" + 4 * "ab"
+
+
+def test_kept_for_the_backward_pass():
+    kept = benchmark_worker.kept("bfloat16")
+    assert 1 <= kept["jaxbn, activation"] <= 1.05
+    assert kept["jaxbn, activation"] < kept["jaxbn, then relu"]
+    assert kept["jaxbn, then relu"] < kept["flax.linen, then relu"]
+
+
+def test_committed_results_make_the_committed_table(tmp_path):
+    results = pathlib.Path(benchmark.__file__).parent / "results"
+    result = json.loads((results / "benchmark.json").read_text())
+    assert benchmark.table(result) == (results / "benchmark.md").read_text()
+    plotting.benchmark_layers(tmp_path / "layers.png", result)
+    plotting.benchmark_scaling(tmp_path / "scaling.png", result)
