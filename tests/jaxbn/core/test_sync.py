@@ -279,3 +279,23 @@ class SyncTest(chex.TestCase):
             jax.vmap(normalize, axis_name="d")(np.zeros((8, 4, 3), np.float32))
         with pytest.raises(ValueError, match="'batch'; bound here: none"):
             normalize(np.zeros((4, 3), np.float32))
+
+
+class AutoAxesTest(chex.TestCase):
+    def test_groups_that_span_the_shards_of_an_explicit_mesh(self):
+        # What the error for them recommends.
+        x, _ = make_batch()
+        stats = jaxbn.init_batch_stats(3)
+        mesh = jax.make_mesh((styles.DEVICES,), ("d",), axis_types=(styles.EXPLICIT,))
+
+        def train(x):
+            return jaxbn.batch_norm_train(x, SCALE, BIAS, stats, group_size=16)
+
+        shard, whole = jax.P("d"), jax.P()
+        sharded = jax.device_put(x, jax.sharding.NamedSharding(mesh, shard))
+        with jax.set_mesh(mesh):
+            with self.assertRaisesRegex(ValueError, "auto_axes"):
+                jax.jit(train)(sharded)
+            out = (shard, jaxbn.BatchStats(whole, whole))
+            actual = jax.jit(jax.sharding.auto_axes(train, out_sharding=out))(sharded)
+        chex.assert_trees_all_close(actual, train(x), atol=2e-6)
