@@ -38,15 +38,15 @@ class Moments(NamedTuple):
 
 
 class LocalMoments(NamedTuple):
-    """Moments of one device whose mean is an unevaluated sum `center + offset`.
+    """Moments of one device whose mean is known to two floats, `mean + tail`.
 
     At |mean|/std = 1e4 a float32 mean is wrong by 5e-4 std, which a merge over
-    devices would turn into variance; two floats keep what one rounds away.
+    devices would turn into variance; the second float keeps what the first rounds.
     """
 
     count: jax.Array  # [C], or one element where no mask depends on the channel
-    center: jax.Array  # [C]
-    offset: jax.Array  # [C]
+    mean: jax.Array  # [C]
+    tail: jax.Array  # [C]
     var: jax.Array  # [C]
 
 
@@ -199,54 +199,43 @@ def local_moments(
       total: adds up sums of several devices, so that the moments are those of all.
     """
     axes = reduction_axes(x.ndim, feature_axes)
-    x = x.astype(dtype or reduction_dtype(x.dtype))
+    dtype = jnp.dtype(dtype or reduction_dtype(x.dtype))
+    total = total or (lambda *sums: sums)
     if mask is not None:  # Before anything else, or its NaN would reach derivatives.
         x = jnp.where(mask, x, 0)
-    count = _count(x, axes, mask)
 
     def sums(*values: jax.Array) -> tuple[jax.Array, ...]:
         return tuple(jnp.sum(v, axes, dtype=reduction_dtype(v.dtype)) for v in values)
 
-    if variance == "two_pass":
-        (first,) = sums(x)
-        divisor = jnp.maximum(count, 1)
-        center = (first / divisor).astype(x.dtype)
-        difference = x - jnp.expand_dims(center, axes)
-        if mask is not None:
-            difference = jnp.where(mask, difference, 0)
-        (square,) = sums(abs_square(difference))
-        var = (square / divisor).astype(real_dtype(x.dtype))
-        return LocalMoments(count, center, jnp.zeros_like(center), var)
+    def mean_of(values: jax.Array, sum_: jax.Array) -> jax.Array:
+        return (sum_ / jnp.maximum(count, 1)).astype(values.dtype)
 
-    first, square = sums(x, abs_square(x))
-    if total is not None:
-        count, first, square = total(count, first, square)
-    divisor = jnp.maximum(count, 1)
-    mean = (first / divisor).astype(x.dtype)
-    square = (square / divisor).astype(real_dtype(x.dtype))
-    var = jnp.maximum(square - abs_square(mean), 0)
-    if variance == "fast":
-        return LocalMoments(count, mean, jnp.zeros_like(mean), var)
+    def centered(center: jax.Array, *_: jax.Array):
+        center = jax.lax.stop_gradient(center)  # The result does not depend on it.
+        expanded, wide = jnp.expand_dims(center, axes), x.astype(dtype)
+        # Written both ways round so that XLA:CPU fuses each difference into its own
+        # sum instead of storing one difference for both.
+        left, right = wide - expanded, expanded - wide
+        if mask is not None:
+            left, right = jnp.where(mask, left, 0), jnp.where(mask, right, 0)
+        values = left, abs_square(right)
+        offset, square = map(mean_of, values, total(*sums(*values)))
+        mean = center + offset
+        tail = (center - mean) + offset
+        return mean, tail, jnp.maximum(square - abs_square(offset), 0)
 
     def as_they_are(mean: jax.Array, var: jax.Array):
         return mean, jnp.zeros_like(mean), var
 
-    def centered(mean: jax.Array, var: jax.Array):
-        del var
-        center = jax.lax.stop_gradient(mean)  # The result does not depend on it.
-        expanded = jnp.expand_dims(center, axes)
-        # Written both ways round so that XLA:CPU fuses each difference into its own
-        # sum instead of storing one difference for both.
-        left, right = x - expanded, expanded - x
-        if mask is not None:
-            left, right = jnp.where(mask, left, 0), jnp.where(mask, right, 0)
-        first, square = sums(left, abs_square(right))
-        if total is not None:
-            first, square = total(first, square)
-        offset = (first / divisor).astype(center.dtype)
-        square = (square / divisor).astype(real_dtype(x.dtype))
-        return center, offset, jnp.maximum(square - abs_square(offset), 0)
-
+    one, other = (part.astype(dtype) for part in apart(x, x))
+    values = (one,) if variance == "two_pass" else (one, abs_square(other))
+    count, *first = total(_count(x, axes, mask), *sums(*values))
+    mean, *square = map(mean_of, values, first)
+    if variance == "two_pass":
+        return LocalMoments(count, *centered(mean))
+    var = jnp.maximum(square[0] - abs_square(mean), 0)
+    if variance == "fast":
+        return LocalMoments(count, *as_they_are(mean, var))
     # NaN compares false, so an overflow of the squares takes the second pass too.
     well_conditioned = jnp.all(var >= _WELL_CONDITIONED * abs_square(mean))
     parts = jax.lax.cond(well_conditioned, as_they_are, centered, mean, var)
@@ -255,20 +244,37 @@ def local_moments(
 
 def as_moments(local: LocalMoments) -> Moments:
     """Moments of a single device."""
-    mean = local.center + local.offset
-    return Moments(jnp.broadcast_to(local.count, mean.shape), mean, local.var)
+    count = jnp.broadcast_to(local.count, local.mean.shape)
+    return Moments(count, local.mean, local.var)
 
 
 def merge_locals(rows: LocalMoments) -> Moments:
     """Moments of the union of the batches in `rows`, stacked along axis 0."""
     count = jnp.sum(rows.count, 0, keepdims=True)
     weight = rows.count / jnp.maximum(count, 1)
-    reference = jnp.sum(weight * rows.center, 0, keepdims=True)
-    # Differences of neighbouring floats are exact, so the offsets are not lost.
-    delta = (rows.center - reference) + rows.offset
+    reference = jnp.sum(weight * rows.mean, 0, keepdims=True)
+    # Differences of neighbouring floats are exact, so the tails are not lost.
+    delta = (rows.mean - reference) + rows.tail
     offset = jnp.sum(weight * delta, 0)
     var = jnp.sum(weight * (rows.var + abs_square(delta)), 0) - abs_square(offset)
-    return as_moments(LocalMoments(count[0], reference[0], offset, jnp.maximum(var, 0)))
+    mean = reference[0] + offset
+    return Moments(jnp.broadcast_to(count[0], mean.shape), mean, jnp.maximum(var, 0))
+
+
+def apart(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """The same arrays, each to be widened for one sum and for nothing else.
+
+    XLA:CPU widens within a sum what only that sum uses, and otherwise stores it.
+    """
+    if all(array.dtype == reduction_dtype(array.dtype) for array in arrays):
+        return arrays
+    return jax.lax.platform_dependent(
+        *arrays, cpu=_barrier, default=lambda *arrays: arrays
+    )
+
+
+def _barrier(*arrays):
+    return jax.lax.optimization_barrier(arrays)
 
 
 def abs_square(x: jax.Array) -> jax.Array:

@@ -142,15 +142,13 @@ def normalize_with(
 _recomputed = functools.partial(
     jax.checkpoint,
     policy=jax.checkpoint_policies.nothing_saveable,
-    prevent_cse=False,
 )
 
 
 def _rstd(spec: Spec, var: jax.Array) -> jax.Array:
     """`1 / sqrt(var + epsilon)`; 0 where that is infinite, so that `x_hat` is 0."""
     var = var.astype(moments_lib.reduction_dtype(var.dtype)) + spec.epsilon
-    positive = var > 0
-    return jnp.where(positive, jax.lax.rsqrt(jnp.where(positive, var, 1)), 0)
+    return jax.lax.rsqrt(jnp.where(var > 0, var, jnp.inf))
 
 
 def _apply(spec, x, mask, mean, rstd, scale, bias, residual):
@@ -188,6 +186,7 @@ def _tangent(spec, primals, count, tangents):
 def _affine_tangent(spec, x, mask, mean, rstd, count, scale, dx, dscale, dbias):
     wide, expand = _wide_dtype(x, scale, dbias), _expander(spec, x)
     scale, dx, dscale, dbias = (t.astype(wide) for t in (scale, dx, dscale, dbias))
+    (apart,) = moments_lib.apart(x)
     x = x.astype(wide)
     centered, keep = _center(x, mask, expand(mean), expand(rstd))
     mean_dx, mean_product = _mean_all(spec, mask, count, dx, centered)
@@ -197,7 +196,7 @@ def _affine_tangent(spec, x, mask, mean, rstd, count, scale, dx, dscale, dbias):
         # The transpose sums x * dy, not centered * dy: XLA:CPU would store the
         # difference. What that rounds away is of the order of what the float32
         # mean, and x itself, have rounded in x_hat.
-        dy = expand(slope) * dx + x * expand(p)
+        dy = expand(slope) * dx + apart.astype(wide) * expand(p)
         dy = dy - expand(slope * mean_dx + mean * p)
     else:
         dy = expand(slope) * dx + centered * expand(p) - expand(slope * mean_dx)

@@ -1,3 +1,5 @@
+from unittest import mock
+
 import chex
 import hypothesis
 import hypothesis.extra.numpy
@@ -192,3 +194,37 @@ class MergeMomentsTest(chex.TestCase):
         chex.assert_trees_all_equal(jaxbn.merge_moments(a, empty), a)
         chex.assert_trees_all_equal(jaxbn.merge_moments(empty, a), a)
         chex.assert_trees_all_equal(jaxbn.merge_moments(empty, empty), empty)
+
+
+class ApartTest(chex.TestCase):
+    """Half-precision input is read apart by each sum on the CPU, together elsewhere."""
+
+    def lower(self, platform, dtype):
+        def function(x):
+            return jaxbn.batch_moments(x)
+
+        traced = jax.jit(function).trace(jnp.ones((8, 3), dtype))
+        return traced.lower(lowering_platforms=(platform,)).as_text()
+
+    @parameterized.parameters(
+        ("cpu", "bfloat16", True), ("cuda", "bfloat16", False),
+        ("tpu", "bfloat16", False), ("cpu", "float32", False),
+    )  # fmt: skip
+    def test_form_of_each_platform(self, platform, dtype, barrier):
+        text = self.lower(platform, dtype)
+        self.assertEqual("optimization_barrier" in text, barrier)
+
+    @parameterized.parameters("jit", "grad", "vmap")
+    def test_forms_are_equal(self, transform):
+        x = np.random.default_rng(0).normal(1, 1, (4, 8, 3))
+        x = jnp.asarray(x, jnp.bfloat16)
+        one = {
+            "jit": jax.jit(jaxbn.batch_moments),
+            "grad": jax.grad(lambda x: jnp.sum(jaxbn.batch_moments(x).var)),
+            "vmap": jax.vmap(jaxbn.batch_moments),
+        }[transform]
+        apart = one(x)
+        with mock.patch.object(moments, "apart", lambda *arrays: arrays):
+            jax.clear_caches()
+            together = one(x)
+        chex.assert_trees_all_close(apart, together, rtol=1e-6)  # Order of summation.
