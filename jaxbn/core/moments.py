@@ -210,7 +210,10 @@ def local_moments(
     def mean_of(values: jax.Array, sum_: jax.Array) -> jax.Array:
         return (sum_ / jnp.maximum(count, 1)).astype(values.dtype)
 
-    def centered(center: jax.Array, *_: jax.Array):
+    def as_they_are(mean: jax.Array, var: jax.Array):
+        return mean, jnp.zeros_like(mean), var
+
+    def centered(center: jax.Array, _: jax.Array):
         center = jax.lax.stop_gradient(center)  # The result does not depend on it.
         expanded, wide = jnp.expand_dims(center, axes), x.astype(dtype)
         # Written both ways round so that XLA:CPU fuses each difference into its own
@@ -224,16 +227,21 @@ def local_moments(
         tail = (center - mean) + offset
         return mean, tail, jnp.maximum(square - abs_square(offset), 0)
 
-    def as_they_are(mean: jax.Array, var: jax.Array):
-        return mean, jnp.zeros_like(mean), var
-
     one, other = (part.astype(dtype) for part in apart(x, x))
-    values = (one,) if variance == "two_pass" else (one, abs_square(other))
-    count, *first = total(_count(x, axes, mask), *sums(*values))
-    mean, *square = map(mean_of, values, first)
     if variance == "two_pass":
-        return LocalMoments(count, *centered(mean))
-    var = jnp.maximum(square[0] - abs_square(mean), 0)
+        count, first = total(_count(x, axes, mask), *sums(one))
+        mean = mean_of(one, first)
+        difference = x.astype(dtype) - jnp.expand_dims(mean, axes)
+        if mask is not None:
+            difference = jnp.where(mask, difference, 0)
+        square = abs_square(difference)
+        var = mean_of(square, *total(*sums(square)))
+        return LocalMoments(count, *as_they_are(mean, var))
+
+    values = one, abs_square(other)
+    count, *first = total(_count(x, axes, mask), *sums(*values))
+    mean, square = map(mean_of, values, first)
+    var = jnp.maximum(square - abs_square(mean), 0)
     if variance == "fast":
         return LocalMoments(count, *as_they_are(mean, var))
     # NaN compares false, so an overflow of the squares takes the second pass too.

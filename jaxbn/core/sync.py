@@ -26,9 +26,6 @@ AxisIndexGroups = tuple[tuple[int, ...], ...]
 # the data are ill conditioned, a second collective.
 MAX_ROWS = 32
 
-# Elements that are read a second time in less than a branch takes (20 us on the CPU).
-_SMALL = 2**15
-
 
 class Synced(NamedTuple):
     """What a device knows after the collective."""
@@ -57,19 +54,15 @@ def sync_moments(
       axis_name: bound axis name(s) to merge over; None merges nothing.
       axis_index_groups: groups of equal size that part the indices along `axis_name`.
     """
-    whole_axis = axis_name is not None and axis_index_groups is None
-    if whole_axis and axis_size(axis_name) > MAX_ROWS:
-        options = (feature_axes, mask, dtype, variance, Total(axis_name))
+    options = (feature_axes, mask, dtype, variance)
+    if axis_name is None:
         whole = moments.as_moments(moments.local_moments(x, *options))
         return Synced(whole, whole)
-    # Without a name a second pass would be a second collective, if there are devices.
-    free = axis_name is not None or jax.device_count() == 1
-    if variance == "checked" and x.size <= _SMALL and free:
-        variance = "two_pass"
-    local = moments.local_moments(x, feature_axes, mask, dtype, variance)
-    if axis_name is None:
-        whole = moments.as_moments(local)
+    if axis_index_groups is None and axis_size(axis_name) > MAX_ROWS:
+        total = Total(axis_name)
+        whole = moments.as_moments(moments.local_moments(x, *options, total))
         return Synced(whole, whole)
+    local = moments.local_moments(x, *options)
     rows = _gather_rows(local, axis_name)
     if axis_index_groups is None:
         whole = moments.merge_locals(rows)

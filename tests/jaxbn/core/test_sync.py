@@ -1,8 +1,5 @@
 """Statistics over devices: one device with the whole batch is the reference."""
 
-import functools
-from unittest import mock
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -302,25 +299,3 @@ class AutoAxesTest(chex.TestCase):
             out = (shard, jaxbn.BatchStats(whole, whole))
             actual = jax.jit(jax.sharding.auto_axes(train, out_sharding=out))(sharded)
         chex.assert_trees_all_close(actual, train(x), atol=2e-6)
-
-
-class SmallInputTest(chex.TestCase):
-    def has_branch(self, x, **options):
-        stats = jaxbn.init_batch_stats(3)
-        function = functools.partial(jaxbn.batch_norm_train, **options)
-        return "cond[" in str(jax.make_jaxpr(function)(x, None, None, stats))
-
-    def test_one_device_reads_a_small_input_twice_without_a_branch(self):
-        small, large = jnp.zeros((60, 3)), jnp.zeros((60_000, 3))
-        self.assertTrue(self.has_branch(small))  # Of several devices: one collective.
-        with mock.patch("jax.device_count", return_value=1):
-            self.assertFalse(self.has_branch(small))
-            self.assertTrue(self.has_branch(large))
-
-    def test_variance_without_a_branch_at_a_large_mean(self):
-        x = np.random.default_rng(0).normal(1e4, 1, (60, 3)).astype(np.float32)
-        stats = jaxbn.init_batch_stats(3)
-        with mock.patch("jax.device_count", return_value=1):
-            _, stats = jaxbn.batch_norm_train(x, None, None, stats, momentum=0.0)
-        expected = x.astype(np.float64).var(0, ddof=1)
-        np.testing.assert_allclose(stats.var, expected, rtol=1e-4)
