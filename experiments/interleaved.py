@@ -1,6 +1,11 @@
-"""Timing side by side: programs take turns, and only ratios of one round count."""
+"""Timing side by side: programs take turns, and only ratios of one round count.
+
+The order changes from round to round: a program pays for what the one before it left in
+caches and threads.
+"""
 
 import math
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -33,8 +38,10 @@ def seconds(
         elapsed = time.perf_counter() - start
         repeats[name] = max(1, math.ceil(at_least / max(elapsed, 1e-6)))
     taken: dict[str, list[float]] = {name: [] for name in programs}
+    order, rng = list(programs.items()), random.Random(0)
     for _ in range(rounds + 1):
-        for name, program in programs.items():
+        rng.shuffle(order)
+        for name, program in order:
             start = time.perf_counter()
             for _ in range(repeats[name]):
                 program()

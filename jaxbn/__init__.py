@@ -3,6 +3,9 @@
 from jaxbn.core.moments import Moments as Moments
 from jaxbn.core.moments import batch_moments as batch_moments
 from jaxbn.core.moments import merge_moments as merge_moments
+from jaxbn.core.normalize import (
+    dots_and_moments_saveable as dots_and_moments_saveable,
+)
 from jaxbn.core.running import BatchStats as BatchStats
 from jaxbn.core.running import init_batch_stats as init_batch_stats
 from jaxbn.functional import batch_norm_inference as batch_norm_inference
@@ -17,6 +20,7 @@ __all__ = [
     "batch_moments",
     "batch_norm_inference",
     "batch_norm_train",
+    "dots_and_moments_saveable",
     "in_sync",
     "init_batch_stats",
     "merge_moments",

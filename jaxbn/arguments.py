@@ -71,12 +71,16 @@ def check_arguments(
 
 
 def check_activation(
-    x: jax.Array, residual: jax.typing.ArrayLike | None, activation: str | None
+    x: jax.Array,
+    residual: jax.typing.ArrayLike | None,
+    activation: str | None,
+    in_place: bool = False,
 ) -> jax.Array | None:
     """The residual as an array.
 
     Raises:
-      ValueError: if its shape is not that of `x`, or the activation is not known.
+      ValueError: if its shape is not that of `x`, the activation is not known, or it or
+        the residual cannot be undone in place.
       TypeError: if it is complex and `x` is real.
     """
     if activation is not None and activation not in normalize.ACTIVATIONS:
@@ -84,8 +88,19 @@ def check_activation(
             f"`activation` must be None or one of {sorted(normalize.ACTIVATIONS)}, got "
             f"{activation!r}; apply others to the result."
         )
+    if in_place and activation not in normalize.NEGATIVE_SLOPES:
+        raise ValueError(
+            "`in_place` needs an activation that can be undone, one of "
+            f"{list(normalize.NEGATIVE_SLOPES)}, got {activation!r}; leave it out, or use "
+            "`jax.checkpoint` with `jaxbn.dots_and_moments_saveable`."
+        )
     if residual is None:
         return None
+    if in_place:
+        raise ValueError(
+            "`in_place` keeps only the result, which a `residual` cannot be taken out "
+            "of; leave one of them out."
+        )
     residual = jnp.asarray(residual)
     if residual.shape != x.shape:
         raise ValueError(

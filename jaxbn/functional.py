@@ -35,6 +35,7 @@ def batch_norm_train(
     pool_groups: bool = True,
     residual: jax.typing.ArrayLike | None = None,
     activation: str | None = None,
+    in_place: bool = False,
     dtype: jax.typing.DTypeLike | None = None,
     use_fast_variance: bool = False,
     force_float32_reductions: bool = True,
@@ -74,6 +75,11 @@ def batch_norm_train(
       residual: of the shape of `x`, added before the activation.
       activation: "relu", "leaky_relu" (0.01), "silu", "gelu" (tanh) or None. The
         backward pass recomputes what its derivative needs: nothing more is kept.
+      in_place: keep `y` for the backward pass instead of `x` and solve it for `x_hat`
+        (Rota Bulo et al., 2018): saves memory where the next layer keeps `y` anyway.
+        For activation None and "leaky_relu", without a residual. Gradients see `x_hat`
+        with the rounding of `y`, magnified by `bias / scale`; a channel whose scale is
+        0 gets no gradient for it, so do not start it there.
       dtype: of `y`; default that of `x`.
       use_fast_variance: compute `E[x^2] - E[x]^2` without checking what it lost.
       force_float32_reductions: False squares half-precision `x`, and rounds its
@@ -91,7 +97,8 @@ def batch_norm_train(
         `axis_name` is not bound or `x` not split over it, if `axis_index_groups` comes without it or with
         `group_size`, if groups overlap, differ in size or leave a device out, or
         `group_size` does not divide the devices or the batch,
-        if `residual` has not the shape of `x` or `activation` is unknown.
+        if `residual` has not the shape of `x` or `activation` is unknown, or either
+        does not go with `in_place`.
       TypeError: if `batch_stats` is not a `BatchStats`, if `x` is complex and its mean
         is not, or `x` is real and `scale` or `bias` is not; if `epsilon` is traced.
 
@@ -110,6 +117,7 @@ def batch_norm_train(
 
     References:
       Ioffe and Szegedy, arXiv:1502.03167, Algorithm 1; for convolutions, Section 3.2.
+      Rota Bulo, Porzi and Kontschieder, arXiv:1712.02616, for `in_place`.
     """  # noqa: E501
     x, scale, bias, feature_axes = arguments.check_arguments(
         x, scale, bias, batch_stats, axis
@@ -117,7 +125,7 @@ def batch_norm_train(
     mask = moments_lib.canonicalize_mask(mask, x.shape, feature_axes)
     arguments.check_momentum(momentum)
     groups = arguments.check_groups(axis_index_groups, group_size, axis_name)
-    residual = arguments.check_activation(x, residual, activation)
+    residual = arguments.check_activation(x, residual, activation, in_place)
     if axis_name is not None:
         sync.check_split(x, axis_name)
     shape, feature_ndim, position = x.shape, len(feature_axes), 0
@@ -139,6 +147,7 @@ def batch_norm_train(
         variance,
         None if force_float32_reductions else x.dtype,
         activation,
+        in_place,
     )
     y, moments = normalize.normalize(spec, x, scale, bias, mask, residual)
     with jax.named_scope("jaxbn.running"):

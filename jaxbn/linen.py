@@ -66,6 +66,8 @@ class BatchNorm(nn.Module):
         False: the mean of the groups' own.
       activation: applied to the result: "relu", "leaky_relu", "silu", "gelu" or None.
         The backward pass recomputes what it needs, and keeps nothing more.
+      in_place: keep the result for the backward pass instead of the input, for
+        activation None and "leaky_relu". See `jaxbn.batch_norm_train`.
       update_running_average: default: exactly when the batch normalises itself.
       train_affine: False passes no gradient to scale and bias.
 
@@ -91,6 +93,7 @@ class BatchNorm(nn.Module):
     unbiased: bool = dataclasses.field(default=True, kw_only=True)
     pool_groups: bool = dataclasses.field(default=True, kw_only=True)
     activation: str | None = dataclasses.field(default=None, kw_only=True)
+    in_place: bool = dataclasses.field(default=False, kw_only=True)
     update_running_average: bool | None = dataclasses.field(default=None, kw_only=True)
     train_affine: bool = dataclasses.field(default=True, kw_only=True)
 
@@ -212,6 +215,7 @@ class BatchNorm(nn.Module):
                 pool_groups=self.pool_groups,
                 residual=residual,
                 activation=self.activation,
+                in_place=self.in_place,
                 dtype=dtype,
                 use_fast_variance=self.use_fast_variance,
                 force_float32_reductions=self.force_float32_reductions,

@@ -15,6 +15,9 @@ has the paper's simplified backward pass (Section 3) as its transpose. It is wra
 `jax.checkpoint`, so that the backward pass keeps `x` in its own dtype, `mean` and
 `rstd`, and nothing else of the size of `x`: what the activation's derivative needs is
 made of them again. A residual, if there is one, is kept too, as whoever made it does.
+
+In place (Rota Bulo et al., 2018) it keeps `y` instead of `x`, which the next layer
+keeps anyway, and solves `y` for `x_hat`.
 """
 
 import functools
@@ -22,6 +25,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.ad_checkpoint
 import jax.numpy as jnp
 
 from jaxbn.core import moments as moments_lib
@@ -33,6 +37,17 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
     "gelu": jax.nn.gelu,
 }
+_MOMENTS = "jaxbn.moments"
+
+# A policy for `jax.checkpoint`: keeps what matrix products and convolutions make and the
+# moments, which may have taken a collective, and computes everything else again.
+dots_and_moments_saveable = jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_saveable,
+    jax.checkpoint_policies.save_only_these_names(_MOMENTS),
+)
+
+# Activations that `in_place` can undo, and their slopes below 0.
+NEGATIVE_SLOPES: dict[str | None, float] = {None: 1.0, "leaky_relu": 0.01}
 
 
 class Spec(NamedTuple):
@@ -46,6 +61,7 @@ class Spec(NamedTuple):
     variance: moments_lib.Variance = "checked"
     reduction_dtype: jnp.dtype | None = None  # None: float32 or wider
     activation: str | None = None  # One of ACTIVATIONS.
+    in_place: bool = False  # Keep y instead of x; the activation has a slope below 0.
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -87,19 +103,19 @@ def _normalize_jvp(spec, primals, tangents):
     (count, mean, var), groups = batch_moments(spec, x, mask)
     rstd = _rstd(spec, var)
     y = _apply(spec, x, mask, mean, rstd, scale, bias, residual)
-    tangent = _recomputed(functools.partial(_tangent, spec))
-    dy = tangent(
-        (x, mask, mean, rstd, scale, bias, residual),
-        count,
-        (dx, dscale, dbias, dresidual),
-    )
+    if spec.in_place:
+        tangent, kept = _tangent_in_place, (y, mask, rstd, scale, bias)
+    else:
+        tangent, kept = _tangent, (x, mask, mean, rstd, scale, bias, residual)
+    tangents = dx, dscale, dbias, dresidual
+    dy = _recomputed(functools.partial(tangent, spec))(kept, count, tangents)
     return (y, groups), (dy, jax.tree.map(jnp.zeros_like, groups))
 
 
 def batch_moments(spec: Spec, x: jax.Array, mask: jax.Array | None) -> sync.Synced:
     """Moments of the batch over all devices of the group."""
-    with jax.named_scope("jaxbn.moments"):
-        return sync.sync_moments(
+    with jax.named_scope(_MOMENTS):
+        synced = sync.sync_moments(
             x,
             spec.feature_axes,
             mask,
@@ -108,6 +124,7 @@ def batch_moments(spec: Spec, x: jax.Array, mask: jax.Array | None) -> sync.Sync
             spec.axis_name,
             spec.axis_index_groups,
         )
+        return jax.ad_checkpoint.checkpoint_name(synced, _MOMENTS)
 
 
 def normalize_with(
@@ -121,6 +138,9 @@ def normalize_with(
 ) -> jax.Array:
     """Normalises `x` by given statistics, such as those of the population.
 
+    One multiplication and one addition per element. Where `|mean|` is large that rounds
+    `y` by what the float32 `x` itself is rounded.
+
     Args:
       spec: static options; those of the reduction are not used.
       x: `[N, ..., C]`.
@@ -133,8 +153,8 @@ def normalize_with(
     Returns:
       `y` of the shape of `x` and dtype `spec.dtype`.
     """
-    return _recomputed(functools.partial(_apply, spec))(
-        x, None, mean, _rstd(spec, var), scale, bias, residual
+    return _recomputed(functools.partial(_apply_given, spec))(
+        x, mean, var, scale, bias, residual
     )
 
 
@@ -157,6 +177,20 @@ def _apply(spec, x, mask, mean, rstd, scale, bias, residual):
         return _activation(spec)(y).astype(spec.dtype)
 
 
+def _apply_given(spec, x, mean, var, scale, bias, residual):
+    with jax.named_scope("jaxbn.normalize"):
+        wide, expand = _wide_dtype(x, scale, bias), _expander(spec, x)
+        var = var.astype(moments_lib.reduction_dtype(var.dtype)) + spec.epsilon
+        std = jnp.sqrt(jnp.where(var > 0, var, 1))
+        scale = jnp.where(var > 0, scale, 0).astype(wide)
+        # XLA:CPU computes a quotient per channel, but anything cheaper per element.
+        slope = scale / std
+        shift = (bias.astype(wide) * std - mean * scale) / std
+        y = x.astype(wide) * expand(slope) + expand(shift)
+        y = y if residual is None else y + residual.astype(wide)
+        return _activation(spec)(y).astype(spec.dtype)
+
+
 def _affine(spec, x, mask, mean, rstd, scale, bias, residual):
     """What the activation is given, in float32 or wider."""
     wide, expand = _wide_dtype(x, scale, bias), _expander(spec, x)
@@ -169,17 +203,41 @@ def _activation(spec):
     return (lambda y: y) if spec.activation is None else ACTIVATIONS[spec.activation]
 
 
-def _tangent(spec, primals, count, tangents):
+def _tangent(spec, kept, count, tangents):
     """The tangent of the module docstring, linear in `tangents`."""
     with jax.named_scope("jaxbn.tangent"):
-        x, mask, mean, rstd, scale, _, residual = primals
+        x, mask, mean, rstd, scale, _, residual = kept
         *tangents, dresidual = tangents
         dy = _affine_tangent(spec, x, mask, mean, rstd, count, scale, *tangents)
         if residual is not None:
             dy = dy + dresidual.astype(dy.dtype)
         if spec.activation is not None:
-            y = _affine(spec, *primals)
-            _, dy = jax.jvp(_activation(spec), (y,), (dy,))
+            _, dy = jax.jvp(_activation(spec), (_affine(spec, *kept),), (dy,))
+        return dy.astype(spec.dtype)
+
+
+def _tangent_in_place(spec, kept, count, tangents):
+    """The same, made of the output."""
+    with jax.named_scope("jaxbn.tangent"):
+        y, mask, rstd, scale, bias = kept
+        *tangents, _ = tangents
+        wide, expand = _wide_dtype(y, scale, bias), _expander(spec, y)
+        scale, bias, y = (array.astype(wide) for array in (scale, bias, y))
+        dx, dscale, dbias = (tangent.astype(wide) for tangent in tangents)
+        before, gain = y, 1  # What the activation was given; its derivative there.
+        if spec.activation is not None:
+            slope = NEGATIVE_SLOPES[spec.activation]
+            before = jnp.where(y < 0, y / slope, y)
+            gain = jnp.where(y < 0, slope, 1).astype(wide)
+        # Where scale is 0 no gradient reaches x, and that of scale is unknown: 0.
+        inverse = jnp.where(scale == 0, 0, 1 / jnp.where(scale == 0, 1, scale))
+        x_hat = (before - expand(bias)) * expand(inverse)
+        mean_dx, mean_product = _mean_all(spec, mask, count, dx, x_hat)
+        slope = rstd * scale
+        p = inverse * (dscale - slope * mean_product)
+        q = dbias - slope * mean_dx - bias * p
+        # gain * before = y, so that the transpose sums y * dy, not x_hat * dy.
+        dy = gain * (expand(slope) * dx + expand(q)) + y * expand(p)
         return dy.astype(spec.dtype)
 
 
