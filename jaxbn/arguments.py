@@ -91,8 +91,8 @@ def check_activation(
     if in_place and activation not in normalize.NEGATIVE_SLOPES:
         raise ValueError(
             "`in_place` needs an activation that can be undone, one of "
-            f"{list(normalize.NEGATIVE_SLOPES)}, got {activation!r}; leave it out, or use "
-            "`jax.checkpoint` with `jaxbn.dots_and_moments_saveable`."
+            f"{list(normalize.NEGATIVE_SLOPES)}, got {activation!r}; leave it out, or "
+            "use `jax.checkpoint` with `jaxbn.dots_and_moments_saveable`."
         )
     if residual is None:
         return None

@@ -1,19 +1,19 @@
 """The op: standardise with the moments of the batch, then scale and shift.
 
     mean, var, count over the valid elements of all devices of the group
-    rstd = 1 / sqrt(var + epsilon),  x_hat = (x - mean) * rstd
+    std = sqrt(var + epsilon),  x_hat = (x - mean) / std,  slope = scale / std
     y = activation(x_hat * scale + bias + residual)
 
 One derivative rule serves forward mode, reverse mode and every higher order. Its
 tangent, with `mean_all` over mask and devices,
 
-    P = dscale - scale * rstd * mean_all(x_hat * dx)
-    Q = dbias - scale * rstd * mean_all(dx)
-    dy = scale * rstd * dx + x_hat * P + Q
+    P = dscale - slope * mean_all(x_hat * dx)
+    Q = dbias - slope * mean_all(dx)
+    dy = slope * dx + x_hat * P + Q
 
 has the paper's simplified backward pass (Section 3) as its transpose. It is wrapped in
 `jax.checkpoint`, so that the backward pass keeps `x` in its own dtype, `mean` and
-`rstd`, and nothing else of the size of `x`: what the activation's derivative needs is
+`std`, and nothing else of the size of `x`: what the activation's derivative needs is
 made of them again. A residual, if there is one, is kept too, as whoever made it does.
 
 In place (Rota Bulo et al., 2018) it keeps `y` instead of `x`, which the next layer
@@ -39,8 +39,8 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 _MOMENTS = "jaxbn.moments"
 
-# A policy for `jax.checkpoint`: keeps what matrix products and convolutions make and the
-# moments, which may have taken a collective, and computes everything else again.
+# A policy for `jax.checkpoint`: keeps what matrix products and convolutions make and
+# the moments, which may have taken a collective; computes everything else again.
 dots_and_moments_saveable = jax.checkpoint_policies.save_from_both_policies(
     jax.checkpoint_policies.dots_saveable,
     jax.checkpoint_policies.save_only_these_names(_MOMENTS),
@@ -92,8 +92,8 @@ def normalize(
       `[C]`, or of each group of devices, `[groups, C]`, the same on all.
     """
     (_, mean, var), groups = batch_moments(spec, x, mask)
-    rstd = _rstd(spec, var)
-    return _apply(spec, x, mask, mean, rstd, scale, bias, residual), groups
+    std = _std(spec, var)
+    return _apply(spec, x, mask, mean, std, scale, bias, residual), groups
 
 
 @normalize.defjvp
@@ -101,12 +101,12 @@ def _normalize_jvp(spec, primals, tangents):
     x, scale, bias, mask, residual = primals
     dx, dscale, dbias, _, dresidual = tangents
     (count, mean, var), groups = batch_moments(spec, x, mask)
-    rstd = _rstd(spec, var)
-    y = _apply(spec, x, mask, mean, rstd, scale, bias, residual)
+    std = _std(spec, var)
+    y = _apply(spec, x, mask, mean, std, scale, bias, residual)
     if spec.in_place:
-        tangent, kept = _tangent_in_place, (y, mask, rstd, scale, bias)
+        tangent, kept = _tangent_in_place, (y, mask, std, scale, bias)
     else:
-        tangent, kept = _tangent, (x, mask, mean, rstd, scale, bias, residual)
+        tangent, kept = _tangent, (x, mask, mean, std, scale, bias, residual)
     tangents = dx, dscale, dbias, dresidual
     dy = _recomputed(functools.partial(tangent, spec))(kept, count, tangents)
     return (y, groups), (dy, jax.tree.map(jnp.zeros_like, groups))
@@ -165,15 +165,19 @@ _recomputed = functools.partial(
 )
 
 
-def _rstd(spec: Spec, var: jax.Array) -> jax.Array:
-    """`1 / sqrt(var + epsilon)`; 0 where that is infinite, so that `x_hat` is 0."""
+def _std(spec: Spec, var: jax.Array) -> jax.Array:
+    """`sqrt(var + epsilon)`; infinite where that is 0, so that `x_hat` is 0.
+
+    What is made of it is written as a quotient: XLA:CPU computes one per channel, but
+    anything cheaper for every element again.
+    """
     var = var.astype(moments_lib.reduction_dtype(var.dtype)) + spec.epsilon
-    return jax.lax.rsqrt(jnp.where(var > 0, var, jnp.inf))
+    return jnp.sqrt(jnp.where(var > 0, var, jnp.inf))
 
 
-def _apply(spec, x, mask, mean, rstd, scale, bias, residual):
+def _apply(spec, x, mask, mean, std, scale, bias, residual):
     with jax.named_scope("jaxbn.normalize"):
-        y = _affine(spec, x, mask, mean, rstd, scale, bias, residual)
+        y = _affine(spec, x, mask, mean, std, scale, bias, residual)
         return _activation(spec)(y).astype(spec.dtype)
 
 
@@ -183,7 +187,6 @@ def _apply_given(spec, x, mean, var, scale, bias, residual):
         var = var.astype(moments_lib.reduction_dtype(var.dtype)) + spec.epsilon
         std = jnp.sqrt(jnp.where(var > 0, var, 1))
         scale = jnp.where(var > 0, scale, 0).astype(wide)
-        # XLA:CPU computes a quotient per channel, but anything cheaper per element.
         slope = scale / std
         shift = (bias.astype(wide) * std - mean * scale) / std
         y = x.astype(wide) * expand(slope) + expand(shift)
@@ -191,11 +194,11 @@ def _apply_given(spec, x, mean, var, scale, bias, residual):
         return _activation(spec)(y).astype(spec.dtype)
 
 
-def _affine(spec, x, mask, mean, rstd, scale, bias, residual):
+def _affine(spec, x, mask, mean, std, scale, bias, residual):
     """What the activation is given, in float32 or wider."""
     wide, expand = _wide_dtype(x, scale, bias), _expander(spec, x)
-    centered, _ = _center(x.astype(wide), mask, expand(mean), expand(rstd))
-    y = centered * expand(rstd * scale.astype(wide)) + expand(bias.astype(wide))
+    centered, _ = _center(x.astype(wide), mask, expand(mean), expand(std))
+    y = centered * expand(scale.astype(wide) / std) + expand(bias.astype(wide))
     return y if residual is None else y + residual.astype(wide)
 
 
@@ -206,9 +209,9 @@ def _activation(spec):
 def _tangent(spec, kept, count, tangents):
     """The tangent of the module docstring, linear in `tangents`."""
     with jax.named_scope("jaxbn.tangent"):
-        x, mask, mean, rstd, scale, _, residual = kept
+        x, mask, mean, std, scale, _, residual = kept
         *tangents, dresidual = tangents
-        dy = _affine_tangent(spec, x, mask, mean, rstd, count, scale, *tangents)
+        dy = _affine_tangent(spec, x, mask, mean, std, count, scale, *tangents)
         if residual is not None:
             dy = dy + dresidual.astype(dy.dtype)
         if spec.activation is not None:
@@ -219,7 +222,7 @@ def _tangent(spec, kept, count, tangents):
 def _tangent_in_place(spec, kept, count, tangents):
     """The same, made of the output."""
     with jax.named_scope("jaxbn.tangent"):
-        y, mask, rstd, scale, bias = kept
+        y, mask, std, scale, bias = kept
         *tangents, _ = tangents
         wide, expand = _wide_dtype(y, scale, bias), _expander(spec, y)
         scale, bias, y = (array.astype(wide) for array in (scale, bias, y))
@@ -233,7 +236,7 @@ def _tangent_in_place(spec, kept, count, tangents):
         inverse = jnp.where(scale == 0, 0, 1 / jnp.where(scale == 0, 1, scale))
         x_hat = (before - expand(bias)) * expand(inverse)
         mean_dx, mean_product = _mean_all(spec, mask, count, dx, x_hat)
-        slope = rstd * scale
+        slope = scale / std
         p = inverse * (dscale - slope * mean_product)
         q = dbias - slope * mean_dx - bias * p
         # gain * before = y, so that the transpose sums y * dy, not x_hat * dy.
@@ -241,15 +244,15 @@ def _tangent_in_place(spec, kept, count, tangents):
         return dy.astype(spec.dtype)
 
 
-def _affine_tangent(spec, x, mask, mean, rstd, count, scale, dx, dscale, dbias):
+def _affine_tangent(spec, x, mask, mean, std, count, scale, dx, dscale, dbias):
     wide, expand = _wide_dtype(x, scale, dbias), _expander(spec, x)
     scale, dx, dscale, dbias = (t.astype(wide) for t in (scale, dx, dscale, dbias))
     (apart,) = moments_lib.apart(x)
     x = x.astype(wide)
-    centered, keep = _center(x, mask, expand(mean), expand(rstd))
+    centered, keep = _center(x, mask, expand(mean), expand(std))
     mean_dx, mean_product = _mean_all(spec, mask, count, dx, centered)
-    slope = rstd * scale
-    p = rstd * (dscale - slope * rstd * mean_product)
+    slope = scale / std
+    p = (dscale - slope * (mean_product / std)) / std
     if keep is None:
         # The transpose sums x * dy, not centered * dy: XLA:CPU would store the
         # difference. What that rounds away is of the order of what the float32
@@ -278,7 +281,7 @@ def _mean_all(spec, mask, count, dx, centered):
     return sum_dx / divisor, sum_product / divisor
 
 
-def _center(x, mask, mean, rstd):
+def _center(x, mask, mean, std):
     """`x - mean`, and where it may be used (None: everywhere).
 
     Content outside the mask that does not standardise to anything finite counts as the
@@ -287,7 +290,7 @@ def _center(x, mask, mean, rstd):
     centered = x - mean
     if mask is None:
         return centered, None
-    keep = mask | jnp.isfinite(centered * rstd)
+    keep = mask | jnp.isfinite(centered / std)
     return jnp.where(keep, centered, 0), keep
 
 

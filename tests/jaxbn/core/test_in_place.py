@@ -1,0 +1,153 @@
+"""In place and recomputed: the same derivatives from less memory."""
+
+import functools
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import parameterized
+
+import jaxbn
+from jaxbn import linen
+from tests import styles
+
+STYLES = styles.MAPPED | styles.JIT
+SCALE, BIAS = np.float32([1, -2, 0.5]), np.float32([0, 1, -1])
+
+
+def make_batch(shape=(16, 4, 3)):
+    x, dy, dx = np.random.default_rng(0).standard_normal((3, *shape), np.float32)
+    return 1 + x, dy, dx
+
+
+def train(x, scale, bias, **options):
+    stats = jaxbn.init_batch_stats(3)
+    return jaxbn.batch_norm_train(x, scale, bias, stats, **options)[0]
+
+
+class InPlaceTest(chex.TestCase):
+    @parameterized.product(activation=(None, "leaky_relu"), masked=(False, True))
+    def test_equals_the_default_in_both_modes(self, activation, masked):
+        x, dy, dx = make_batch()
+        options = {"activation": activation}
+        if masked:
+            options["mask"] = np.arange(16)[:, None, None] < 9
+        results = []
+        for in_place in (False, True):
+            function = functools.partial(train, in_place=in_place, **options)
+            y, vjp = jax.vjp(function, x, SCALE, BIAS)
+            _, tangent = jax.jvp(function, (x, SCALE, BIAS), (dx, SCALE, BIAS))
+            results.append((y, vjp(dy), tangent))
+        # x_hat is solved from y with |bias / scale| = 2 times the rounding, and from
+        # 0.01 * y below 0; sums of 64 such.
+        chex.assert_trees_all_close(*results, atol=1e-4)
+
+    @parameterized.parameters(None, "leaky_relu")
+    def test_second_derivative(self, activation):
+        x, dy, dx = make_batch((6, 3))
+
+        def hessian_product(in_place):
+            def loss(x):
+                y = train(x, SCALE, BIAS, activation=activation, in_place=in_place)
+                return jnp.sum(jnp.square(y) * dy)
+
+            return jax.jvp(jax.grad(loss), (x,), (dx,))[1]
+
+        chex.assert_trees_all_close(*map(hessian_product, (False, True)), atol=2e-3)
+
+    @parameterized.product(style=tuple(STYLES), activation=(None, "leaky_relu"))
+    def test_every_style(self, style, activation):
+        x, dy, _ = make_batch((16, 3))
+        mask, stats = np.ones((16, 1), bool), jaxbn.init_batch_stats(3)
+        args = x, mask, dy, SCALE, BIAS, stats
+        expected = styles.single_device(*args, activation=activation)
+        actual = STYLES[style](*args, activation=activation, in_place=True)
+        chex.assert_trees_all_close(actual, expected, atol=1e-4)
+
+    def test_bfloat16_within_its_rounding(self):
+        x, dy, _ = (jnp.asarray(a, jnp.bfloat16) for a in make_batch())
+
+        def gradients(in_place):
+            function = functools.partial(train, in_place=in_place)
+            return jax.vjp(function, x, SCALE, BIAS)[1](dy)
+
+        # x_hat within 3 * 2^-8 * (1 + 2) of itself in a sum of 64 of random sign.
+        chex.assert_trees_all_close(*map(gradients, (False, True)), atol=0.2)
+
+    def test_groups(self):
+        x, dy, _ = make_batch()
+
+        def gradients(in_place):
+            function = functools.partial(train, in_place=in_place, group_size=4)
+            return jax.vjp(function, x, SCALE, BIAS)[1](dy)
+
+        chex.assert_trees_all_close(*map(gradients, (False, True)), atol=1e-4)
+
+    def test_a_scale_of_0_gets_no_gradient_and_gives_none(self):
+        x, dy, _ = make_batch()
+        scale = np.float32([0, 1, 1])
+        function = functools.partial(train, in_place=True, activation="leaky_relu")
+        dx, dscale, _ = jax.vjp(function, x, scale, BIAS)[1](dy)
+        chex.assert_tree_all_finite((dx, dscale))
+        assert dscale[0] == 0
+        np.testing.assert_array_equal(dx[..., 0], 0)
+
+    def test_errors(self):
+        x, dy, _ = make_batch()
+        with self.assertRaisesRegex(ValueError, r"`in_place` needs .* got 'relu'"):
+            train(x, SCALE, BIAS, activation="relu", in_place=True)
+        with self.assertRaisesRegex(ValueError, r"`in_place` keeps only the result"):
+            train(x, SCALE, BIAS, residual=dy, in_place=True)
+
+
+class Block(nn.Module):
+    options: dict
+
+    @nn.compact
+    def __call__(self, x):
+        x = linen.BatchNorm(use_running_average=False, **self.options)(x)
+        return nn.Dense(64, use_bias=False)(x)
+
+
+class MemoryTest(chex.TestCase):
+    """Of a layer and the matrix product that it feeds, in sizes of the activation."""
+
+    def kept(self, options, policy=None):
+        block = Block if policy is None else nn.remat(Block, policy=policy)
+        net, x = block(options), jnp.ones((1024, 64))
+        variables = net.init(jax.random.key(0), x)
+
+        def apply(params, x):
+            return net.apply(variables | params, x, mutable=["batch_stats"])[0]
+
+        params = {"params": variables["params"]}
+        vjp = jax.eval_shape(lambda *args: jax.vjp(apply, *args)[1], params, x)
+        kept = sum(leaf.size for leaf in jax.tree.leaves(vjp)) - 64**2  # The kernel.
+        return round(kept / x.size, 1)
+
+    def test_what_is_kept(self):
+        policy = jaxbn.dots_and_moments_saveable
+        assert self.kept({"activation": "leaky_relu"}) == 2
+        assert self.kept({"activation": "leaky_relu", "in_place": True}) == 1
+        for activation in ("relu", "silu", "gelu"):
+            assert self.kept({"activation": activation}, policy) == 1
+
+    def test_recomputation_repeats_no_collective(self):
+        x, dy, _ = make_batch((8, 16, 3))
+
+        def count(wrap):
+            def on_device(x, dy):
+                function = wrap(
+                    lambda x: train(x, SCALE, BIAS, axis_name="d", activation="silu")
+                )
+                return jax.vjp(function, x)[1](dy)
+
+            mapped = jax.pmap(on_device, axis_name="d")
+            return str(jax.make_jaxpr(mapped)(x, dy)).count("psum")
+
+        policy = jaxbn.dots_and_moments_saveable
+        expected = count(lambda function: function)
+        assert count(functools.partial(jax.checkpoint, policy=policy)) == expected
+        assert count(jax.checkpoint) > expected  # Without the policy they repeat.
