@@ -17,13 +17,19 @@ _MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
     "MALLOC_TOP_PAD_": "1000000000",
 }
+_EIGHT_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+_PARTS: dict[str, dict[str, str]] = {
+    "layers": {},
+    "networks": {},
+    "devices": _EIGHT_DEVICES,
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """Speed and memory beside every peer that is installed (about 10 minutes)."""
+    """Speed and memory beside every peer that is installed (about 12 minutes)."""
 
-    rounds: int = 21
+    rounds: int = 15
     """Rounds in which all programs take turns; medians and quartiles are over them."""
     out: pathlib.Path = pathlib.Path("runs")
     """Folder for figures, table and JSON."""
@@ -33,21 +39,24 @@ class Benchmark:
         if self.rounds < 2:
             raise ValueError(f"`rounds` must be at least 2, got {self.rounds}.")
         self.out.mkdir(parents=True, exist_ok=True)
+        result: dict[str, Any] = {"study": "benchmark", "rounds": self.rounds}
         with tempfile.TemporaryDirectory() as folder:
-            path = pathlib.Path(folder) / "measured.json"
-            worker = [sys.executable, "-m", "experiments.benchmark_worker"]
-            subprocess.run(
-                [*worker, str(self.rounds), str(path)],
-                env=os.environ | _MALLOC,
-                check=True,
-            )
-            result = json.loads(path.read_text())
+            for part, environment in _PARTS.items():
+                path = pathlib.Path(folder) / f"{part}.json"
+                worker = [sys.executable, "-m", "experiments.benchmark_worker"]
+                subprocess.run(
+                    [*worker, part, str(self.rounds), str(path)],
+                    env=os.environ | _MALLOC | environment,
+                    check=True,
+                )
+                result |= json.loads(path.read_text())
         path = self.out / "benchmark.json"
         plotting.write_json(path, result)
         result = json.loads(path.read_text())  # In the order of the file.
         plotting.write_text(path.with_suffix(".md"), table(result))
         plotting.benchmark_layers(self.out / "benchmark_layers.png", result)
         plotting.benchmark_scaling(self.out / "benchmark_scaling.png", result)
+        plotting.benchmark_memory(self.out / "benchmark_memory.png", result)
         print(table(result))
 
 
@@ -59,6 +68,13 @@ def geometric_means(result: dict[str, Any], dtype: str, part: str) -> dict[str, 
         for name, (median, *_) in row[part]["over_jaxbn"].items():
             ratios.setdefault(name, []).append(median)
     return {name: interleaved.geometric_mean(each) for name, each in ratios.items()}
+
+
+_TITLES = {
+    "both": "Forward and backward",
+    "forward": "Forward, in training",
+    "inference": "Inference",
+}
 
 
 def table(result: dict[str, Any]) -> str:
@@ -73,14 +89,17 @@ def table(result: dict[str, Any]) -> str:
     ]
     if missing:
         parts.append("Missing: " + ", ".join(f"{k} ({v})" for k, v in missing.items()))
-    for part, title in (("both", "Forward and backward"), ("forward", "Forward")):
+    for part, title in _TITLES.items():
         parts.append(f"{title}:\n\n" + _layer_table(result, part))
-    parts += [_kept_table(result), _depth_table(result), _model_table(result)]
+    more = (_kept_table, _memory_table, _depth_table, _model_table, _device_table)
+    parts += [table(result) for table in more]
     return "\n\n".join(parts) + "\n"
 
 
 def _layer_table(result: dict[str, Any], part: str) -> str:
     names = [peers.LIMIT, *(name for name in peers.PEERS if name != "jaxbn")]
+    measured = result["layers"][0][part]["over_jaxbn"]
+    names = [name for name in names if name in measured]
     rows = []
     for row in result["layers"]:
         over = row[part]["over_jaxbn"]
@@ -102,6 +121,40 @@ def _kept_table(result: dict[str, Any]) -> str:
     return (
         "Kept for the backward pass of BN and ReLU, in sizes of the input, the ReLU's "
         "own included:\n\n" + plotting.markdown(["dtype", *layers], rows)
+    )
+
+
+def _memory_table(result: dict[str, Any]) -> str:
+    header = ["normalisation", "kept", "peak, written out", "peak, scanned",
+              "time over jaxbn's, scanned"]  # fmt: skip
+    rows = [
+        [
+            name, row["kept"], row["written out"], row["scanned"],
+            "{:.2f} ({:.2f} to {:.2f})".format(*row["over_jaxbn"]),
+        ]
+        for name, row in sorted(
+            result["memory"].items(), key=lambda item: -item[1]["scanned"]
+        )
+    ]  # fmt: skip
+    return (
+        "50 layers of normalisation, leaky ReLU and dense, activations per layer that "
+        "the gradient needs:\n\n" + plotting.markdown(header, rows)
+    )
+
+
+def _device_table(result: dict[str, Any]) -> str:
+    rows = [
+        [
+            row["style"], row["devices"], row["jaxbn_ms"],
+            "{:.2f} ({:.2f} to {:.2f})".format(*row["over_jaxbn"]),
+        ]
+        for row in result["devices"]["rows"]
+    ]  # fmt: skip
+    header = ["style", "devices", "jaxbn, ms", "flax.linen over jaxbn"]
+    return (
+        f"A batch of {tuple(result['devices']['shape'])} over the devices that one "
+        "processor is split into, forward and backward:\n\n"
+        + plotting.markdown(header, rows)
     )
 
 
@@ -130,6 +183,8 @@ def _model_table(result: dict[str, Any]) -> str:
         for model, by_norm in result["models"].items()
         for name, row in by_norm.items()
     ]  # fmt: skip
-    return "Training steps, eight images of 64x64:\n\n" + plotting.markdown(
-        header, rows
+    some = next(iter(next(iter(result["models"].values())).values()))
+    return (
+        f"Training steps, {some['images']} images of {some['size']}x{some['size']}:\n\n"
+        + plotting.markdown(header, rows)
     )

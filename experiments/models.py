@@ -1,7 +1,7 @@
 """The convolutional networks of the studies: ResNet-50 and the paper's BN-Inception.
 
-Images are `[N, H, W, 3]`; every convolution is followed by Batch Normalization and,
-but for the last of a residual block, by ReLU.
+Images are `[N, H, W, 3]`; every convolution is followed by Batch Normalization and by
+ReLU, which the layer applies itself, after the shortcut where there is one.
 """
 
 import functools
@@ -15,22 +15,22 @@ import jax.numpy as jnp
 
 from jaxbn import linen
 
-Norm = Callable[..., nn.Module]
+Norm = Callable[..., nn.Module]  # With the fields and arguments of linen.BatchNorm.
 
 
 class ConvNorm(nn.Module):
-    """Convolution, normalisation, ReLU."""
+    """Convolution, normalisation, sum with a residual, activation."""
 
     features: int
     kernel: int = 1
     stride: int = 1
     depth_multiplier: int = 0  # Not 0: depthwise first (the paper's separable stem).
-    relu: bool = True
+    activation: str | None = "relu"
     norm: Norm = linen.BatchNorm
     scale_init: Any = nn.initializers.ones
 
     @nn.compact
-    def __call__(self, x, train):
+    def __call__(self, x, train, residual=None):
         window, stride = (self.kernel,) * 2, (self.stride,) * 2
         conv = functools.partial(nn.Conv, use_bias=False)
         if self.depth_multiplier:
@@ -39,8 +39,8 @@ class ConvNorm(nn.Module):
             x = conv(depthwise, window, stride, feature_group_count=channels)(x)
             window = stride = (1, 1)
         x = conv(self.features, window, stride)(x)
-        x = self.norm(scale_init=self.scale_init)(x, use_running_average=not train)
-        return nn.relu(x) if self.relu else x
+        norm = self.norm(scale_init=self.scale_init, activation=self.activation)
+        return norm(x, use_running_average=not train, residual=residual)
 
 
 class ResNet50(nn.Module):
@@ -63,11 +63,10 @@ class ResNet50(nn.Module):
                 stride = 2 if stage and not block else 1
                 y = conv(features)(x, train)
                 y = conv(features, 3, stride)(y, train)
-                zero = nn.initializers.zeros
-                y = conv(4 * features, relu=False, scale_init=zero)(y, train)
                 if not block:
-                    x = conv(4 * features, 1, stride, relu=False)(x, train)
-                x = nn.relu(x + y)
+                    x = conv(4 * features, 1, stride, activation=None)(x, train)
+                last = conv(4 * features, scale_init=nn.initializers.zeros)
+                x = last(y, train, residual=x)
         return nn.Dense(self.classes)(x.mean((1, 2)))
 
 

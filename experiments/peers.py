@@ -1,10 +1,11 @@
 """Batch Normalization of jaxbn and of what a user would take instead, for benchmarks.
 
-Each peer is a function from shape and dtype to two programs, the forward pass in
-training and forward and backward together, both from arrays to arrays:
+Each peer is a function from shape and dtype to programs: the forward pass in training,
+forward and backward together, and for some inference:
 
     forward(x) -> y, new running statistics
     both(x, dy) -> y, new running statistics, dx, dscale, dbias
+    inference(x) -> y
 
 A peer that is not installed raises ImportError when called.
 """
@@ -28,6 +29,7 @@ class Programs(NamedTuple):
 
     forward: Callable[[], Any]
     both: Callable[[], Any]
+    inference: Callable[[], Any] | None = None
 
 
 def make_batch(shape: tuple[int, ...], dtype: str) -> tuple[np.ndarray, np.ndarray]:
@@ -46,16 +48,19 @@ def jax_programs(
 ) -> Programs:
     """Of `apply(x, scale, bias) -> (y, state)`."""
 
-    def both(x, dy):
+    def both(x, dy, scale, bias):
         y, vjp, state = jax.vjp(apply, x, scale, bias, has_aux=True)
         return y, state, vjp(dy.astype(y.dtype))
 
-    forward = jax.jit(lambda x: apply(x, scale, bias))
-    both = jax.jit(both)
     return Programs(
-        lambda: jax.block_until_ready(forward(x)),
-        lambda: jax.block_until_ready(both(x, dy)),
+        _ready(apply, x, scale, bias),
+        _ready(both, x, dy, scale, bias),
     )
+
+
+def _ready(function: Callable[..., Any], *args: Any) -> Callable[[], Any]:
+    compiled = jax.jit(function)
+    return lambda: jax.block_until_ready(compiled(*args))
 
 
 def _linen(cls: Callable[..., nn.Module], shape, dtype, **options) -> Programs:
@@ -67,7 +72,9 @@ def _linen(cls: Callable[..., nn.Module], shape, dtype, **options) -> Programs:
         params = {"scale": scale, "bias": bias}
         return layer.apply(variables | {"params": params}, x, mutable=["batch_stats"])
 
-    return jax_programs(apply, *_affine(shape), x, dy)
+    in_training = jax_programs(apply, *_affine(shape), x, dy)
+    serving = cls(use_running_average=True, dtype=x.dtype, **options)
+    return in_training._replace(inference=_ready(serving.apply, variables, x))
 
 
 def _nnx(shape, dtype) -> Programs:
@@ -124,62 +131,73 @@ def _equinox(shape, dtype) -> Programs:
 
 
 def _torch(shape, dtype) -> Programs:
-    """Channels last in memory, as many threads as JAX takes."""
+    """Channels last in memory; as many threads, and the GPU, as JAX takes."""
     import torch
 
     torch.set_num_threads(os.cpu_count() or 1)
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
 
     def tensor(array):
-        made = torch.from_numpy(np.moveaxis(array, -1, 1).copy()).to(
-            getattr(torch, dtype)
-        )
+        made = torch.from_numpy(np.moveaxis(array, -1, 1).copy())
+        made = made.to(device, getattr(torch, dtype))
         if made.ndim == 4:
             made = made.contiguous(memory_format=torch.channels_last)
         return made
 
     x, dy = (tensor(a) for a in make_batch(shape, dtype))
     x.requires_grad_()
-    scale, bias = (
-        torch.from_numpy(np.array(a)).requires_grad_() for a in _affine(shape)
-    )
-    mean, var = torch.zeros(shape[-1]), torch.ones(shape[-1])
+    scale, bias = (torch.tensor(np.array(a), device=device) for a in _affine(shape))
+    scale.requires_grad_()
+    bias.requires_grad_()
+    mean, var = (torch.full(shape[-1:], v, device=device) for v in (0.0, 1.0))
 
-    def forward():
+    def apply(training):
+        given = mean, var, scale, bias
+        return torch.nn.functional.batch_norm(x, *given, training=training)
+
+    def without_gradient(training):
         with torch.no_grad():
-            return torch.nn.functional.batch_norm(
-                x, mean, var, scale, bias, training=True
-            )
+            y = apply(training)
+        wait()
+        return y
 
     def both():
-        y = torch.nn.functional.batch_norm(x, mean, var, scale, bias, training=True)
-        return y, torch.autograd.grad(y, (x, scale, bias), dy)
+        y = apply(training=True)
+        gradients = torch.autograd.grad(y, (x, scale, bias), dy)
+        wait()
+        return y, None, gradients
 
-    return Programs(forward, both)
+    return Programs(
+        functools.partial(without_gradient, training=True),
+        both,
+        functools.partial(without_gradient, training=False),
+    )
 
 
 def limits(shape, dtype) -> Programs:
     """The cheapest programs that move the same bytes.
 
-    Two reads and a write forward, four reads and a write more backward. In float32
-    whatever the dtype, or conversions would be timed; per channel and in all, so that
-    no sum is taken for another.
+    Two reads and a write forward, four reads and a write more backward, a read and a
+    write in inference. In float32 whatever the dtype, or conversions would be timed;
+    a second pass waits for the sums of the first, so that the two cannot be one; per
+    channel and in all, so that no sum is taken for another.
     """
     size = shape[-1] * jnp.dtype(dtype).itemsize // 4
     x, dy = (jnp.asarray(a) for a in make_batch((*shape[:-1], size), "float32"))
     axes = tuple(range(x.ndim - 1))
-    forward = jax.jit(lambda x, dy: (jnp.sum(x, axes), 2 * x + 1))
-    both = jax.jit(
-        lambda x, dy: (
-            jnp.sum(x, axes),
-            2 * x + 1,
-            jnp.sum(dy, axes),
-            jnp.sum(x),
-            x + dy,
-        )
-    )
+
+    def forward(x):
+        return x + jnp.sum(x, axes, keepdims=True)
+
+    def both(x, dy):
+        sums = jnp.sum(dy, axes, keepdims=True) + jnp.sum(x)
+        return forward(x), x + dy + sums
+
     return Programs(
-        lambda: jax.block_until_ready(forward(x, dy)),
-        lambda: jax.block_until_ready(both(x, dy)),
+        _ready(forward, x),
+        _ready(both, x, dy),
+        _ready(lambda x: 2 * x + 1, x),
     )
 
 

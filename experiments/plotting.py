@@ -132,7 +132,9 @@ def sync_cost(path: pathlib.Path, result: dict[str, Any]) -> None:
 def benchmark_layers(path: pathlib.Path, result: dict[str, Any]) -> None:
     """Times over jaxbn's for every shape, forward and backward."""
     dtypes = list(dict.fromkeys(row["dtype"] for row in result["layers"]))
-    figure, axes = plt.subplots(1, len(dtypes), figsize=(13, 4), sharey=True)
+    figure, axes = plt.subplots(
+        1, len(dtypes), figsize=(13, 4), sharey=True, layout="constrained"
+    )
     for panel, dtype in zip(np.atleast_1d(axes), dtypes, strict=True):
         rows = [row for row in result["layers"] if row["dtype"] == dtype]
         names = list(rows[0]["both"]["over_jaxbn"])
@@ -153,14 +155,16 @@ def benchmark_layers(path: pathlib.Path, result: dict[str, Any]) -> None:
         panel.set_xticks(range(len(rows)), labels, rotation=30, fontsize=7)
         panel.set(title=f"{dtype}, forward and backward", yscale="log")
     np.atleast_1d(axes)[0].set_ylabel("time over jaxbn's")
-    np.atleast_1d(axes)[-1].legend(fontsize=7)
-    figure.tight_layout()
+    handles, labels = np.atleast_1d(axes)[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize=8)
     _save(path, figure)
 
 
 def benchmark_scaling(path: pathlib.Path, result: dict[str, Any]) -> None:
-    """Times against elements and channels; seconds of compilation against depth."""
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.8))
+    """Times against elements, channels and devices; compilation against depth."""
+    figure, (left, middle, right, last) = plt.subplots(
+        1, 4, figsize=(16, 3.8), layout="constrained"
+    )
     for axes, key, xlabel in (
         (left, "elements", "elements, 64 channels"),
         (middle, "channels", "channels, a million elements"),
@@ -174,14 +178,35 @@ def benchmark_scaling(path: pathlib.Path, result: dict[str, Any]) -> None:
             over = np.array([row["both"]["over_jaxbn"][name][0] for row in rows])
             axes.loglog(x, ours * over, "o-", label=name)
         axes.set(xlabel=xlabel, ylabel="ms, forward and backward")
-        axes.legend(fontsize=7)
     depths = sorted(result["depth"], key=int)
     for name in result["depth"][depths[0]]:
         times = [sum(result["depth"][depth][name].values()) for depth in depths]
         right.loglog([int(depth) for depth in depths], times, "o-", label=name)
     right.set(xlabel="layers", ylabel="s to trace and compile")
-    right.legend(fontsize=7)
-    figure.tight_layout()
+    for style, line in (("jit", "-"), ("shard_map", "--")):
+        rows = [row for row in result["devices"]["rows"] if row["style"] == style]
+        devices = [row["devices"] for row in rows]
+        ours = np.array([row["jaxbn_ms"] for row in rows])
+        flax = ours * np.array([row["over_jaxbn"][0] for row in rows])
+        last.plot(devices, ours, "o" + line, color="C0", label=f"jaxbn, {style}")
+        last.plot(devices, flax, "o" + line, color="C1", label=f"flax.linen, {style}")
+    last.set(xlabel="devices, of one processor", ylabel="ms, forward and backward")
+    last.set_ylim(bottom=0)
+    for axes in (left, middle, right, last):
+        axes.legend(fontsize=7)
+    _save(path, figure)
+
+
+def benchmark_memory(path: pathlib.Path, result: dict[str, Any]) -> None:
+    """Peak memory of 50 layers, per layer, written out and scanned."""
+    rows = sorted(result["memory"].items(), key=lambda item: -item[1]["scanned"])
+    figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    for i, form in enumerate(("written out", "scanned")):
+        values = [row[form] for _, row in rows]
+        axes.bar(np.arange(len(rows)) + 0.4 * i - 0.2, values, 0.4, label=form)
+    axes.set_xticks(range(len(rows)), [name for name, _ in rows])
+    axes.set(title="peak of a gradient", ylabel="activations per layer")
+    axes.legend()
     _save(path, figure)
 
 

@@ -4,7 +4,15 @@ import pathlib
 import numpy as np
 import pytest
 
-from experiments import benchmark, benchmark_worker, interleaved, peers, plotting
+from experiments import (
+    benchmark,
+    benchmark_devices,
+    benchmark_layers,
+    benchmark_networks,
+    interleaved,
+    peers,
+    plotting,
+)
 
 SHAPE = (6, 3, 3, 4)
 
@@ -28,7 +36,7 @@ def test_missing_peers_are_listed(monkeypatch):
         raise ImportError("No module named 'nothing'")
 
     monkeypatch.setitem(peers.PEERS, "haiku", missing)
-    row = benchmark_worker.compare(SHAPE, "float32", 2, ("jaxbn", "haiku"))
+    row = benchmark_layers.compare(SHAPE, "float32", 2, ("jaxbn", "haiku"))
     assert row["missing"] == {"haiku": "No module named 'nothing'"}
     assert list(row["both"]["over_jaxbn"]) == [peers.LIMIT]
 
@@ -50,8 +58,32 @@ def test_programs_take_turns():
     assert set(rounds) == {"ab", "ba"}
 
 
+def test_memory_of_a_stack():
+    rows = benchmark_networks.memory(rounds=2, depth=4, shape=(256, 64))
+    kept = {name: row["kept"] for name, row in rows.items()}
+    assert kept["flax.linen"] > 3  # The centred input, a product, the output, a mask.
+    assert kept["jaxbn"] == 2
+    assert kept["jaxbn, in_place"] == kept["jaxbn, recomputed"] == 1
+    scanned = {name: row["scanned"] for name, row in rows.items()}
+    assert scanned["jaxbn, in_place"] < scanned["jaxbn"] < scanned["flax.linen"]
+
+
+@pytest.mark.parametrize("style", benchmark_devices.STYLES)
+def test_layer_on_several_devices(style, monkeypatch):
+    monkeypatch.setattr(benchmark_devices, "SHAPE", (8, 3, 3, 4))
+    row = benchmark_devices.compare(style, 4, rounds=2)
+    assert row["devices"] == 4
+    assert row["over_jaxbn"][0] > 0
+
+
+def test_compile_times():
+    times = benchmark_networks.compile_times(depth=1, repeats=1)
+    assert set(times) == {"jaxbn", "flax.linen"}
+    assert all(t["compile"] > 0 for t in times.values())
+
+
 def test_kept_for_the_backward_pass():
-    kept = benchmark_worker.kept("bfloat16")
+    kept = benchmark_layers.kept("bfloat16")
     assert 1 <= kept["jaxbn, activation"] <= 1.05
     assert kept["jaxbn, activation"] < kept["jaxbn, then relu"]
     assert kept["jaxbn, then relu"] < kept["flax.linen, then relu"]
@@ -63,3 +95,4 @@ def test_committed_results_make_the_committed_table(tmp_path):
     assert benchmark.table(result) == (results / "benchmark.md").read_text()
     plotting.benchmark_layers(tmp_path / "layers.png", result)
     plotting.benchmark_scaling(tmp_path / "scaling.png", result)
+    plotting.benchmark_memory(tmp_path / "memory.png", result)
