@@ -177,7 +177,8 @@ def reduction_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-# Jitted because eager `lax.cond` would compile its branches anew at every call.
+# Jitted because eager `lax.cond` would compile its branches anew at every call; inlined
+# where there is a jit already, and traced once for all layers of one shape.
 @functools.partial(jax.jit, static_argnums=(1, 3, 4, 5), inline=True)
 def local_moments(
     x: jax.Array,

@@ -108,7 +108,7 @@ def _normalize_jvp(spec, primals, tangents):
     else:
         tangent, kept = _tangent, (x, mask, mean, std, scale, bias, residual)
     tangents = dx, dscale, dbias, dresidual
-    dy = _recomputed(functools.partial(tangent, spec))(kept, count, tangents)
+    dy = _recomputed(tangent, spec)(kept, count, tangents)
     return (y, groups), (dy, jax.tree.map(jnp.zeros_like, groups))
 
 
@@ -153,16 +153,18 @@ def normalize_with(
     Returns:
       `y` of the shape of `x` and dtype `spec.dtype`.
     """
-    return _recomputed(functools.partial(_apply_given, spec))(
-        x, mean, var, scale, bias, residual
-    )
+    return _recomputed(_apply_given, spec)(x, mean, var, scale, bias, residual)
 
 
-# Keeps the arguments for the backward pass and nothing that is made of them.
-_recomputed = functools.partial(
-    jax.checkpoint,
-    policy=jax.checkpoint_policies.nothing_saveable,
-)
+@functools.lru_cache
+def _recomputed(function: Callable[..., jax.Array], spec: Spec):
+    """Keeps the arguments for the backward pass and nothing that is made of them.
+
+    The same object for the same spec, so that JAX traces and transposes it only once
+    for all layers of one shape.
+    """
+    policy = jax.checkpoint_policies.nothing_saveable
+    return jax.checkpoint(functools.partial(function, spec), policy=policy)
 
 
 def _std(spec: Spec, var: jax.Array) -> jax.Array:
@@ -175,6 +177,7 @@ def _std(spec: Spec, var: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.where(var > 0, var, jnp.inf))
 
 
+@functools.partial(jax.jit, static_argnums=0, inline=True)
 def _apply(spec, x, mask, mean, std, scale, bias, residual):
     with jax.named_scope("jaxbn.normalize"):
         y = _affine(spec, x, mask, mean, std, scale, bias, residual)
