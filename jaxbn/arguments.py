@@ -81,13 +81,15 @@ def check_activation(
     Raises:
       ValueError: if its shape is not that of `x`, the activation is not known, or it or
         the residual cannot be undone in place.
-      TypeError: if it is complex and `x` is real.
+      TypeError: if it is complex and `x` is real, if `in_place` is not a bool.
     """
-    if activation is not None and activation not in normalize.ACTIVATIONS:
+    if activation not in (None, *normalize.ACTIVATIONS):
         raise ValueError(
             f"`activation` must be None or one of {sorted(normalize.ACTIVATIONS)}, got "
             f"{activation!r}; apply others to the result."
         )
+    if not isinstance(in_place, bool):
+        raise TypeError(f"`in_place` must be True or False, got {in_place!r}.")
     if in_place and activation not in normalize.NEGATIVE_SLOPES:
         raise ValueError(
             "`in_place` needs an activation that can be undone, one of "

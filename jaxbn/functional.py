@@ -78,8 +78,9 @@ def batch_norm_train(
       in_place: keep `y` for the backward pass instead of `x` and solve it for `x_hat`
         (Rota Bulo et al., 2018): saves memory where the next layer keeps `y` anyway.
         For activation None and "leaky_relu", without a residual. Gradients see `x_hat`
-        with the rounding of `y`, magnified by `bias / scale`; a channel whose scale is
-        0 gets no gradient for it, so do not start it there.
+        with the rounding of `y`, or its overflow, magnified by `bias / scale`; a channel
+        whose scale is 0 gets no gradient for it, so do not start it there. Outside the
+        mask a `y` that equals the activated bias counts as a constant.
       dtype: of `y`; default that of `x`.
       use_fast_variance: compute `E[x^2] - E[x]^2` without checking what it lost.
       force_float32_reductions: False squares half-precision `x`, and rounds its
@@ -100,7 +101,8 @@ def batch_norm_train(
         if `residual` has not the shape of `x` or `activation` is unknown, or either
         does not go with `in_place`.
       TypeError: if `batch_stats` is not a `BatchStats`, if `x` is complex and its mean
-        is not, or `x` is real and `scale` or `bias` is not; if `epsilon` is traced.
+        is not, or `x` is real and `scale` or `bias` is not; if `epsilon` is traced or
+        `in_place` is not a bool.
 
     Warns:
       UserWarning: if the shapes leave one value per channel, which has no variance.

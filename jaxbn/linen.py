@@ -124,7 +124,8 @@ class BatchNorm(nn.Module):
         Raises:
           ValueError: for hyperparameters out of range, an `axis` out of range or
             repeated, a `mask` that does not fit, variables whose channels are not those
-            of `x`, groups without `axis_name`, a name that is not bound.
+            of `x`, groups without `axis_name`, a name that is not bound, an activation
+            that is unknown or, like a residual, does not go with `in_place`.
         """
         arguments.check_momentum(self.momentum)
         arguments.check_epsilon(self.epsilon)
@@ -139,6 +140,7 @@ class BatchNorm(nn.Module):
             train_affine = self.train_affine
 
         x = jnp.asarray(x)
+        arguments.check_activation(x, residual, self.activation, self.in_place)
         axes = moments.canonicalize_axes(self.axis, x.ndim)
         shape = tuple(x.shape[a] for a in axes)
         mean, var = self._init_batch_stats(shape, x.dtype)

@@ -1,6 +1,7 @@
 """In place and recomputed: the same derivatives from less memory."""
 
 import functools
+import pickle
 
 import chex
 import flax.linen as nn
@@ -43,6 +44,32 @@ class InPlaceTest(chex.TestCase):
         # x_hat is solved from y with |bias / scale| = 2 times the rounding, and from
         # 0.01 * y below 0; sums of 64 such.
         chex.assert_trees_all_close(*results, atol=1e-4)
+
+    @parameterized.product(
+        content=((np.float32, np.nan), (np.float32, 1e30), (np.float16, 6e4)),
+        activation=(None, "leaky_relu"),
+    )
+    def test_content_outside_the_mask(self, content, activation):
+        dtype, value = content
+        x, dy, _ = make_batch((16, 3))
+        x, mask = x.astype(dtype), np.arange(16)[:, None] != 3
+        x[3] = value
+        # NaN becomes the bias, a constant, whose cotangent may be anything; the others
+        # overflow in y, which the loss then leaves out.
+        dy = jnp.asarray(dy if np.isnan(value) else dy * mask, dtype)
+        scale = SCALE if dtype == np.float16 else SCALE * 1e10
+
+        def gradients(in_place):
+            options = {"mask": mask, "in_place": in_place, "activation": activation}
+            function = functools.partial(train, **options)
+            return jax.vjp(function, x, scale, BIAS)[1](dy)
+
+        expected, actual = map(gradients, (False, True))
+        chex.assert_tree_all_finite(actual)
+        # Four roundings of the dtype, of terms that reach 10 times the result.
+        rtol = 40 * float(jnp.finfo(dtype).eps)
+        for a, b in zip(actual, expected, strict=True):
+            chex.assert_trees_all_close(a, b, atol=rtol * float(jnp.max(jnp.abs(b))))
 
     @parameterized.parameters(None, "leaky_relu")
     def test_second_derivative(self, activation):
@@ -100,6 +127,15 @@ class InPlaceTest(chex.TestCase):
             train(x, SCALE, BIAS, activation="relu", in_place=True)
         with self.assertRaisesRegex(ValueError, r"`in_place` keeps only the result"):
             train(x, SCALE, BIAS, residual=dy, in_place=True)
+        with self.assertRaisesRegex(TypeError, r"`in_place` must be True or False"):
+            train(x, SCALE, BIAS, in_place=jnp.array(True))
+        with self.assertRaisesRegex(ValueError, r"`activation` must be None or one"):
+            train(x, SCALE, BIAS, activation=["relu"])
+        layer = linen.BatchNorm(
+            use_running_average=True, in_place=True, activation="silu"
+        )
+        with self.assertRaisesRegex(ValueError, r"`in_place` needs"):
+            layer.init(jax.random.key(0), x)
 
 
 class Block(nn.Module):
@@ -133,6 +169,10 @@ class MemoryTest(chex.TestCase):
         assert self.kept({"activation": "leaky_relu", "in_place": True}) == 1
         for activation in ("relu", "silu", "gelu"):
             assert self.kept({"activation": activation}, policy) == 1
+
+    def test_the_policy_can_be_pickled(self):
+        policy = jaxbn.dots_and_moments_saveable
+        assert pickle.loads(pickle.dumps(policy)) is policy
 
     def test_recomputation_repeats_no_collective(self):
         x, dy, _ = make_batch((8, 16, 3))

@@ -325,6 +325,26 @@ class ExplicitShardingTest(parameterized.TestCase):
         np.testing.assert_allclose(dbias, expected.dbias, atol=5e-5)
 
 
+class InferenceTest(parameterized.TestCase):
+    @parameterized.parameters((1000.25, 0), (1e5, 1e-4), (123457, 1e-4), (1e4, 1))
+    def test_a_large_mean_costs_no_precision(self, mean, var):
+        # All of it representable, the difference from the mean exact.
+        x = np.float32([[mean], [mean + 1]])
+        stats = jaxbn.BatchStats(np.float32([mean]), np.float32([var]))
+        y = jaxbn.batch_norm_inference(x, None, np.float32([0.5]), stats)
+        expected = 0.5 + np.array([[0], [1]]) / np.sqrt(np.float32(var) + 1e-5)
+        np.testing.assert_allclose(y, expected, rtol=1e-6)  # Eight roundings.
+
+    @parameterized.parameters((0.0, 0.5), (np.inf, 0.5), (np.nan, np.nan))
+    def test_degenerate_variance(self, var, expected):
+        stats = jaxbn.BatchStats(np.float32([1]), np.float32([var]))
+        bias = np.float32([0.5])
+        y = jaxbn.batch_norm_inference(
+            np.float32([[2]]), None, bias, stats, epsilon=0.0
+        )
+        np.testing.assert_array_equal(y, [[expected]])
+
+
 class ResidualTest(parameterized.TestCase):
     @parameterized.parameters(jnp.float32, jnp.bfloat16)
     def test_only_x_in_its_own_dtype_is_kept(self, dtype):
