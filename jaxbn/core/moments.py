@@ -212,10 +212,9 @@ def local_moments(
         return (sum_ / jnp.maximum(count, 1)).astype(values.dtype)
 
     def as_they_are(mean: jax.Array, var: jax.Array):
-        return mean, jnp.zeros_like(mean), var
+        return jnp.zeros_like(mean), var
 
     def centered(center: jax.Array, _: jax.Array):
-        center = jax.lax.stop_gradient(center)  # The result does not depend on it.
         expanded, wide = jnp.expand_dims(center, axes), x.astype(dtype)
         # Written both ways round so that XLA:CPU fuses each difference into its own
         # sum instead of storing one difference for both.
@@ -223,10 +222,7 @@ def local_moments(
         if mask is not None:
             left, right = jnp.where(mask, left, 0), jnp.where(mask, right, 0)
         values = left, abs_square(right)
-        offset, square = map(mean_of, values, total(*sums(*values)))
-        mean = center + offset
-        tail = (center - mean) + offset
-        return mean, tail, jnp.maximum(square - abs_square(offset), 0)
+        return tuple(map(mean_of, values, total(*sums(*values))))
 
     one, other = (part.astype(dtype) for part in apart(x, x))
     if variance == "two_pass":
@@ -237,18 +233,20 @@ def local_moments(
             difference = jnp.where(mask, difference, 0)
         square = abs_square(difference)
         var = mean_of(square, *total(*sums(square)))
-        return LocalMoments(count, *as_they_are(mean, var))
+        return LocalMoments(count, mean, jnp.zeros_like(mean), var)
 
     values = one, abs_square(other)
     count, *first = total(_count(x, axes, mask), *sums(*values))
     mean, square = map(mean_of, values, first)
     var = jnp.maximum(square - abs_square(mean), 0)
     if variance == "fast":
-        return LocalMoments(count, *as_they_are(mean, var))
+        return LocalMoments(count, mean, jnp.zeros_like(mean), var)
     # NaN compares false, so an overflow of the squares takes the second pass too.
     well_conditioned = jnp.all(var >= _WELL_CONDITIONED * abs_square(mean))
-    parts = jax.lax.cond(well_conditioned, as_they_are, centered, mean, var)
-    return LocalMoments(count, *parts)
+    offset, square = jax.lax.cond(well_conditioned, as_they_are, centered, mean, var)
+    center, mean = mean, mean + offset
+    var = jnp.maximum(square - abs_square(offset), 0)
+    return LocalMoments(count, mean, (center - mean) + offset, var)
 
 
 def as_moments(local: LocalMoments) -> Moments:
