@@ -129,6 +129,9 @@ def sync_cost(path: pathlib.Path, result: dict[str, Any]) -> None:
     _save(path, figure)
 
 
+_COLORS = {name: f"C{i}" for i, name in enumerate(peers.PEERS)} | {peers.LIMIT: "black"}
+
+
 def benchmark_layers(path: pathlib.Path, result: dict[str, Any]) -> None:
     """Times over jaxbn's for every shape, forward and backward."""
     dtypes = list(dict.fromkeys(row["dtype"] for row in result["layers"]))
@@ -147,7 +150,7 @@ def benchmark_layers(path: pathlib.Path, result: dict[str, Any]) -> None:
                 median,
                 [median - low, high - median],
                 fmt="o",
-                color="black" if name == peers.LIMIT else f"C{i}",
+                color=_COLORS[name],
                 label=name,
             )
         panel.axhline(1, color="tab:gray", lw=1)
@@ -173,23 +176,25 @@ def benchmark_scaling(path: pathlib.Path, result: dict[str, Any]) -> None:
         shapes = np.array([row["shape"] for row in rows])
         x = shapes.prod(1) if key == "elements" else shapes[:, 1]
         ours = np.array([row["both"]["jaxbn_ms"] for row in rows])
-        axes.loglog(x, ours, "o-", label="jaxbn")
+        axes.loglog(x, ours, "o-", color=_COLORS["jaxbn"], label="jaxbn")
         for name in rows[0]["both"]["over_jaxbn"]:
             over = np.array([row["both"]["over_jaxbn"][name][0] for row in rows])
-            axes.loglog(x, ours * over, "o-", label=name)
+            axes.loglog(x, ours * over, "o-", color=_COLORS[name], label=name)
         axes.set(xlabel=xlabel, ylabel="ms, forward and backward")
     depths = sorted(result["depth"], key=int)
     for name in result["depth"][depths[0]]:
         times = [sum(result["depth"][depth][name].values()) for depth in depths]
-        right.loglog([int(depth) for depth in depths], times, "o-", label=name)
+        layers = [int(depth) for depth in depths]
+        right.loglog(layers, times, "o-", color=_COLORS[name], label=name)
     right.set(xlabel="layers", ylabel="s to trace and compile")
     for style, line in (("jit", "-"), ("shard_map", "--")):
         rows = [row for row in result["devices"]["rows"] if row["style"] == style]
         devices = [row["devices"] for row in rows]
         ours = np.array([row["jaxbn_ms"] for row in rows])
         flax = ours * np.array([row["over_jaxbn"][0] for row in rows])
-        last.plot(devices, ours, "o" + line, color="C0", label=f"jaxbn, {style}")
-        last.plot(devices, flax, "o" + line, color="C1", label=f"flax.linen, {style}")
+        for name, ms in (("jaxbn", ours), ("flax.linen", flax)):
+            color, label = _COLORS[name], f"{name}, {style}"
+            last.plot(devices, ms, "o" + line, color=color, label=label)
     last.set(xlabel="devices, of one processor", ylabel="ms, forward and backward")
     last.set_ylim(bottom=0)
     for axes in (left, middle, right, last):
