@@ -91,7 +91,14 @@ def table(result: dict[str, Any]) -> str:
         parts.append("Missing: " + ", ".join(f"{k} ({v})" for k, v in missing.items()))
     for part, title in _TITLES.items():
         parts.append(f"{title}:\n\n" + _layer_table(result, part))
-    more = (_kept_table, _memory_table, _depth_table, _model_table, _device_table)
+    more = (
+        _traffic_table,
+        _kept_table,
+        _memory_table,
+        _depth_table,
+        _model_table,
+        _device_table,
+    )
     parts += [table(result) for table in more]
     return "\n\n".join(parts) + "\n"
 
@@ -113,6 +120,23 @@ def _layer_table(result: dict[str, Any], part: str) -> str:
         cells = [f"**{means[name]:.2f}**" if name in means else "" for name in names]
         rows.append([dtype, "geometric mean", *cells])
     return plotting.markdown(["dtype", "shape", *names], rows)
+
+
+def _traffic_table(result: dict[str, Any]) -> str:
+    names = [name for name in (peers.LIMIT, *peers.PEERS) if name in
+             result["traffic"]["float32"]]  # fmt: skip
+    rows = [
+        [
+            dtype,
+            *("{read} + {written} in {kernels}".format(**of[name]) for name in names),
+        ]
+        for dtype, of in result["traffic"].items()
+    ]
+    return (
+        "What the compiled kernels of one layer read + write forward and backward, in "
+        "sizes of the input, in how many kernels, by its HLO:\n\n"
+        + plotting.markdown(["dtype", *names], rows)
+    )
 
 
 def _kept_table(result: dict[str, Any]) -> str:

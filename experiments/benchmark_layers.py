@@ -1,5 +1,6 @@
 """One layer: time forward, forward and backward, in inference; what it keeps."""
 
+import math
 import platform
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import interleaved, peers
+from experiments import hlo, interleaved, peers
 from jaxbn import linen
 
 SHAPES = {
@@ -43,6 +44,7 @@ def measure(rounds: int) -> dict[str, Any]:
             for c in (4, 16, 64, 256, 1024)
         ],
         "kept": {dtype: kept(dtype) for dtype in DTYPES},
+        "traffic": {dtype: traffic(dtype, shapes[1]) for dtype in DTYPES},
     }
 
 
@@ -70,6 +72,29 @@ def compare(
             },
         }
     return row
+
+
+def traffic(dtype: str, shape: tuple[int, ...]) -> dict[str, dict[str, float]]:
+    """What the kernels of a layer move, forward and backward, in sizes of the input.
+
+    Of every peer that XLA compiles, and of the streaming limit.
+    """
+    rows = {}
+    for name, make in ({peers.LIMIT: peers.limits} | peers.PEERS).items():
+        try:
+            program = make(shape, dtype).both
+        except ImportError:
+            continue
+        if isinstance(program, peers.Jitted):
+            elements = program.args[0].size
+            moved = hlo.traffic(program.text(), elements)
+            size = math.prod(shape) * jnp.dtype(dtype).itemsize
+            rows[name] = {
+                "kernels": moved.kernels,
+                "read": round(moved.read / size, 1),
+                "written": round(moved.written / size, 1),
+            }
+    return rows
 
 
 def kept(dtype: str) -> dict[str, float]:

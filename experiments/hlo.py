@@ -1,4 +1,4 @@
-"""Collectives of a compiled program, read from its HLO text."""
+"""Collectives and memory traffic of a compiled program, read from its HLO text."""
 
 import math
 import re
@@ -40,3 +40,37 @@ def collectives(text: str) -> list[Collective]:
             )
             found.append(Collective(op, size, computation in branches))
     return found
+
+
+class Traffic(NamedTuple):
+    """Bytes that the kernels of a program move, in its large arrays."""
+
+    kernels: int
+    read: int
+    written: int
+
+
+_NO_KERNEL = ("parameter", "constant", "bitcast", "tuple", "get-tuple-element")
+
+
+def traffic(text: str, elements: int) -> Traffic:
+    """Of the main computation, each kernel once, without its branches.
+
+    Args:
+      text: `compiled.as_text()`.
+      elements: only arrays of so many elements count.
+    """
+    main = text[text.index("\nENTRY ") :]
+    pattern = r"^ +(?:ROOT )?%?([\w.\-]+) = (\w+)\[([\d,]*)\]\S* ([\w\-]+)\((.*?)\)"
+    bytes_of: dict[str, int] = {}
+    kernels = read = written = 0
+    for name, dtype, dims, op, operands in re.findall(pattern, main, re.MULTILINE):
+        size = math.prod(int(d) for d in dims.split(",") if d)
+        bytes_of[name] = size * _BYTES[dtype] if size == elements else 0
+        if op in _NO_KERNEL:
+            continue
+        # A name counts once, however often a kernel is given it.
+        given = sum(bytes_of.get(o, 0) for o in set(re.findall(r"[\w.\-]+", operands)))
+        kernels += bool(given or bytes_of[name])
+        read, written = read + given, written + bytes_of[name]
+    return Traffic(kernels, read, written)

@@ -212,7 +212,7 @@ def local_moments(
         return (sum_ / jnp.maximum(count, 1)).astype(values.dtype)
 
     def as_they_are(mean: jax.Array, var: jax.Array):
-        return jnp.zeros_like(mean), var
+        return mean, jnp.zeros_like(mean), var
 
     def centered(center: jax.Array, _: jax.Array):
         expanded, wide = jnp.expand_dims(center, axes), x.astype(dtype)
@@ -222,7 +222,10 @@ def local_moments(
         if mask is not None:
             left, right = jnp.where(mask, left, 0), jnp.where(mask, right, 0)
         values = left, abs_square(right)
-        return tuple(map(mean_of, values, total(*sums(*values))))
+        offset, square = map(mean_of, values, total(*sums(*values)))
+        mean = center + offset
+        tail = (center - mean) + offset
+        return mean, tail, jnp.maximum(square - abs_square(offset), 0)
 
     one, other = (part.astype(dtype) for part in apart(x, x))
     if variance == "two_pass":
@@ -233,20 +236,18 @@ def local_moments(
             difference = jnp.where(mask, difference, 0)
         square = abs_square(difference)
         var = mean_of(square, *total(*sums(square)))
-        return LocalMoments(count, mean, jnp.zeros_like(mean), var)
+        return LocalMoments(count, *as_they_are(mean, var))
 
     values = one, abs_square(other)
     count, *first = total(_count(x, axes, mask), *sums(*values))
     mean, square = map(mean_of, values, first)
     var = jnp.maximum(square - abs_square(mean), 0)
     if variance == "fast":
-        return LocalMoments(count, mean, jnp.zeros_like(mean), var)
+        return LocalMoments(count, *as_they_are(mean, var))
     # NaN compares false, so an overflow of the squares takes the second pass too.
     well_conditioned = jnp.all(var >= _WELL_CONDITIONED * abs_square(mean))
-    offset, square = jax.lax.cond(well_conditioned, as_they_are, centered, mean, var)
-    center, mean = mean, mean + offset
-    var = jnp.maximum(square - abs_square(offset), 0)
-    return LocalMoments(count, mean, (center - mean) + offset, var)
+    parts = jax.lax.cond(well_conditioned, as_they_are, centered, mean, var)
+    return LocalMoments(count, *parts)
 
 
 def as_moments(local: LocalMoments) -> Moments:

@@ -9,6 +9,7 @@ from experiments import (
     benchmark_devices,
     benchmark_layers,
     benchmark_networks,
+    hlo,
     interleaved,
     peers,
     plotting,
@@ -87,6 +88,29 @@ def test_kept_for_the_backward_pass():
     assert 1 <= kept["jaxbn, activation"] <= 1.05
     assert kept["jaxbn, activation"] < kept["jaxbn, then relu"]
     assert kept["jaxbn, then relu"] < kept["flax.linen, then relu"]
+
+
+def test_traffic():
+    text = """
+ENTRY %main (x: f32[4,2], y: bf16[4,2]) -> f32[4,2] {
+  %x = f32[4,2]{1,0} parameter(0)
+  y = bf16[4,2]{1,0} parameter(1)
+  %sum = f32[2]{0} fusion(%x, y), kind=kLoop, calls=%a
+  %bitcast = f32[2,4]{1,0} bitcast(%x)
+  %small = f32[2]{0} add(%sum, %sum)
+  ROOT %z = f32[4,2]{1,0} fusion(%bitcast, %bitcast, %sum), kind=kLoop, calls=%b
+}
+"""
+    assert hlo.traffic(text, 8) == hlo.Traffic(2, 32 + 16 + 32, 32)
+
+
+def test_traffic_of_the_peers():
+    rows = benchmark_layers.traffic("float32", (8, 8, 8, 16))
+    limit = rows[peers.LIMIT]
+    assert (limit["read"], limit["written"]) == (6, 2)
+    assert rows["jaxbn"]["read"] + rows["jaxbn"]["written"] == 10
+    flax = rows["flax.linen"]
+    assert flax["read"] + flax["written"] > 10
 
 
 def test_committed_results_make_the_committed_table(tmp_path):
