@@ -9,7 +9,7 @@ import sys
 import tempfile
 from typing import Any
 
-from experiments import interleaved, peers, plotting
+from experiments import benchmark_figures, interleaved, peers, plotting
 
 # Kept from returning memory: on the CPU, page faults would decide. For all alike.
 _MALLOC = {
@@ -54,9 +54,9 @@ class Benchmark:
         plotting.write_json(path, result)
         result = json.loads(path.read_text())  # In the order of the file.
         plotting.write_text(path.with_suffix(".md"), table(result))
-        plotting.benchmark_layers(self.out / "benchmark_layers.png", result)
-        plotting.benchmark_scaling(self.out / "benchmark_scaling.png", result)
-        plotting.benchmark_memory(self.out / "benchmark_memory.png", result)
+        benchmark_figures.layers(self.out / "benchmark_layers.png", result)
+        benchmark_figures.scaling(self.out / "benchmark_scaling.png", result)
+        benchmark_figures.memory(self.out / "benchmark_memory.png", result)
         print(table(result))
 
 

@@ -7,12 +7,12 @@ import pytest
 from experiments import (
     benchmark,
     benchmark_devices,
+    benchmark_figures,
     benchmark_layers,
     benchmark_networks,
     hlo,
     interleaved,
     peers,
-    plotting,
 )
 
 SHAPE = (6, 3, 3, 4)
@@ -117,6 +117,6 @@ def test_committed_results_make_the_committed_table(tmp_path):
     results = pathlib.Path(benchmark.__file__).parent / "results"
     result = json.loads((results / "benchmark.json").read_text())
     assert benchmark.table(result) == (results / "benchmark.md").read_text()
-    plotting.benchmark_layers(tmp_path / "layers.png", result)
-    plotting.benchmark_scaling(tmp_path / "scaling.png", result)
-    plotting.benchmark_memory(tmp_path / "memory.png", result)
+    benchmark_figures.layers(tmp_path / "layers.png", result)
+    benchmark_figures.scaling(tmp_path / "scaling.png", result)
+    benchmark_figures.memory(tmp_path / "memory.png", result)
