@@ -85,7 +85,8 @@ def table(result: dict[str, Any]) -> str:
     parts = [
         f"{result['device']}, JAX {result['jax']}, {result['rounds']} rounds. Times "
         "over those of jaxbn: above 1, jaxbn is faster. Flax, Haiku and jaxbn with "
-        "their default variance, which is stable for jaxbn, Equinox and PyTorch only."
+        "their default variance, which is stable for jaxbn, Equinox and PyTorch only. "
+        "Measured on this device alone; jaxbn has no kernel of its own for any."
     ]
     if missing:
         parts.append("Missing: " + ", ".join(f"{k} ({v})" for k, v in missing.items()))
