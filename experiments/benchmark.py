@@ -1,4 +1,4 @@
-"""Speed and memory beside Flax, Haiku, Equinox, PyTorch and the machine's own limit."""
+"""Speed and memory beside Flax, Haiku, Equinox, PyTorch and mere streaming."""
 
 import dataclasses
 import json
@@ -17,7 +17,8 @@ _MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
     "MALLOC_TOP_PAD_": "1000000000",
 }
-_EIGHT_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+_FLAGS = (os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8")
+_EIGHT_DEVICES = {"XLA_FLAGS": " ".join(_FLAGS).strip()}
 _PARTS: dict[str, dict[str, str]] = {
     "layers": {},
     "networks": {},
@@ -27,7 +28,7 @@ _PARTS: dict[str, dict[str, str]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """Speed and memory beside every peer that is installed (about 12 minutes)."""
+    """Speed and memory beside every peer that is installed (about 10 minutes)."""
 
     rounds: int = 15
     """Rounds in which all programs take turns; medians and quartiles are over them."""
@@ -86,7 +87,7 @@ def table(result: dict[str, Any]) -> str:
         f"{result['device']}, JAX {result['jax']}, {result['rounds']} rounds. Times "
         "over those of jaxbn: above 1, jaxbn is faster. Flax, Haiku and jaxbn with "
         "their default variance, which is stable for jaxbn, Equinox and PyTorch only. "
-        "Measured on this device alone; jaxbn has no kernel of its own for any."
+        "Measured on this device alone; jaxbn has no hand-written kernel for any."
     ]
     if missing:
         parts.append("Missing: " + ", ".join(f"{k} ({v})" for k, v in missing.items()))
@@ -100,7 +101,7 @@ def table(result: dict[str, Any]) -> str:
         _model_table,
         _device_table,
     )
-    parts += [table(result) for table in more]
+    parts += [section(result) for section in more]
     return "\n\n".join(parts) + "\n"
 
 
@@ -135,7 +136,7 @@ def _traffic_table(result: dict[str, Any]) -> str:
     ]
     return (
         "What the compiled kernels of one layer read + write forward and backward, in "
-        "sizes of the input, in how many kernels, by its HLO:\n\n"
+        "sizes of the input, in how many kernels, by its HLO, branches left out:\n\n"
         + plotting.markdown(["dtype", *names], rows)
     )
 
@@ -192,7 +193,7 @@ def _depth_table(result: dict[str, Any]) -> str:
     ]
     header = ["layers", *result["depth"]["10"]]
     return (
-        "Seconds to trace + compile the gradient of Dense, BN and ReLU:\n\n"
+        "Seconds to trace + compile the gradient of BN, ReLU and dense layers:\n\n"
         + plotting.markdown(header, rows)
     )
 

@@ -25,7 +25,7 @@ def layers(path: pathlib.Path, result: dict[str, Any]) -> None:
                 [row["both"]["over_jaxbn"][name] for row in rows]
             ).T
             panel.errorbar(
-                np.arange(len(rows)) + (i - len(names) / 2) / 9,
+                np.arange(len(rows)) + (i - (len(names) - 1) / 2) / 9,
                 median,
                 [median - low, high - median],
                 fmt="o",
@@ -77,7 +77,7 @@ def scaling(path: pathlib.Path, result: dict[str, Any]) -> None:
     last.set(xlabel="devices, of one processor", ylabel="ms, forward and backward")
     last.set_ylim(bottom=0)
     for axes in (left, middle, right, last):
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, handlelength=4)
     plotting.save(path, figure)
 
 

@@ -1,4 +1,4 @@
-"""One layer: time forward, forward and backward, in inference; what it keeps."""
+"""One layer: time in training and inference, what it keeps, what its kernels move."""
 
 import math
 import platform
@@ -51,7 +51,7 @@ def measure(rounds: int) -> dict[str, Any]:
 def compare(
     shape: tuple[int, ...], dtype: str, rounds: int, names=tuple(peers.PEERS)
 ) -> dict[str, Any]:
-    """Every peer and the limit over jaxbn, for each kind of program."""
+    """The peers of these names and the limit over jaxbn, for each kind of program."""
     made, missing = {peers.LIMIT: peers.limits(shape, dtype)}, {}
     for name in names:
         try:

@@ -3,9 +3,11 @@
 Each peer is a function from shape and dtype to programs: the forward pass in training,
 forward and backward together, and for some inference:
 
-    forward(x) -> y, new running statistics
-    both(x, dy) -> y, new running statistics, dx, dscale, dbias
-    inference(x) -> y
+    forward() -> y, new running statistics
+    both() -> y, new running statistics, (dx, dscale, dbias)
+    inference() -> y
+
+PyTorch moves its running statistics in place and returns none.
 
 A peer that is not installed raises ImportError when called.
 """
@@ -190,7 +192,7 @@ def _torch(shape, dtype) -> Programs:
 
 
 def limits(shape, dtype) -> Programs:
-    """The cheapest programs that move the same bytes.
+    """Programs that move the least bytes and do next to nothing with them.
 
     Two reads and a write forward, four reads and a write more backward, a read and a
     write in inference. In float32 whatever the dtype, or conversions would be timed;

@@ -81,7 +81,7 @@ def check_activation(
     Raises:
       ValueError: if its shape is not that of `x`, the activation is not known, or it or
         the residual cannot be undone in place.
-      TypeError: if it is complex and `x` is real, if `in_place` is not a bool.
+      TypeError: if the residual is complex and `x` real, if `in_place` is not a bool.
     """
     if activation not in (None, *normalize.ACTIVATIONS):
         raise ValueError(
@@ -140,16 +140,13 @@ def check_groups(
         as `groups.device_groups`.
       TypeError: if `group_size` is neither an integer nor "local".
     """
-    if group_size is not None and group_size != "local":
-        if not isinstance(group_size, int):
-            raise TypeError(
-                f"`group_size` must be an int or 'local', got {group_size!r}."
-            )
-        if axis_index_groups is not None:
-            raise ValueError(
-                "Give `axis_index_groups` or `group_size`, not both, got "
-                f"{axis_index_groups} and {group_size}."
-            )
+    if group_size not in (None, "local") and not isinstance(group_size, int):
+        raise TypeError(f"`group_size` must be an int or 'local', got {group_size!r}.")
+    if group_size is not None and axis_index_groups is not None:
+        raise ValueError(
+            "Give `axis_index_groups` or `group_size`, not both, got "
+            f"{axis_index_groups} and {group_size!r}."
+        )
     if axis_name is not None:
         size = sync.axis_size(axis_name)
         return groups.device_groups(axis_index_groups, group_size, size)

@@ -95,14 +95,14 @@ def batch_norm_train(
       ValueError: if `axis` is out of range or repeated, if `scale`, `bias` or
         `batch_stats` are not `[C]`, if `mask` does not broadcast or could mean two
         things, if `momentum` (where known) is outside [0, 1] or `epsilon` negative, if
-        `axis_name` is not bound or `x` not split over it, if `axis_index_groups` comes without it or with
-        `group_size`, if groups overlap, differ in size or leave a device out, or
-        `group_size` does not divide the devices or the batch,
-        if `residual` has not the shape of `x` or `activation` is unknown, or either
-        does not go with `in_place`.
+        `axis_name` is not bound or `x` not split over it, if `axis_index_groups` comes
+        without it or with `group_size`, if groups overlap, differ in size or leave a
+        device out, or `group_size` does not divide the devices or the batch, if
+        `residual` has not the shape of `x` or `activation` is unknown, or either does
+        not go with `in_place`.
       TypeError: if `batch_stats` is not a `BatchStats`, if `x` is complex and its mean
-        is not, or `x` is real and `scale` or `bias` is not; if `epsilon` is traced or
-        `in_place` is not a bool.
+        is not, or `x` is real and `scale`, `bias` or `residual` is not; if `epsilon` is
+        traced, `in_place` not a bool, or `group_size` neither an int nor "local".
 
     Warns:
       UserWarning: if the shapes leave one value per channel, which has no variance.

@@ -202,6 +202,7 @@ class GroupTest(chex.TestCase):
         ({"group_size": 3}, "must divide the 8 devices .* got 3"),
         ({"group_size": 0}, "must divide the 8 devices .* got 0"),
         ({"group_size": 2, "axis_index_groups": [[0]]}, "not both"),
+        ({"group_size": "local", "axis_index_groups": [[0]]}, "not both"),
     )
     def test_bad_groups_of_devices(self, options, message):
         x = np.zeros((8, ROWS, 3), np.float32)
