@@ -105,6 +105,10 @@ def table(result: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _spread(ratio: list[float]) -> str:
+    return "{:.2f} ({:.2f} to {:.2f})".format(*ratio)
+
+
 def _layer_table(result: dict[str, Any], part: str) -> str:
     names = [peers.LIMIT, *(name for name in peers.PEERS if name != "jaxbn")]
     measured = result["layers"][0][part]["over_jaxbn"]
@@ -112,10 +116,7 @@ def _layer_table(result: dict[str, Any], part: str) -> str:
     rows = []
     for row in result["layers"]:
         over = row[part]["over_jaxbn"]
-        cells = [
-            "{:.2f} ({:.2f} to {:.2f})".format(*over[name]) if name in over else ""
-            for name in names
-        ]
+        cells = [_spread(over[name]) if name in over else "" for name in names]
         rows.append([row["dtype"], tuple(row["shape"]), *cells])
     for dtype in sorted({row["dtype"] for row in result["layers"]}, reverse=True):
         means = geometric_means(result, dtype, part)
@@ -156,7 +157,7 @@ def _memory_table(result: dict[str, Any]) -> str:
     rows = [
         [
             name, row["kept"], row["written out"], row["scanned"],
-            "{:.2f} ({:.2f} to {:.2f})".format(*row["over_jaxbn"]),
+            _spread(row["over_jaxbn"]),
         ]
         for name, row in sorted(
             result["memory"].items(), key=lambda item: -item[1]["scanned"]
@@ -172,7 +173,7 @@ def _device_table(result: dict[str, Any]) -> str:
     rows = [
         [
             row["style"], row["devices"], row["jaxbn_ms"],
-            "{:.2f} ({:.2f} to {:.2f})".format(*row["over_jaxbn"]),
+            _spread(row["over_jaxbn"]),
         ]
         for row in result["devices"]["rows"]
     ]  # fmt: skip
@@ -203,7 +204,7 @@ def _model_table(result: dict[str, Any]) -> str:
               "accessed MB", "trace + compile, s"]  # fmt: skip
     rows = [
         [
-            model, name, "{:.2f} ({:.2f} to {:.2f})".format(*row["over_jaxbn"]),
+            model, name, _spread(row["over_jaxbn"]),
             row["temporary_MB"], row["accessed_MB"],
             f"{row['trace_s']} + {row['compile_s']}",
         ]

@@ -1,5 +1,6 @@
 """One layer on 1 to 8 devices that share the batch: time by style of parallelism."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -24,8 +25,8 @@ def measure(rounds: int) -> dict[str, Any]:
 def compare(style: str, devices: int, rounds: int) -> dict[str, Any]:
     """Flax over jaxbn, forward and backward."""
     programs = {
-        "jaxbn": _program(linen.BatchNorm, style, devices),
-        "flax.linen": _program(nn.BatchNorm, style, devices),
+        "jaxbn": program(linen.BatchNorm, style, devices),
+        "flax.linen": program(nn.BatchNorm, style, devices),
     }
     taken = interleaved.seconds(programs, rounds)
     print(f"{style} on {devices} devices", flush=True)
@@ -37,7 +38,8 @@ def compare(style: str, devices: int, rounds: int) -> dict[str, Any]:
     }
 
 
-def _program(cls, style, devices):
+def program(cls, style: str, devices: int) -> Callable[[], Any]:
+    """Without arguments: y, new statistics and gradients, of the whole batch."""
     P, auto = jax.P, jax.sharding.AxisType.Auto
     mesh = jax.make_mesh(
         (devices,), ("d",), axis_types=(auto,), devices=jax.devices()[:devices]

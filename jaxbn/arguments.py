@@ -10,7 +10,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbn.core import groups, moments, normalize, running, sync
+from jaxbn.core import groups, normalize, reduction, running, sync
 
 
 class Arguments(NamedTuple):
@@ -44,9 +44,9 @@ def check_arguments(
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         x = x.astype(jnp.float32)
-    feature_axes = moments.canonicalize_axes(axis, x.ndim)
+    feature_axes = reduction.canonicalize_axes(axis, x.ndim)
     shape = tuple(x.shape[a] for a in feature_axes)
-    parameter_dtype = moments.reduction_dtype(x.dtype)
+    parameter_dtype = reduction.reduction_dtype(x.dtype)
     scale = jnp.ones(shape, parameter_dtype) if scale is None else jnp.asarray(scale)
     bias = jnp.zeros(shape, parameter_dtype) if bias is None else jnp.asarray(bias)
     for name, array in (
@@ -200,7 +200,9 @@ def warn_single_value(
     axis_index_groups: sync.AxisIndexGroups | None,
 ) -> None:
     """Warns where the shapes leave one value per channel in the whole group."""
-    count = math.prod(x.shape[a] for a in moments.reduction_axes(x.ndim, feature_axes))
+    count = math.prod(
+        x.shape[a] for a in reduction.reduction_axes(x.ndim, feature_axes)
+    )
     if axis_index_groups is not None:
         count *= len(axis_index_groups[0])
     elif axis_name is not None:

@@ -14,8 +14,7 @@ import jax.numpy as jnp
 
 from jaxbn import arguments
 from jaxbn.core import groups as groups_lib
-from jaxbn.core import moments as moments_lib
-from jaxbn.core import normalize, running, sync
+from jaxbn.core import normalize, reduction, running, sync
 
 
 def batch_norm_train(
@@ -124,7 +123,7 @@ def batch_norm_train(
     x, scale, bias, feature_axes = arguments.check_arguments(
         x, scale, bias, batch_stats, axis
     )
-    mask = moments_lib.canonicalize_mask(mask, x.shape, feature_axes)
+    mask = reduction.canonicalize_mask(mask, x.shape, feature_axes)
     arguments.check_momentum(momentum)
     groups = arguments.check_groups(axis_index_groups, group_size, axis_name)
     residual = arguments.check_activation(x, residual, activation, in_place)

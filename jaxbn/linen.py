@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from flax.linen import dtypes, initializers
 
 from jaxbn import arguments, functional
-from jaxbn.core import groups, moments, running, sync
+from jaxbn.core import groups, reduction, running, sync
 
 
 class BatchNorm(nn.Module):
@@ -141,7 +141,7 @@ class BatchNorm(nn.Module):
 
         x = jnp.asarray(x)
         arguments.check_activation(x, residual, self.activation, self.in_place)
-        axes = moments.canonicalize_axes(self.axis, x.ndim)
+        axes = reduction.canonicalize_axes(self.axis, x.ndim)
         shape = tuple(x.shape[a] for a in axes)
         mean, var = self._init_batch_stats(shape, x.dtype)
         scale = bias = None

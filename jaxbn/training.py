@@ -30,13 +30,14 @@ normalisation would multiply a NaN by its zero gradient.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
 
+from jaxbn import metrics as metrics_lib
 from jaxbn.core import sync
 
 Batch = Mapping[str, Any]
@@ -54,21 +55,6 @@ class LossFn(Protocol):
     def __call__(
         self, model: Model, batch: Batch, train: bool
     ) -> Mapping[str, jax.Array]: ...
-
-
-class Metric(NamedTuple):
-    """A mean kept as what it is made of; add them up with `jax.tree.map(jnp.add)`."""
-
-    total: jax.Array  # shape=(), dtype=float32
-    count: jax.Array  # shape=(), dtype=int32; examples
-
-    @property
-    def mean(self) -> jax.Array:
-        """`total / count`, 0 for no examples."""
-        return self.total / jnp.maximum(self.count, 1)
-
-
-Metrics = dict[str, Metric]
 
 
 class TrainState(struct.PyTreeNode):
@@ -137,7 +123,7 @@ class TrainState(struct.PyTreeNode):
 
 def make_train_step(
     loss_fn: LossFn, *, axis_name: sync.AxisName | None = None
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> Callable[[TrainState, Batch], tuple[TrainState, metrics_lib.Metrics]]:
     """A jitted function from state and batch to new state and metrics.
 
     The gradient is that of the mean loss of the valid examples. The state is donated:
@@ -161,7 +147,7 @@ def make_train_step(
 
 def make_multi_step(
     loss_fn: LossFn, *, axis_name: sync.AxisName | None = None
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> Callable[[TrainState, Batch], tuple[TrainState, metrics_lib.Metrics]]:
     """As `make_train_step`, for k steps under `lax.scan` in one call.
 
     Every array of the batch has a leading axis of size k; metrics are added up over the
@@ -173,7 +159,9 @@ def make_multi_step(
     """
     step = _train_step(loss_fn, axis_name)
 
-    def steps(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
+    def steps(
+        state: TrainState, batches: Batch
+    ) -> tuple[TrainState, metrics_lib.Metrics]:
         state, metrics = jax.lax.scan(step, state, batches)
         return state, jax.tree.map(lambda m: jnp.sum(m, 0, dtype=m.dtype), metrics)
 
@@ -182,7 +170,7 @@ def make_multi_step(
 
 def make_eval_step(
     loss_fn: LossFn, *, axis_name: sync.AxisName | None = None
-) -> Callable[[TrainState, Batch], Metrics]:
+) -> Callable[[TrainState, Batch], metrics_lib.Metrics]:
     """A jitted function from state and batch to metrics; changes nothing.
 
     Args:
@@ -194,13 +182,15 @@ def make_eval_step(
     """
 
     @jax.jit
-    def eval_step(state: TrainState, batch: Batch) -> Metrics:
+    def eval_step(state: TrainState, batch: Batch) -> metrics_lib.Metrics:
         variables = _variables(state.params, state.batch_stats)
 
         def model(*args: Any, **kwargs: Any) -> Any:
             return state.apply_fn(variables, *args, **kwargs)
 
-        metrics = _reduce(loss_fn(model, batch, train=False), batch.get("mask"))
+        metrics = metrics_lib.reduce(
+            loss_fn(model, batch, train=False), batch.get("mask")
+        )
         return _over_devices(metrics, axis_name)
 
     return eval_step
@@ -228,16 +218,20 @@ def weight_decay_mask(params: Any) -> Any:
 
 def _train_step(
     loss_fn: LossFn, axis_name: sync.AxisName | None
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+) -> Callable[[TrainState, Batch], tuple[TrainState, metrics_lib.Metrics]]:
+    def train_step(
+        state: TrainState, batch: Batch
+    ) -> tuple[TrainState, metrics_lib.Metrics]:
         key = jax.random.fold_in(state.key, state.step)
         if axis_name is not None:
             sync.axis_size(axis_name)  # For its message.
             key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
 
-        def objective(params: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
+        def objective(params: Any) -> tuple[jax.Array, tuple[Any, metrics_lib.Metrics]]:
             model = _TrainingModel(state, params, key)
-            local = _reduce(loss_fn(model, batch, train=True), batch.get("mask"))
+            local = metrics_lib.reduce(
+                loss_fn(model, batch, train=True), batch.get("mask")
+            )
             metrics = _over_devices(local, axis_name)
             loss = local["loss"].total / jnp.maximum(metrics["loss"].count, 1)
             return loss, (model.batch_stats, metrics)
@@ -300,29 +294,3 @@ class _TrainingModel:
 
 def _variables(params: Any, batch_stats: Any) -> dict[str, Any]:
     return {"params": params} | ({"batch_stats": batch_stats} if batch_stats else {})
-
-
-def _reduce(values: Mapping[str, jax.Array], mask: jax.Array | None) -> Metrics:
-    if not isinstance(values, Mapping):
-        raise TypeError(
-            "`loss_fn` must return a mapping of names to values per example, got "
-            f"{type(values).__name__}."
-        )
-    if "loss" not in values:
-        raise ValueError(
-            f"`loss_fn` must return a mapping with 'loss', got {sorted(values)}."
-        )
-    metrics = {}
-    for name, value in values.items():
-        value = jnp.asarray(value)
-        if value.ndim == 0 or (mask is not None and value.shape != mask.shape):
-            shape = "(examples, ...)" if mask is None else f"{mask.shape}, as the mask"
-            raise ValueError(
-                f"`loss_fn` must return one value per example, of shape {shape}; got "
-                f"{value.shape} for {name!r}. Leave out the mean."
-            )
-        valid = jnp.ones(value.shape, bool) if mask is None else mask.astype(bool)
-        # Not a product: the value of a padded example may be NaN.
-        total = jnp.sum(jnp.where(valid, value, 0), dtype=jnp.float32)
-        metrics[name] = Metric(total, jnp.sum(valid, dtype=jnp.int32))
-    return metrics

@@ -8,6 +8,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 ORDER = (
+    "jaxbn.core.reduction",
     "jaxbn.core.moments",
     "jaxbn.core.sync",
     "jaxbn.core.groups",
@@ -18,6 +19,7 @@ ORDER = (
     "jaxbn.replicas",
     "jaxbn.linen",
     "jaxbn.parallel",
+    "jaxbn.metrics",
     "jaxbn.training",
     "jaxbn.testing",
     "experiments",

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxbn.core import moments, sync
+from jaxbn.core import moments, reduction, sync
 
 GroupSize = int | Literal["local"]
 
@@ -82,7 +82,7 @@ def split_batch(
     Raises:
       ValueError: if the batch is no multiple of `group_size`, or "local" is not clear.
     """
-    reduced = moments.reduction_axes(x.ndim, feature_axes)
+    reduced = reduction.reduction_axes(x.ndim, feature_axes)
     if not reduced:
         raise ValueError(
             f"`group_size` needs a batch axis, got `x` of shape {x.shape}."

@@ -12,12 +12,13 @@ that it lost too much is a second pass made, centred at the mean that is then kn
 
 import functools
 import math
-import operator
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from jaxbn.core import reduction
 
 # With var >= 0.01 * mean^2 the one-pass formula magnifies rounding (about 3e-7 for a
 # float32 sum) at most a hundredfold, which keeps the variance within 1e-4.
@@ -83,8 +84,8 @@ def batch_moments(
       Ioffe and Szegedy, arXiv:1502.03167, Algorithm 1.
     """  # noqa: E501
     x = jnp.asarray(x)
-    feature_axes = canonicalize_axes(axis, x.ndim)
-    mask = canonicalize_mask(mask, x.shape, feature_axes)
+    feature_axes = reduction.canonicalize_axes(axis, x.ndim)
+    mask = reduction.canonicalize_mask(mask, x.shape, feature_axes)
     return as_moments(local_moments(x, feature_axes, mask))
 
 
@@ -114,69 +115,6 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
     return merge_locals(LocalMoments(count, mean, jnp.zeros_like(mean), var))
 
 
-def canonicalize_axes(axis: int | Sequence[int], ndim: int) -> tuple[int, ...]:
-    """Channel axes as ascending non-negative integers.
-
-    Raises:
-      ValueError: if an axis is out of range for `ndim` dimensions, or repeated.
-    """
-    axes = tuple(axis) if isinstance(axis, Sequence) else (operator.index(axis),)
-    if any(not -ndim <= a < ndim for a in axes):
-        raise ValueError(
-            f"`axis` must lie in [-{ndim}, {ndim}) for `x` of rank {ndim}, got {axis}."
-        )
-    canonical = tuple(sorted(a % ndim for a in axes))
-    if len(set(canonical)) < len(canonical):
-        raise ValueError(
-            f"`axis` must name each axis once, got {axis} for `x` of rank {ndim}."
-        )
-    return canonical
-
-
-def canonicalize_mask(
-    mask: jax.typing.ArrayLike | None,
-    shape: tuple[int, ...],
-    feature_axes: tuple[int, ...],
-) -> jax.Array | None:
-    """The mask as booleans with as many axes as `shape`, of `x`.
-
-    Raises:
-      ValueError: if it does not broadcast to `shape`, or lacks leading axes so that it
-        would silently be read as a mask of channels.
-    """
-    if mask is None:
-        return None
-    mask = jnp.asarray(mask)
-    full = (1,) * (len(shape) - mask.ndim) + mask.shape
-    fits = len(full) == len(shape) and all(
-        m in (1, n) for m, n in zip(full, shape, strict=True)
-    )
-    lacks_axes = 0 < mask.ndim < len(shape)
-    ambiguous = mask.ndim == 1 or any(full[a] > 1 for a in feature_axes if fits)
-    if not fits or (lacks_axes and ambiguous and mask.size > 1):
-        raise ValueError(
-            f"`mask` must broadcast to `x` of shape {shape}, with a size (1 where it "
-            f"does not vary) for each of its axes, got {mask.shape}; add the missing "
-            "axes, for instance `mask[..., None]`."
-        )
-    return mask.reshape(full).astype(bool)
-
-
-def reduction_axes(ndim: int, feature_axes: tuple[int, ...]) -> tuple[int, ...]:
-    """All axes of an array but its channel axes."""
-    return tuple(a for a in range(ndim) if a not in feature_axes)
-
-
-def real_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
-    """The dtype of the absolute value of values of an inexact `dtype`."""
-    return jnp.finfo(dtype).dtype
-
-
-def reduction_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
-    """The dtype in which values of `dtype` are summed: float32 or wider."""
-    return jnp.promote_types(dtype, jnp.float32)
-
-
 # Jitted because eager `lax.cond` would compile its branches anew at every call; inlined
 # where there is a jit already, and traced once for all layers of one shape.
 @functools.partial(jax.jit, static_argnums=(1, 3, 4, 5), inline=True)
@@ -194,19 +132,21 @@ def local_moments(
       x: `[N, ..., C]`.
       feature_axes: canonical channel axes.
       mask: boolean of the rank of `x` that broadcasts to it, or None.
-      dtype: of values, squares and moments; default `reduction_dtype(x.dtype)`. Sums
-        are never narrower than float32.
+      dtype: of values, squares and moments; default float32, or wider for wider
+        `x`. Sums are never narrower than float32.
       variance: how it is computed.
       total: adds up sums of several devices, so that the moments are those of all.
     """
-    axes = reduction_axes(x.ndim, feature_axes)
-    dtype = jnp.dtype(dtype or reduction_dtype(x.dtype))
+    axes = reduction.reduction_axes(x.ndim, feature_axes)
+    dtype = jnp.dtype(dtype or reduction.reduction_dtype(x.dtype))
     total = total or (lambda *sums: sums)
     if mask is not None:  # Before anything else, or its NaN would reach derivatives.
         x = jnp.where(mask, x, 0)
 
     def sums(*values: jax.Array) -> tuple[jax.Array, ...]:
-        return tuple(jnp.sum(v, axes, dtype=reduction_dtype(v.dtype)) for v in values)
+        return tuple(
+            jnp.sum(v, axes, dtype=reduction.reduction_dtype(v.dtype)) for v in values
+        )
 
     def mean_of(values: jax.Array, sum_: jax.Array) -> jax.Array:
         return (sum_ / jnp.maximum(count, 1)).astype(values.dtype)
@@ -274,7 +214,7 @@ def apart(*arrays: jax.Array) -> tuple[jax.Array, ...]:
 
     XLA:CPU widens within a sum what only that sum uses, and otherwise stores it.
     """
-    if all(array.dtype == reduction_dtype(array.dtype) for array in arrays):
+    if all(array.dtype == reduction.reduction_dtype(array.dtype) for array in arrays):
         return arrays
     return jax.lax.platform_dependent(
         *arrays, cpu=_barrier, default=lambda *arrays: arrays
@@ -294,7 +234,7 @@ def abs_square(x: jax.Array) -> jax.Array:
 
 def _count(x: jax.Array, axes: tuple[int, ...], mask: jax.Array | None) -> jax.Array:
     """Valid elements per channel, `[C]`, or of size one on axes the mask lacks."""
-    real = real_dtype(reduction_dtype(x.dtype))
+    real = reduction.real_dtype(reduction.reduction_dtype(x.dtype))
     if mask is None:
         ones = (1,) * (x.ndim - len(axes))
         return jnp.full(ones, math.prod(x.shape[a] for a in axes), real)

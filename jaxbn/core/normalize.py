@@ -29,7 +29,7 @@ import jax.ad_checkpoint
 import jax.numpy as jnp
 
 from jaxbn.core import moments as moments_lib
-from jaxbn.core import sync
+from jaxbn.core import reduction, sync
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
@@ -185,7 +185,7 @@ def _std(spec: Spec, var: jax.Array) -> jax.Array:
     What is made of it is written as a quotient: XLA:CPU computes one per channel, but
     anything cheaper for every element again.
     """
-    var = var.astype(moments_lib.reduction_dtype(var.dtype)) + spec.epsilon
+    var = var.astype(reduction.reduction_dtype(var.dtype)) + spec.epsilon
     return jnp.sqrt(jnp.where(var <= 0, jnp.inf, var))
 
 
@@ -279,7 +279,7 @@ def _mean_all(spec, mask, count, dx, centered):
     product = (jnp.conj(centered) * dx).real if jnp.iscomplexobj(dx) else centered * dx
     if mask is not None:
         dx, product = jnp.where(mask, dx, 0), jnp.where(mask, product, 0)
-    axes = moments_lib.reduction_axes(dx.ndim, spec.feature_axes)
+    axes = reduction.reduction_axes(dx.ndim, spec.feature_axes)
     sum_dx, sum_product = jnp.sum(dx, axes), jnp.sum(product, axes)
     if spec.axis_name is not None:
         sums = jnp.stack([sum_dx, sum_product])
@@ -303,10 +303,10 @@ def _center(x, mask, mean, std):
 
 
 def _wide_dtype(*arrays: jax.Array) -> jnp.dtype:
-    return moments_lib.reduction_dtype(jnp.result_type(*arrays))
+    return reduction.reduction_dtype(jnp.result_type(*arrays))
 
 
 def _expander(spec, x):
     """Gives `[C]` arrays the rank of `x`."""
-    axes = moments_lib.reduction_axes(x.ndim, spec.feature_axes)
+    axes = reduction.reduction_axes(x.ndim, spec.feature_axes)
     return lambda array: jnp.expand_dims(array, axes)

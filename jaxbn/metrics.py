@@ -1,0 +1,58 @@
+"""Metrics of a batch, kept as totals so that batches and devices add up exactly."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Metric(NamedTuple):
+    """A mean kept as what it is made of; add them up with `jax.tree.map(jnp.add)`."""
+
+    total: jax.Array  # shape=(), dtype=float32
+    count: jax.Array  # shape=(), dtype=int32; examples
+
+    @property
+    def mean(self) -> jax.Array:
+        """`total / count`, 0 for no examples."""
+        return self.total / jnp.maximum(self.count, 1)
+
+
+Metrics = dict[str, Metric]
+
+
+def reduce(values: Mapping[str, jax.Array], mask: jax.Array | None) -> Metrics:
+    """Totals of the valid values, as `loss_fn` of a train step returns them.
+
+    Args:
+      values: arrays with a value per example each, "loss" among them.
+      mask: boolean, of their shape, True where an example counts; None for all.
+
+    Raises:
+      TypeError: if `values` is not a mapping.
+      ValueError: if it holds no "loss", or a shape is not that of the mask.
+    """
+    if not isinstance(values, Mapping):
+        raise TypeError(
+            "`loss_fn` must return a mapping of names to values per example, got "
+            f"{type(values).__name__}."
+        )
+    if "loss" not in values:
+        raise ValueError(
+            f"`loss_fn` must return a mapping with 'loss', got {sorted(values)}."
+        )
+    metrics = {}
+    for name, value in values.items():
+        value = jnp.asarray(value)
+        if value.ndim == 0 or (mask is not None and value.shape != mask.shape):
+            shape = "(examples, ...)" if mask is None else f"{mask.shape}, as the mask"
+            raise ValueError(
+                f"`loss_fn` must return one value per example, of shape {shape}; got "
+                f"{value.shape} for {name!r}. Leave out the mean."
+            )
+        valid = jnp.ones(value.shape, bool) if mask is None else mask.astype(bool)
+        # Not a product: the value of a padded example may be NaN.
+        total = jnp.sum(jnp.where(valid, value, 0), dtype=jnp.float32)
+        metrics[name] = Metric(total, jnp.sum(valid, dtype=jnp.int32))
+    return metrics
