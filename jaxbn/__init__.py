@@ -1,7 +1,7 @@
 """jaxbn: Batch Normalization for JAX and Flax (Ioffe and Szegedy, 2015)."""
 
+from jaxbn.core.local import batch_moments as batch_moments
 from jaxbn.core.moments import Moments as Moments
-from jaxbn.core.moments import batch_moments as batch_moments
 from jaxbn.core.moments import merge_moments as merge_moments
 from jaxbn.core.normalize import (
     dots_and_moments_saveable as dots_and_moments_saveable,

@@ -1,6 +1,7 @@
 """Checks of what users pass: static facts only, once, at the public boundary."""
 
 import math
+import typing
 import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,7 +11,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbn.core import groups, normalize, reduction, running, sync
+from jaxbn.core import affine, groups, reduction, running, sync
 
 
 class Arguments(NamedTuple):
@@ -79,30 +80,25 @@ def check_activation(
     """The residual as an array.
 
     Raises:
-      ValueError: if its shape is not that of `x`, the activation is not known, or it or
-        the residual cannot be undone in place.
+      ValueError: if its shape is not that of `x`, the activation is not known, or it
+        cannot be undone in place.
       TypeError: if the residual is complex and `x` real, if `in_place` is not a bool.
     """
-    if activation not in (None, *normalize.ACTIVATIONS):
+    if activation not in (None, *affine.ACTIVATIONS):
         raise ValueError(
-            f"`activation` must be None or one of {sorted(normalize.ACTIVATIONS)}, got "
+            f"`activation` must be None or one of {sorted(affine.ACTIVATIONS)}, got "
             f"{activation!r}; apply others to the result."
         )
     if not isinstance(in_place, bool):
         raise TypeError(f"`in_place` must be True or False, got {in_place!r}.")
-    if in_place and activation not in normalize.NEGATIVE_SLOPES:
+    if in_place and activation not in affine.INVERTIBLE:
         raise ValueError(
             "`in_place` needs an activation that can be undone, one of "
-            f"{list(normalize.NEGATIVE_SLOPES)}, got {activation!r}; leave it out, or "
+            f"{list(affine.INVERTIBLE)}, got {activation!r}; leave it out, or "
             "use `jax.checkpoint` with `jaxbn.dots_and_moments_saveable`."
         )
     if residual is None:
         return None
-    if in_place:
-        raise ValueError(
-            "`in_place` keeps only the result, which a `residual` cannot be taken out "
-            "of; leave one of them out."
-        )
     residual = jnp.asarray(residual)
     if residual.shape != x.shape:
         raise ValueError(
@@ -131,8 +127,8 @@ def check_channels(
 def check_groups(
     axis_index_groups: Sequence[Sequence[int]] | None,
     group_size: groups.GroupSize | None,
-    axis_name: sync.AxisName | None,
-) -> sync.AxisIndexGroups | None:
+    axis_name: reduction.AxisName | None,
+) -> reduction.AxisIndexGroups | None:
     """The groups of devices, or None for all together.
 
     Raises:
@@ -174,6 +170,25 @@ def check_momentum(momentum: jax.typing.ArrayLike) -> None:
         )
 
 
+def check_variance(variance: str, use_fast_variance: bool) -> reduction.Variance:
+    """The form of the variance; `use_fast_variance` stands for "fast".
+
+    Raises:
+      ValueError: if it is not known, or both are given and differ.
+    """
+    known = typing.get_args(reduction.Variance)
+    if variance not in known:
+        raise ValueError(f"`variance` must be one of {list(known)}, got {variance!r}.")
+    if not use_fast_variance:
+        return variance
+    if variance not in ("auto", "fast"):
+        raise ValueError(
+            f"`use_fast_variance` means `variance='fast'`, got {variance!r} as well; "
+            "leave one of them out."
+        )
+    return "fast"
+
+
 def check_epsilon(epsilon: float) -> float:
     """As a Python number.
 
@@ -196,8 +211,8 @@ def check_epsilon(epsilon: float) -> float:
 def warn_single_value(
     x: jax.Array,
     feature_axes: tuple[int, ...],
-    axis_name: sync.AxisName | None,
-    axis_index_groups: sync.AxisIndexGroups | None,
+    axis_name: reduction.AxisName | None,
+    axis_index_groups: reduction.AxisIndexGroups | None,
 ) -> None:
     """Warns where the shapes leave one value per channel in the whole group."""
     count = math.prod(

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxbn import arguments
+from jaxbn.core import affine, normalize, reduction, running, sync
 from jaxbn.core import groups as groups_lib
-from jaxbn.core import normalize, reduction, running, sync
 
 
 def batch_norm_train(
@@ -27,7 +27,7 @@ def batch_norm_train(
     momentum: jax.typing.ArrayLike = 0.99,
     epsilon: float = 1e-5,
     mask: jax.typing.ArrayLike | None = None,
-    axis_name: sync.AxisName | None = None,
+    axis_name: reduction.AxisName | None = None,
     axis_index_groups: Sequence[Sequence[int]] | None = None,
     group_size: groups_lib.GroupSize | None = None,
     unbiased: bool = True,
@@ -36,6 +36,7 @@ def batch_norm_train(
     activation: str | None = None,
     in_place: bool = False,
     dtype: jax.typing.DTypeLike | None = None,
+    variance: reduction.Variance = "auto",
     use_fast_variance: bool = False,
     force_float32_reductions: bool = True,
 ) -> tuple[jax.Array, running.BatchStats]:
@@ -76,12 +77,18 @@ def batch_norm_train(
         backward pass recomputes what its derivative needs: nothing more is kept.
       in_place: keep `y` for the backward pass instead of `x` and solve it for `x_hat`
         (Rota Bulo et al., 2018): saves memory where the next layer keeps `y` anyway.
-        For activation None and "leaky_relu", without a residual. Gradients see `x_hat`
-        with the rounding of `y`, or its overflow, magnified by `bias / scale`; a channel
+        For activation None and "leaky_relu"; a residual is kept too. Gradients see
+        `x_hat` with the rounding of `y`, or its overflow, magnified by
+        `(bias + residual) / scale`; a channel
         whose scale is 0 gets no gradient for it, so do not start it there. Outside the
         mask a `y` that equals the activated bias counts as a constant.
       dtype: of `y`; default that of `x`.
-      use_fast_variance: compute `E[x^2] - E[x]^2` without checking what it lost.
+      variance: the form in which it is computed. "auto": the one that is cheapest where
+        the program runs, among those that are stable: "checked" (one pass, a second one
+        only where some channel needs it), "two_pass", "shifted" (one pass about the
+        mean of a part of `x`); see `jaxbn.core.local`. "fast" is `E[x^2] - E[x]^2`,
+        whatever that loses.
+      use_fast_variance: the same as `variance="fast"`.
       force_float32_reductions: False squares half-precision `x`, and rounds its
         moments, in its own dtype.
 
@@ -97,8 +104,8 @@ def batch_norm_train(
         `axis_name` is not bound or `x` not split over it, if `axis_index_groups` comes
         without it or with `group_size`, if groups overlap, differ in size or leave a
         device out, or `group_size` does not divide the devices or the batch, if
-        `residual` has not the shape of `x` or `activation` is unknown, or either does
-        not go with `in_place`.
+        `residual` has not the shape of `x`, `activation` is unknown or cannot be undone
+        `in_place`, or `variance` is unknown or contradicts `use_fast_variance`.
       TypeError: if `batch_stats` is not a `BatchStats`, if `x` is complex and its mean
         is not, or `x` is real and `scale`, `bias` or `residual` is not; if `epsilon` is
         traced, `in_place` not a bool, or `group_size` neither an int nor "local".
@@ -130,27 +137,30 @@ def batch_norm_train(
     if axis_name is not None:
         sync.check_split(x, axis_name)
     shape, feature_ndim, position = x.shape, len(feature_axes), 0
-    variance = "fast" if use_fast_variance else "checked"
+    variance = arguments.check_variance(variance, use_fast_variance)
     if axis_name is None and group_size is not None:
         x, mask, feature_axes, position = groups_lib.split_batch(
             x, mask, feature_axes, group_size
         )
-        variance = "fast" if use_fast_variance else "two_pass"
+        # A check of all groups at once would need a collective.
+        variance = "two_pass" if variance == "auto" else variance
         scale, bias = (jnp.expand_dims(array, position) for array in (scale, bias))
         residual = None if residual is None else residual.reshape(x.shape)
     arguments.warn_single_value(x, feature_axes, axis_name, groups)
-    spec = normalize.Spec(
+    how = reduction.Reduction(
         feature_axes,
-        arguments.check_epsilon(epsilon),
-        jnp.dtype(dtype or x.dtype),
-        axis_name,
-        groups,
-        variance,
-        None if force_float32_reductions else x.dtype,
-        activation,
-        in_place,
+        variance=variance,
+        dtype=None if force_float32_reductions else x.dtype,
+        axis_name=axis_name,
+        axis_index_groups=groups,
     )
-    y, moments = normalize.normalize(spec, x, scale, bias, mask, residual)
+    output = affine.Output(
+        epsilon=arguments.check_epsilon(epsilon),
+        dtype=jnp.dtype(dtype or x.dtype),
+        activation=activation,
+        in_place=in_place,
+    )
+    y, moments = normalize.normalize(how, output, x, scale, bias, mask, residual)
     with jax.named_scope("jaxbn.running"):
         moments = jax.tree.map(lambda part: jnp.moveaxis(part, position, 0), moments)
         update = functools.partial(
@@ -209,12 +219,12 @@ def batch_norm_inference(
         x, scale, bias, batch_stats, axis
     )
     residual = arguments.check_activation(x, residual, activation)
-    spec = normalize.Spec(
-        feature_axes,
-        arguments.check_epsilon(epsilon),
-        jnp.dtype(dtype or x.dtype),
+    output = affine.Output(
+        epsilon=arguments.check_epsilon(epsilon),
+        dtype=jnp.dtype(dtype or x.dtype),
         activation=activation,
     )
-    return normalize.normalize_with(
-        spec, x, scale, bias, batch_stats.mean, batch_stats.var, residual
+    mean, var = batch_stats
+    return normalize.standardize(
+        output, feature_axes, x, scale, bias, mean, var, residual
     )

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from flax.linen import dtypes, initializers
 
 from jaxbn import arguments, functional
-from jaxbn.core import groups, reduction, running, sync
+from jaxbn.core import groups, reduction, running
 
 
 class BatchNorm(nn.Module):
@@ -53,8 +53,7 @@ class BatchNorm(nn.Module):
       axis_name: axis, or tuple of axes, bound by pmap, shard_map or vmap, over which
         the batch is split. Leave it out under plain jit.
       axis_index_groups: groups of indices along `axis_name` that share statistics.
-      use_fast_variance: compute `E[x^2] - E[x]^2` whatever it loses. By default it is
-        computed too, and corrected where it lost precision.
+      use_fast_variance: compute `E[x^2] - E[x]^2` whatever it loses.
       force_float32_reductions: False squares half-precision inputs, and rounds their
         moments, in their own dtype, and keeps the running statistics in `param_dtype`,
         as in Flax.
@@ -66,6 +65,9 @@ class BatchNorm(nn.Module):
         False: the mean of the groups' own.
       activation: applied to the result: "relu", "leaky_relu", "silu", "gelu" or None.
         The backward pass recomputes what it needs, and keeps nothing more.
+      variance: how it is computed: "auto" (the form that is cheapest where the program
+        runs, among those that are stable), "checked", "two_pass", "shifted" or "fast".
+        See `jaxbn.batch_norm_train`.
       in_place: keep the result for the backward pass instead of the input, for
         activation None and "leaky_relu". See `jaxbn.batch_norm_train`.
       update_running_average: default: exactly when the batch normalises itself.
@@ -85,7 +87,7 @@ class BatchNorm(nn.Module):
     use_scale: bool = True
     bias_init: initializers.Initializer = initializers.zeros
     scale_init: initializers.Initializer = initializers.ones
-    axis_name: sync.AxisName | None = None
+    axis_name: reduction.AxisName | None = None
     axis_index_groups: Any = None
     use_fast_variance: bool = False
     force_float32_reductions: bool = True
@@ -94,6 +96,7 @@ class BatchNorm(nn.Module):
     pool_groups: bool = dataclasses.field(default=True, kw_only=True)
     activation: str | None = dataclasses.field(default=None, kw_only=True)
     in_place: bool = dataclasses.field(default=False, kw_only=True)
+    variance: reduction.Variance = dataclasses.field(default="auto", kw_only=True)
     update_running_average: bool | None = dataclasses.field(default=None, kw_only=True)
     train_affine: bool = dataclasses.field(default=True, kw_only=True)
 
@@ -125,7 +128,8 @@ class BatchNorm(nn.Module):
           ValueError: for hyperparameters out of range, an `axis` out of range or
             repeated, a `mask` that does not fit, variables whose channels are not those
             of `x`, groups without `axis_name`, a name that is not bound, an activation
-            that is unknown or, like a residual, does not go with `in_place`.
+            that is unknown or cannot be undone `in_place`, a `variance` that is not
+            known.
         """
         arguments.check_momentum(self.momentum)
         arguments.check_epsilon(self.epsilon)
@@ -219,6 +223,7 @@ class BatchNorm(nn.Module):
                 activation=self.activation,
                 in_place=self.in_place,
                 dtype=dtype,
+                variance=self.variance,
                 use_fast_variance=self.use_fast_variance,
                 force_float32_reductions=self.force_float32_reductions,
             )

@@ -10,8 +10,11 @@ ROOT = pathlib.Path(__file__).parent.parent
 ORDER = (
     "jaxbn.core.reduction",
     "jaxbn.core.moments",
+    "jaxbn.core.local",
     "jaxbn.core.sync",
     "jaxbn.core.groups",
+    "jaxbn.core.affine",
+    "jaxbn.core.tangent",
     "jaxbn.core.normalize",
     "jaxbn.core.running",
     "jaxbn.arguments",

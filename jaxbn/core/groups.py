@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
-from jaxbn.core import moments, reduction, sync
+from jaxbn.core import moments, reduction
 
 GroupSize = int | Literal["local"]
 
@@ -16,7 +15,7 @@ def device_groups(
     axis_index_groups: Sequence[Sequence[int]] | None,
     group_size: GroupSize | None,
     size: int,
-) -> sync.AxisIndexGroups | None:
+) -> reduction.AxisIndexGroups | None:
     """Groups of the indices 0 to `size`, or None for all together.
 
     Args:
@@ -95,7 +94,7 @@ def split_batch(
         raise ValueError(
             f"`group_size` must divide the batch of {size} examples, got {group_size}."
         )
-    shards = _explicit_shards(x, axis)
+    shards = reduction.explicit_shards(x, axis)
     if (size // group_size) % shards:
         raise ValueError(
             f"`group_size` {group_size} makes groups that span the {shards} shards of "
@@ -114,14 +113,6 @@ def split_batch(
     )
 
 
-def _explicit_shards(x: jax.Array, axis: int) -> int:
-    """Parts into which a mesh of Explicit axes splits an axis."""
-    sharding = jax.typeof(x).sharding
-    names = sharding.spec[axis] or ()
-    names = names if isinstance(names, tuple) else (names,)
-    return math.prod(sharding.mesh.shape[name] for name in names)
-
-
 def _shards(x: jax.Array, axis: int) -> int:
     """Devices over which an axis is split under jit."""
     mesh = jax.sharding.get_abstract_mesh()
@@ -135,7 +126,7 @@ def _shards(x: jax.Array, axis: int) -> int:
             f"`group_size` 'local' is not clear on a mesh of {dict(mesh.shape)}, whose "
             "axes are not Explicit; give the number of examples per device."
         )
-    return _explicit_shards(x, axis) * math.prod(auto)
+    return reduction.explicit_shards(x, axis) * math.prod(auto)
 
 
 def pool(groups: moments.Moments, feature_ndim: int) -> moments.Moments:
@@ -147,7 +138,4 @@ def pool(groups: moments.Moments, feature_ndim: int) -> moments.Moments:
     """
     if groups.mean.ndim == feature_ndim:
         return groups
-    count, mean, var = groups
-    return moments.merge_locals(
-        moments.LocalMoments(count, mean, jnp.zeros_like(mean), var)
-    )
+    return moments.merge_rows(groups)

@@ -1,10 +1,28 @@
-"""What a reduction runs over: all axes but the channels, a mask; and in which dtype."""
+"""How to reduce: over which axes, mask and devices, in which dtype and form."""
 
+import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+AxisName = Hashable  # One name, or a tuple of names.
+AxisIndexGroups = tuple[tuple[int, ...], ...]
+
+# How the variance is computed; see `local`.
+Variance = Literal["auto", "fast", "checked", "two_pass", "shifted"]
+
+
+class Reduction(NamedTuple):
+    """How the moments of a batch are made: hashable, so `jit` can hold it static."""
+
+    feature_axes: tuple[int, ...]  # Canonical; all other axes are reduced.
+    variance: Variance = "auto"
+    dtype: jnp.dtype | None = None  # Of squares and moments; None: float32 or wider.
+    axis_name: AxisName | None = None  # Bound; None merges no devices.
+    axis_index_groups: AxisIndexGroups | None = None  # Of one size, all indices.
 
 
 def canonicalize_axes(axis: int | Sequence[int], ndim: int) -> tuple[int, ...]:
@@ -60,6 +78,14 @@ def reduction_axes(ndim: int, feature_axes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(a for a in range(ndim) if a not in feature_axes)
 
 
+def explicit_shards(x: jax.Array, axis: int) -> int:
+    """Parts into which a mesh of Explicit axes splits an axis; others are not known."""
+    sharding = jax.typeof(x).sharding
+    names = sharding.spec[axis] or ()
+    names = names if isinstance(names, tuple) else (names,)
+    return math.prod(sharding.mesh.shape[name] for name in names)
+
+
 def real_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
     """The dtype of the absolute value of values of an inexact `dtype`."""
     return jnp.finfo(dtype).dtype
@@ -68,3 +94,19 @@ def real_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
 def reduction_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
     """The dtype in which values of `dtype` are summed: float32 or wider."""
     return jnp.promote_types(dtype, jnp.float32)
+
+
+def apart(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """The same arrays, each to be widened for one sum and for nothing else.
+
+    XLA:CPU widens within a sum what only that sum uses, and otherwise stores it.
+    """
+    if all(array.dtype == reduction_dtype(array.dtype) for array in arrays):
+        return arrays
+    return jax.lax.platform_dependent(
+        *arrays, cpu=_barrier, default=lambda *arrays: arrays
+    )
+
+
+def _barrier(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    return jax.lax.optimization_barrier(arrays)

@@ -65,14 +65,15 @@ def update_batch_stats(
       New `BatchStats`, same shapes and dtypes.
 
     Example:
-      >>> moments = moments_lib.batch_moments(jnp.array([[0.0], [2.0]]))
+      >>> ones = jnp.ones(1)
+      >>> moments = moments_lib.Moments(count=2 * ones, mean=ones, var=ones)
       >>> update_batch_stats(init_batch_stats(1), moments, momentum=0.75)
       BatchStats(mean=Array([0.25], dtype=float32), var=Array([1.25], dtype=float32))
 
     References:
       Ioffe and Szegedy, arXiv:1502.03167, Section 3.1 and Algorithm 2.
     """
-    count, mean, var = moments
+    count, mean, var, _ = moments
     if unbiased:
         var = var * (count / jnp.maximum(count - 1, 1))
 

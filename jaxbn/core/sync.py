@@ -5,21 +5,18 @@ its row of an array of zeros, the sum over devices gives every device all rows, 
 rows are merged by their counts (Chan). Groups are rows merged apart; that works in
 pmap, vmap and shard_map alike, also where `jax.lax.psum` takes no `axis_index_groups`.
 
-The rows grow with the number of devices. Beyond `MAX_ROWS` the sums themselves are
-added up, and a second time, centred, only where the data are ill conditioned.
+The rows grow with the number of devices. Beyond `MAX_ROWS` sums of moments about 0 are
+added up, and a second time about the mean only where the data are ill conditioned.
 """
 
 import math
-from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxbn.core import moments
-
-AxisName = Hashable  # One name, or a tuple of names.
-AxisIndexGroups = tuple[tuple[int, ...], ...]
+from jaxbn.core import local, moments, reduction
+from jaxbn.core.reduction import AxisIndexGroups, AxisName
 
 # By the cost model of `python -m experiments sync_cost` rows take at most 1.25 times as
 # long as one collective of sums until here; sums would need a branch as well and, where
@@ -35,55 +32,78 @@ class Synced(NamedTuple):
 
 
 def sync_moments(
-    x: jax.Array,
-    feature_axes: tuple[int, ...],
-    mask: jax.Array | None,
-    dtype: jnp.dtype | None,
-    variance: moments.Variance,
-    axis_name: AxisName | None,
-    axis_index_groups: AxisIndexGroups | None,
+    how: reduction.Reduction, x: jax.Array, mask: jax.Array | None
 ) -> Synced:
     """Moments of `x` over all devices of a group.
 
     Args:
+      how: how they are made, and over which devices.
       x: this device's shard, `[N, ..., C]`.
-      feature_axes: canonical channel axes.
       mask: boolean of the rank of `x`, or None.
-      dtype: of the reduction; see `moments.local_moments`.
-      variance: see there.
-      axis_name: bound axis name(s) to merge over; None merges nothing.
-      axis_index_groups: groups of equal size that part the indices along `axis_name`.
     """
-    options = (feature_axes, mask, dtype, variance)
+    axis_name, axis_index_groups = how.axis_name, how.axis_index_groups
+    of_device = how._replace(axis_name=None, axis_index_groups=None)
+    mine = local.local_moments(of_device, x, mask)
     if axis_name is None:
-        whole = moments.as_moments(moments.local_moments(x, *options))
+        whole = moments.count_per_channel(mine)
         return Synced(whole, whole)
-    if axis_index_groups is None and axis_size(axis_name) > MAX_ROWS:
-        total = Total(axis_name)
-        whole = moments.as_moments(moments.local_moments(x, *options, total))
-        return Synced(whole, whole)
-    local = moments.local_moments(x, *options)
-    rows = _gather_rows(local, axis_name)
     if axis_index_groups is None:
-        whole = moments.merge_locals(rows)
+        devices = axis_size(axis_name)
+        if devices <= MAX_ROWS:
+            whole = moments.merge_rows(_gather_rows(mine, axis_name))
+        else:
+            axes = reduction.reduction_axes(x.ndim, how.feature_axes)
+            number = devices * math.prod(x.shape[a] for a in axes)
+            whole = _merge_sums(mine, axis_name, number)
         return Synced(whole, whole)
+    rows = _gather_rows(mine, axis_name)
     members = jnp.array(axis_index_groups)  # [groups, size]
     grouped = jax.tree.map(lambda part: part[members], rows)
-    groups = jax.vmap(moments.merge_locals)(grouped)
+    groups = jax.vmap(moments.merge_rows)(grouped)
     if len(axis_index_groups[0]) == 1:  # Need not wait for the others.
-        return Synced(moments.as_moments(local), groups)
+        return Synced(moments.count_per_channel(mine), groups)
     index = _group_index(axis_name, axis_index_groups)
     return Synced(jax.tree.map(lambda part: part[index], groups), groups)
 
 
-class Total(NamedTuple):
-    """Adds up the local sums of all devices: hashable, so `jit` can hold it static."""
+def _merge_sums(
+    mine: moments.Moments, axis_name: AxisName, number: int
+) -> moments.Moments:
+    """The same from sums, whose size does not grow with the devices.
 
-    axis_name: AxisName
+    The second collective, about the mean, is of `[C]` arrays and needs no pass over the
+    data. A conditional makes a GPU wait for the host, so there it is always made.
 
-    def __call__(self, *sums: jax.Array) -> tuple[jax.Array, ...]:
-        """One collective for all of `sums`, arrays of different shapes."""
-        return tuple(_split(jax.lax.psum(_concatenate(sums), self.axis_name), sums))
+    Args:
+      mine: moments of this device.
+      axis_name: bound axis name(s).
+      number: what the counts of all devices add up to at most.
+    """
+
+    def add_up(*sums: jax.Array) -> list[jax.Array]:
+        return _split(jax.lax.psum(_concatenate(sums), axis_name), sums)
+
+    weight = mine.count / number  # At most 1, so that no sum overflows.
+    square = mine.var + moments.abs_square(mine.mean)
+    count, mean, square = add_up(mine.count, weight * mine.mean, weight * square)
+    share = jnp.maximum(count, 1) / number
+    mean, square = mean / share, square / share
+    var = jnp.maximum(square - moments.abs_square(mean), 0)
+
+    def again() -> tuple[jax.Array, jax.Array, jax.Array]:
+        center = jnp.where(jnp.isfinite(mean), mean, 0)
+        delta = (mine.mean - center) + mine.tail
+        square = mine.var + moments.abs_square(delta)
+        offset, square = add_up(weight * delta, weight * square)
+        return moments.about(center, offset / share, square / share)
+
+    def where_needed() -> tuple[jax.Array, jax.Array, jax.Array]:
+        enough = moments.well_conditioned(mean, var)
+        as_it_is = mean, var, jnp.zeros_like(mean)
+        return jax.lax.cond(enough, lambda: as_it_is, again)
+
+    parts = jax.lax.platform_dependent(cuda=again, rocm=again, default=where_needed)
+    return moments.count_per_channel(moments.Moments(count, *parts))
 
 
 def group_sum(
@@ -140,14 +160,12 @@ def check_split(x: jax.Array, axis_name: AxisName) -> None:
         )
 
 
-def _gather_rows(
-    local: moments.LocalMoments, axis_name: AxisName
-) -> moments.LocalMoments:
+def _gather_rows(mine: moments.Moments, axis_name: AxisName) -> moments.Moments:
     """The moments of every device along a new first axis."""
-    row = _concatenate(local)
-    mine = jnp.arange(axis_size(axis_name)) == jax.lax.axis_index(axis_name)
-    rows = jax.lax.psum(jnp.where(mine[:, None], row[None], 0), axis_name)
-    return moments.LocalMoments(*jax.vmap(lambda row: _split(row, local))(rows))
+    row = _concatenate(mine)
+    here = jnp.arange(axis_size(axis_name)) == jax.lax.axis_index(axis_name)
+    rows = jax.lax.psum(jnp.where(here[:, None], row[None], 0), axis_name)
+    return moments.Moments(*jax.vmap(lambda row: _split(row, mine))(rows))
 
 
 def _concatenate(parts: tuple[jax.Array, ...]) -> jax.Array:

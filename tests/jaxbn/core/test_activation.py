@@ -9,9 +9,9 @@ from absl.testing import parameterized
 
 import jaxbn
 from jaxbn import linen
-from jaxbn.core import normalize
+from jaxbn.core import affine
 
-ACTIVATIONS = tuple(normalize.ACTIVATIONS)
+ACTIVATIONS = tuple(affine.ACTIVATIONS)
 
 
 def make_batch(shape=(6, 4, 3)):
@@ -38,7 +38,7 @@ def fused(activation, **options):
 def apart(activation, **options):
     def call(x, residual, scale, bias):
         y = train(x, scale, bias, **options) + residual
-        return normalize.ACTIVATIONS[activation](y)
+        return affine.ACTIVATIONS[activation](y)
 
     return call
 

@@ -1,0 +1,120 @@
+"""What to put out: the affine map of every channel, a residual, an activation.
+
+std = sqrt(var + epsilon),  x_hat = (x - mean) / std,  slope = scale / std
+y = activation(x_hat * scale + bias + residual)
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxbn.core import reduction
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "relu": jax.nn.relu,
+    "leaky_relu": jax.nn.leaky_relu,
+    "silu": jax.nn.silu,
+    "gelu": jax.nn.gelu,
+}
+
+# Slopes below 0 of the activations whose derivative the sign of the output shows.
+NEGATIVE_SLOPES: dict[str | None, float] = {
+    None: 1.0,
+    "relu": 0.0,
+    "leaky_relu": 0.01,
+}
+
+# Those of them that `in_place` can undo.
+INVERTIBLE = tuple(name for name, slope in NEGATIVE_SLOPES.items() if slope)
+
+
+class Output(NamedTuple):
+    """What is made of moments and input: hashable, so `jit` can hold it static."""
+
+    epsilon: float
+    dtype: jnp.dtype  # Of the result.
+    activation: str | None = None  # One of ACTIVATIONS.
+    in_place: bool = False  # Keep y instead of x; activation one of INVERTIBLE.
+
+
+class Center(NamedTuple):
+    """Where a channel is centred and by what it is divided, `[C]` each."""
+
+    mean: jax.Array
+    tail: jax.Array  # What `mean` rounds away.
+    std: jax.Array  # Infinite where there is nothing to divide by: x_hat is 0.
+
+
+def center_of(
+    mean: jax.Array, var: jax.Array, tail: jax.Array | float, epsilon: float
+) -> Center:
+    """The centre of given statistics.
+
+    A channel without variance, or whose variance overflows, is divided by infinity and
+    centred at 0, so that what a finite `x` gives is finite.
+
+    XLA:CPU computes a quotient by `std` once per channel, where it would compute a
+    product with its reciprocal again for every element.
+    """
+    var = var.astype(reduction.reduction_dtype(var.dtype)) + epsilon
+    std = jnp.sqrt(jnp.where(var <= 0, jnp.inf, var))
+    flat = jnp.isinf(std)
+    tail = jnp.where(flat, 0, tail).astype(mean.dtype)
+    return Center(jnp.where(flat, 0, mean), tail, std)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
+def apply(
+    output: Output,
+    feature_axes: tuple[int, ...],
+    x: jax.Array,
+    mask: jax.Array | None,
+    center: Center,
+    scale: jax.Array,
+    bias: jax.Array,
+    residual: jax.Array | None,
+) -> jax.Array:
+    """The output: `[N, ..., C]` in the dtype asked for."""
+    with jax.named_scope("jaxbn.normalize"):
+        z = before_activation(feature_axes, x, mask, center, scale, bias, residual)
+        return activation(output)(z).astype(output.dtype)
+
+
+def before_activation(
+    feature_axes, x, mask, center, scale, bias, residual
+) -> jax.Array:
+    """What the activation is given, in float32 or wider.
+
+    Elements outside the mask that give nothing finite become the bias.
+    """
+    wide, expand = wide_dtype(x, scale, bias), expander(feature_axes, x)
+    slope = scale.astype(wide) / center.std
+    shift = bias.astype(wide) - slope * center.tail
+    z = (x.astype(wide) - expand(center.mean)) * expand(slope) + expand(shift)
+    z = z if residual is None else z + residual.astype(wide)
+    if mask is None:
+        return z
+    return jnp.where(mask | jnp.isfinite(z), z, expand(bias.astype(wide)))
+
+
+def activation(output: Output) -> Callable[[jax.Array], jax.Array]:
+    """The activation as a function; the identity where there is none."""
+    if output.activation is None:
+        return lambda z: z
+    return ACTIVATIONS[output.activation]
+
+
+def wide_dtype(*arrays: jax.Array) -> jnp.dtype:
+    """In which the arrays are combined: float32 or wider."""
+    return reduction.reduction_dtype(jnp.result_type(*arrays))
+
+
+def expander(
+    feature_axes: tuple[int, ...], x: jax.Array
+) -> Callable[[jax.Array], jax.Array]:
+    """Gives `[C]` arrays the rank of `x`."""
+    axes = reduction.reduction_axes(x.ndim, feature_axes)
+    return lambda array: jnp.expand_dims(array, axes)

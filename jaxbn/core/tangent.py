@@ -1,0 +1,181 @@
+"""The derivative rule: one tangent, linear in its inputs, for every mode and order.
+
+With `slope = scale / std` and `mean_all` over mask and devices,
+
+    P = dscale - slope * mean_all(x_hat * dx)
+    Q = dbias - slope * mean_all(dx)
+    dz = slope * dx + x_hat * P + Q,  dy = activation'(z) * (dz + dresidual)
+
+The transpose is the paper's simplified backward pass (Section 3): the sums of `dz` and
+`x_hat * dz`, one collective for both, and one pass that makes `dx`.
+
+`from_x` makes `x_hat` of the input, `from_y` of the output (Rota Bulo et al., 2018).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxbn.core import affine, reduction, sync
+
+# Beyond it the derivatives of silu and gelu are those of ReLU, and its cube is finite.
+_SATURATED = 1e4
+
+
+class Tangents(NamedTuple):
+    """Of the arguments of the op."""
+
+    x: jax.Array
+    scale: jax.Array
+    bias: jax.Array
+    residual: jax.Array | None
+
+
+class FromX(NamedTuple):
+    """What `from_x` is given and the backward pass keeps."""
+
+    x: jax.Array
+    mask: jax.Array | None
+    center: affine.Center
+    scale: jax.Array
+    bias: jax.Array
+    residual: jax.Array | None  # For activations whose derivative needs z.
+    y: jax.Array | None  # Instead, where its sign shows the derivative.
+
+
+class FromY(NamedTuple):
+    """What `from_y` is given and the backward pass keeps."""
+
+    y: jax.Array
+    mask: jax.Array | None
+    std: jax.Array
+    scale: jax.Array
+    bias: jax.Array
+    residual: jax.Array | None
+
+
+def from_x(
+    how: reduction.Reduction,
+    output: affine.Output,
+    kept: FromX,
+    count: jax.Array,
+    tangents: Tangents,
+) -> jax.Array:
+    """The tangent of the output, of its shape and dtype."""
+    with jax.named_scope("jaxbn.tangent"):
+        dz = _affine_tangent(how, kept, count, tangents)
+        if tangents.residual is not None:
+            dz = dz + tangents.residual.astype(dz.dtype)
+        return _times_gain(how, output, kept, dz)
+
+
+def needs_residual(output: affine.Output) -> bool:
+    """Whether the derivative of the activation needs z, of which it is a part."""
+    return output.activation not in affine.NEGATIVE_SLOPES
+
+
+def _affine_tangent(how, kept, count, tangents):
+    """The tangent of `x_hat * scale + bias`."""
+    x, mask, (mean, tail, std), scale, bias, *_ = kept
+    wide = affine.wide_dtype(x, scale, bias)
+    expand = affine.expander(how.feature_axes, x)
+    dx, dscale, dbias = (t.astype(wide) for t in tangents[:3])
+    slope = scale.astype(wide) / std
+    # Two differences, because XLA:CPU would store one that a sum shares with others.
+    one, other = reduction.apart(x, x)
+    centered = one.astype(wide) - expand(mean)
+    negated = expand(mean) - other.astype(wide)
+    if mask is not None:
+        # Where content outside the mask gives nothing finite, y is the bias.
+        keep = mask | jnp.isfinite(centered * expand(slope))
+        centered, negated = (jnp.where(keep, c, 0) for c in (centered, negated))
+    mean_dx, mean_product = _mean_all(how, mask, count, dx, negated)
+    mean_product = -mean_product - (jnp.conj(tail) * mean_dx).real
+    # A sum that overflows where x_hat is 0 counts for nothing.
+    p = jnp.where(jnp.isinf(std), 0, (dscale - slope * (mean_product / std)) / std)
+    dz = expand(slope) * dx + centered * expand(p)
+    q = -(slope * mean_dx + tail * p)
+    if mask is None:
+        return dz + expand(dbias + q)
+    return jnp.where(keep, dz + expand(q), 0) + expand(dbias)
+
+
+def _times_gain(how, output, kept, dz):
+    """`dz` times the derivative of the activation, in the dtype of the output."""
+    if output.activation is None:
+        return dz.astype(output.dtype)
+    x, mask, center, scale, bias, residual, y = kept
+    z = y
+    if z is None:
+        z = affine.before_activation(
+            how.feature_axes, x, mask, center, scale, bias, residual
+        )
+    if output.activation == "relu":
+        # Cast first: the backward pass then masks `dy` where it is made, in its own
+        # dtype, and stores it masked.
+        return jnp.where(z > 0, dz.astype(output.dtype), 0)
+    if output.activation in affine.NEGATIVE_SLOPES:
+        slope = affine.NEGATIVE_SLOPES[output.activation]
+        dz = jnp.where(z >= 0, dz, slope * dz)
+    else:
+        z = jnp.clip(z, -_SATURATED, _SATURATED)
+        dz = jax.jvp(affine.activation(output), (z,), (dz,))[1]
+    return dz.astype(output.dtype)
+
+
+def from_y(
+    how: reduction.Reduction,
+    output: affine.Output,
+    kept: FromY,
+    count: jax.Array,
+    tangents: Tangents,
+) -> jax.Array:
+    """The same, made of the output and of the residual, if there is one."""
+    with jax.named_scope("jaxbn.tangent"):
+        y, mask, std, scale, bias, residual = kept
+        wide = affine.wide_dtype(y, scale, bias)
+        expand = affine.expander(how.feature_axes, y)
+        scale, bias = scale.astype(wide), bias.astype(wide)
+        dx, dscale, dbias = (t.astype(wide) for t in tangents[:3])
+        residual = jnp.zeros((), y.dtype) if residual is None else residual
+        keep = None
+        if mask is not None:  # As `_affine_tangent`; y came out as the bias.
+            constant = expand(affine.activation(output)(bias).astype(y.dtype))
+            keep = jnp.isfinite(y) & jnp.isfinite(residual) & (y != constant)
+            keep = mask | keep
+            y, residual = jnp.where(keep, y, constant), jnp.where(keep, residual, 0)
+        y, residual = y.astype(wide), residual.astype(wide)
+        z, gain = y, 1  # What the activation was given; its derivative there.
+        if output.activation is not None:
+            slope = affine.NEGATIVE_SLOPES[output.activation]
+            z = jnp.where(y < 0, y / slope, y)
+            gain = jnp.where(y < 0, slope, 1).astype(wide)
+        # Where scale is 0 no gradient reaches x, and that of scale is unknown: 0.
+        inverse = jnp.where(scale == 0, 0, 1 / jnp.where(scale == 0, 1, scale))
+        x_hat = (z - residual - expand(bias)) * expand(inverse)
+        mean_dx, mean_product = _mean_all(how, mask, count, dx, x_hat)
+        slope = scale / std
+        p = inverse * (dscale - slope * mean_product)
+        q = dbias - slope * mean_dx - bias * p
+        dresidual = 0 if tangents.residual is None else tangents.residual.astype(wide)
+        # gain * z = y, so that the transpose sums y * dy, not x_hat * dy.
+        dy = gain * (expand(slope) * dx + expand(q)) + (y - gain * residual) * expand(p)
+        dy = dy if keep is None else jnp.where(keep, dy, gain * expand(dbias))
+        dy = dy + gain * dresidual
+        return dy.astype(output.dtype)
+
+
+def _mean_all(how, mask, count, dx, factor):
+    """Means of dx and Re(conj(factor) * dx) over mask and devices: one collective."""
+    product = (jnp.conj(factor) * dx).real if jnp.iscomplexobj(dx) else factor * dx
+    if mask is not None:
+        dx, product = jnp.where(mask, dx, 0), jnp.where(mask, product, 0)
+    axes = reduction.reduction_axes(dx.ndim, how.feature_axes)
+    sum_dx, sum_product = jnp.sum(dx, axes), jnp.sum(product, axes)
+    if how.axis_name is not None:
+        sums = jnp.stack([sum_dx, sum_product])
+        sum_dx, total = sync.group_sum(sums, how.axis_name, how.axis_index_groups)
+        sum_product = total if jnp.iscomplexobj(sum_product) else total.real
+    divisor = jnp.maximum(count, 1)
+    return sum_dx / divisor, sum_product / divisor
