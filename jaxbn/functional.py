@@ -85,9 +85,10 @@ def batch_norm_train(
       dtype: of `y`; default that of `x`.
       variance: the form in which it is computed. "auto": the one that is cheapest where
         the program runs, among those that are stable: "checked" (one pass, a second one
-        only where some channel needs it), "two_pass", "shifted" (one pass about the
-        mean of a part of `x`); see `jaxbn.core.local`. "fast" is `E[x^2] - E[x]^2`,
-        whatever that loses.
+        only where some channel needs it), "two_pass", "sliced" (the same for a TPU),
+        "shifted" (one pass about the mean of a part of `x`); see `jaxbn.core.forms`.
+        "unconditional": the cheapest of them but "checked". "fast" is
+        `E[x^2] - E[x]^2`, whatever that loses.
       use_fast_variance: the same as `variance="fast"`.
       force_float32_reductions: False squares half-precision `x`, and rounds its
         moments, in its own dtype.
@@ -143,7 +144,7 @@ def batch_norm_train(
             x, mask, feature_axes, group_size
         )
         # A check of all groups at once would need a collective.
-        variance = "two_pass" if variance == "auto" else variance
+        variance = "unconditional" if variance == "auto" else variance
         scale, bias = (jnp.expand_dims(array, position) for array in (scale, bias))
         residual = None if residual is None else residual.reshape(x.shape)
     arguments.warn_single_value(x, feature_axes, axis_name, groups)

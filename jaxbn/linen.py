@@ -66,8 +66,8 @@ class BatchNorm(nn.Module):
       activation: applied to the result: "relu", "leaky_relu", "silu", "gelu" or None.
         The backward pass recomputes what it needs, and keeps nothing more.
       variance: how it is computed: "auto" (the form that is cheapest where the program
-        runs, among those that are stable), "checked", "two_pass", "shifted" or "fast".
-        See `jaxbn.batch_norm_train`.
+        runs, among those that are stable), "unconditional", "checked", "two_pass",
+        "sliced", "shifted" or "fast". See `jaxbn.batch_norm_train`.
       in_place: keep the result for the backward pass instead of the input, for
         activation None and "leaky_relu". See `jaxbn.batch_norm_train`.
       update_running_average: default: exactly when the batch normalises itself.

@@ -10,6 +10,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 ORDER = (
     "jaxbn.core.reduction",
     "jaxbn.core.moments",
+    "jaxbn.core.forms",
     "jaxbn.core.local",
     "jaxbn.core.sync",
     "jaxbn.core.groups",

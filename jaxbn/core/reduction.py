@@ -12,7 +12,9 @@ AxisName = Hashable  # One name, or a tuple of names.
 AxisIndexGroups = tuple[tuple[int, ...], ...]
 
 # How the variance is computed; see `local`.
-Variance = Literal["auto", "fast", "checked", "two_pass", "shifted"]
+Variance = Literal[
+    "auto", "unconditional", "fast", "checked", "two_pass", "sliced", "shifted"
+]
 
 
 class Reduction(NamedTuple):

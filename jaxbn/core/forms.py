@@ -1,0 +1,194 @@
+"""Mean and variance of the elements that one device holds, in several forms.
+
+Five forms of the variance, one function each, keep one contract: within 1e-4 of the
+true one for |mean|/std up to 1e4 ("fast" excepted). Which is cheapest depends on the
+platform:
+
+- "fast", `E[x^2] - E[x]^2`: one pass, but it loses `(mean/std)^2` of its precision.
+- "checked": the same, and a second pass, about the mean that is then known, only where
+  some channel shows that it lost too much. One collective as a rule under jit. For a
+  CPU, where a pass costs most, and for a TPU where x is too large for its fast memory;
+  a conditional makes a GPU wait for the host, and keeps x out of a TPU's fast memory.
+- "two_pass": the second pass always.
+- "sliced": two passes, the second of which adds slices of x before it sums, which a TPU
+  does in half the time. For a TPU where x is small: it is read from fast memory then.
+- "shifted": one pass over `x - s`, s the mean of a k-th part of x. By Cauchy-Schwarz
+  `|mean - s|^2 <= k * var` whatever x holds, so no more than a factor k is lost. For a
+  GPU, which reads x once and needs no conditional; a TPU would have to read x once more
+  than the convolution that makes it.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from jaxbn.core import moments, reduction
+
+# Up to so many bytes a TPU keeps x in its fast memory (VMEM) between the two passes.
+_FAST_MEMORY = 32 * 2**20
+
+# Slices that a TPU adds before it sums: with more of them it makes several kernels.
+_SLICES = 8
+
+# The part of x that gives "shifted" its shift is at least a 64th of x.
+_PARTS = 64
+
+# Mean, variance, tail of the mean.
+Parts = tuple[jax.Array, jax.Array, jax.Array]
+
+
+def auto(axes, dtype, x, mask, count) -> Parts:
+    """The stable form that is cheapest where the program runs."""
+    small = _bytes_on_a_device(x) <= _FAST_MEMORY
+    tpu = sliced if small else checked
+    return _on_platform(axes, dtype, x, mask, count, cpu=checked, tpu=tpu)
+
+
+def unconditional(axes, dtype, x, mask, count) -> Parts:
+    """The same among those that have no conditional."""
+    return _on_platform(axes, dtype, x, mask, count, cpu=two_pass, tpu=sliced)
+
+
+def _on_platform(axes, dtype, x, mask, count, **forms) -> Parts:
+    forms |= {"cuda": shifted, "rocm": shifted, "default": two_pass}
+    bound = {name: functools.partial(form, axes, dtype) for name, form in forms.items()}
+    return jax.lax.platform_dependent(x, mask, count, **bound)
+
+
+def _bytes_on_a_device(x: jax.Array) -> int:
+    """Of `x`: all of it unless a mesh of Explicit axes says how it is split."""
+    shards = math.prod(reduction.explicit_shards(x, axis) for axis in range(x.ndim))
+    return x.size * x.dtype.itemsize // shards
+
+
+def fast(axes, dtype, x, mask, count) -> Parts:
+    """`E[x^2] - E[x]^2`, whatever that loses."""
+    del mask  # Elements outside it are 0 already.
+    one, other = (part.astype(dtype) for part in reduction.apart(x, x))
+    mean = _mean(one, axes, count)
+    square = _mean(moments.abs_square(other), axes, count)
+    var = jnp.maximum(square - moments.abs_square(mean), 0)
+    return mean, var, jnp.zeros_like(mean)
+
+
+def checked(axes, dtype, x, mask, count) -> Parts:
+    """The fast form, and a second pass where that lost too much."""
+    mean, var, tail = fast(axes, dtype, x, mask, count)
+
+    def again() -> Parts:
+        # Where the sum overflowed, about 0: the sums of that pass are scaled.
+        center = jnp.where(jnp.isfinite(mean), mean, 0)
+        return _centered(axes, dtype, x, mask, count, center)
+
+    enough = moments.well_conditioned(mean, var)
+    return jax.lax.cond(enough, lambda: (mean, var, tail), again)
+
+
+def two_pass(axes, dtype, x, mask, count) -> Parts:
+    """The mean, then moments about it."""
+    one, other = reduction.apart(x, x)
+    center = _scaled_mean(one.astype(dtype), axes, count)
+    return _centered(axes, dtype, other, mask, count, center)
+
+
+def sliced(axes, dtype, x, mask, count) -> Parts:
+    """Two passes whose second one adds slices of a spatial axis before it sums.
+
+    A TPU adds arrays several times as fast as it sums over them. Not slices of the
+    batch, which may be sharded.
+    """
+    whole = [a for a in axes[1:] if reduction.explicit_shards(x, a) == 1]
+    slices = 1
+    if whole and x.size:
+        size = x.shape[whole[0]]
+        slices = max(k for k in range(1, _SLICES + 1) if size % k == 0)
+    if slices == 1:
+        return two_pass(axes, dtype, x, mask, count)
+    center = _scaled_mean(x.astype(dtype), axes, count)
+    expanded = jnp.expand_dims(center, axes)
+
+    def split(array: jax.Array) -> list[jax.Array]:
+        varies = array.shape[whole[0]] > 1
+        return jnp.split(array, slices, whole[0]) if varies else [array] * slices
+
+    # Split before anything is computed, or the differences would be stored.
+    parts = [part.astype(dtype) - expanded for part in split(x)]
+    if mask is not None:
+        parts = [
+            jnp.where(valid, part, 0)
+            for valid, part in zip(split(mask), parts, strict=True)
+        ]
+    offset = _mean(_added(parts), axes, count)
+    square = _mean(_added([moments.abs_square(part) for part in parts]), axes, count)
+    return moments.about(center, offset, square)
+
+
+def _added(parts: list[jax.Array]) -> jax.Array:
+    """The sum of arrays, in pairs."""
+    while len(parts) > 1:
+        pairs = zip(parts[::2], parts[1::2], strict=False)
+        odd = parts[-1:] if len(parts) % 2 else []
+        parts = [a + b for a, b in pairs] + odd
+    return parts[0]
+
+
+def shifted(axes, dtype, x, mask, count) -> Parts:
+    """Moments about the mean of a part of x: of the first places of a spatial axis.
+
+    Not of the first examples, which a batch sharded under jit would have to send to all
+    devices. Masks, under which the part may hold nothing, and arrays without such an
+    axis take two passes.
+    """
+    whole = [a for a in axes[1:] if reduction.explicit_shards(x, a) == 1]
+    if mask is not None or not whole or x.size == 0:
+        return two_pass(axes, dtype, x, mask, count)
+    axis = max(whole, key=lambda a: x.shape[a])
+    size = x.shape[axis]
+    part = jax.lax.slice_in_dim(x, 0, math.ceil(size / _PARTS), axis=axis)
+    share = count * part.shape[axis] / size
+    center = _scaled_mean(part.astype(dtype), axes, share)
+    return _centered(axes, dtype, x, None, count, center)
+
+
+def _centered(axes, dtype, x, mask, count, center) -> Parts:
+    """Moments about a known centre: one pass over x."""
+    expanded, wide = jnp.expand_dims(center, axes), x.astype(dtype)
+    # Written both ways round so that XLA:CPU fuses each difference into its own sum
+    # instead of storing one difference for both.
+    left, right = wide - expanded, expanded - wide
+    if mask is not None:
+        left, right = jnp.where(mask, left, 0), jnp.where(mask, right, 0)
+    offset = _scaled_mean(left, axes, count)
+    square = _mean(moments.abs_square(right), axes, count)
+    return moments.about(center, offset, square)
+
+
+def _mean(values: jax.Array, axes: tuple[int, ...], count: jax.Array) -> jax.Array:
+    """Sum over count, summed in float32 or wider, in the dtype of the values."""
+    total = jnp.sum(values, axes, dtype=reduction.reduction_dtype(values.dtype))
+    return (total / jnp.maximum(count, 1)).astype(values.dtype)
+
+
+def _scaled_mean(values: jax.Array, axes: tuple[int, ...], count: jax.Array):
+    """The same for a sum that could overflow where its mean does not.
+
+    Scaled by a power of two, so that nothing is rounded; not free on a CPU.
+    """
+    number = math.prod(values.shape[a] for a in axes)
+    scale = 2.0 ** math.ceil(math.log2(max(number, 1)))
+    wide = values.astype(reduction.reduction_dtype(values.dtype))
+    total = jnp.sum(wide * (1 / scale), axes)
+    return (total * (scale / jnp.maximum(count, 1))).astype(values.dtype)
+
+
+FORMS = {
+    "auto": auto,
+    "unconditional": unconditional,
+    "fast": fast,
+    "checked": checked,
+    "two_pass": two_pass,
+    "sliced": sliced,
+    "shifted": shifted,
+}
