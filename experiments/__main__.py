@@ -6,8 +6,10 @@ import absl.logging
 import tyro
 
 from experiments import benchmark, data, figure1, figure1_sweep, sync_cost
+from experiments.accelerators import study as accelerators
 
 COMMANDS = {
+    "accelerators": accelerators.Accelerators,
     "benchmark": benchmark.Benchmark,
     "figure1": figure1.Figure1,
     "figure1_sweep": figure1_sweep.Figure1Sweep,

@@ -12,8 +12,8 @@ import numpy as np
 import optax
 
 import jaxbn
-from experiments import interleaved, models
-from jaxbn import linen, training
+from experiments import interleaved, models, norms
+from jaxbn import training
 
 
 def measure(rounds: int) -> dict[str, Any]:
@@ -28,38 +28,6 @@ def measure(rounds: int) -> dict[str, Any]:
         result["models"][model.__name__] = model_step(model, rounds)
         print(model.__name__, flush=True)
     return result
-
-
-class _Apart(nn.Module):
-    """Another normalisation in the place of jaxbn's: residual and activation after."""
-
-    norm: Callable[..., nn.Module]
-    scale_init: Any = nn.initializers.ones
-    activation: str | None = None
-
-    @nn.compact
-    def __call__(self, x, use_running_average, residual=None):
-        norm = self.norm(scale_init=self.scale_init)
-        x = norm(x, use_running_average=use_running_average)
-        x = x if residual is None else x + residual
-        return x if self.activation is None else getattr(nn, self.activation)(x)
-
-
-class _NoNorm(nn.Module):
-    """Only a scale and a bias."""
-
-    scale_init: Any = nn.initializers.ones
-
-    @nn.compact
-    def __call__(self, x, use_running_average):
-        shape = x.shape[-1:]
-        scale = self.param("scale", self.scale_init, shape)
-        return x * scale + self.param("bias", nn.initializers.zeros, shape)
-
-
-_JAXBN = linen.BatchNorm
-_FLAX = functools.partial(_Apart, nn.BatchNorm)
-_NONE = functools.partial(_Apart, _NoNorm)
 
 
 class _Layer(nn.Module):
@@ -116,7 +84,7 @@ def compile_times(depth: int, repeats: int = 3) -> dict[str, dict[str, float]]:
     x = jnp.ones((32, 64))
     taken: dict[str, list[tuple[float, float]]] = {"jaxbn": [], "flax.linen": []}
     for _ in range(repeats):
-        for name, norm in (("jaxbn", _JAXBN), ("flax.linen", _FLAX)):
+        for name, norm in (("jaxbn", norms.JAXBN), ("flax.linen", norms.FLAX)):
             net = _Stack(depth, norm)
             variables = jax.eval_shape(net.init, jax.random.key(0), x)
             _, seconds = _compile(_gradient(net), *_arguments(variables), x)
@@ -144,10 +112,10 @@ def memory(rounds: int, depth: int = 50, shape=(1024, 256)) -> dict[str, Any]:
     """
     policy = jaxbn.dots_and_moments_saveable
     stacks = {
-        "flax.linen": {"norm": _FLAX},
-        "jaxbn": {"norm": _JAXBN},
-        "jaxbn, in_place": {"norm": functools.partial(_JAXBN, in_place=True)},
-        "jaxbn, recomputed": {"norm": _JAXBN, "policy": policy},
+        "flax.linen": {"norm": norms.FLAX},
+        "jaxbn": {"norm": norms.JAXBN},
+        "jaxbn, in_place": {"norm": functools.partial(norms.JAXBN, in_place=True)},
+        "jaxbn, recomputed": {"norm": norms.JAXBN, "policy": policy},
     }
     x = jnp.ones(shape)
     rows: dict[str, Any] = {}
@@ -193,9 +161,9 @@ def model_step(model: Callable[..., nn.Module], rounds: int) -> dict[str, Any]:
         cross_entropy = optax.softmax_cross_entropy_with_integer_labels
         return {"loss": cross_entropy(logits, batch["y"])}
 
-    norms = {"jaxbn": _JAXBN, "flax.linen": _FLAX, "none": _NONE}
-    states, steps, taken = {}, {}, {name: [] for name in norms}
-    for name, norm in norms.items():
+    layers = {"jaxbn": norms.JAXBN, "flax.linen": norms.FLAX, "none": norms.NONE}
+    states, steps, taken = {}, {}, {name: [] for name in layers}
+    for name, norm in layers.items():
         net = model(classes=10, norm=norm)
         init = jax.jit(functools.partial(net.init, train=False))
         states[name] = training.TrainState.create(

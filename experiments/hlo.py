@@ -1,11 +1,31 @@
-"""Collectives and memory traffic of a compiled program, read from its HLO text."""
+"""Cycles, memory traffic and collectives of a compiled program, from its HLO text."""
 
-import math
-import re
+from collections.abc import Callable
 from typing import NamedTuple
 
-_BYTES = {"f64": 8, "f32": 4, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "pred": 1}
-_OPS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
+from experiments import hlo_text
+
+_COLLECTIVES = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+)
+# Convolutions and products of libraries are custom calls, on a GPU.
+_NO_KERNEL = {
+    "parameter",
+    "constant",
+    "bitcast",
+    "tuple",
+    "get-tuple-element",
+    "conditional",
+    "custom-call",
+    "after-all",
+    "partition-id",
+    "replica-id",
+}
+_ASYNC_COPIES = ("copy-done", "slice-done", "dynamic-slice-done")
 
 
 class Collective(NamedTuple):
@@ -14,6 +34,10 @@ class Collective(NamedTuple):
     op: str
     bytes: int  # Of its result, on one device.
     conditional: bool  # In a branch: runs only where the predicate says so.
+    op_name: str = ""  # Where in the traced program it comes from.
+    asynchronous: bool = False
+    between: int = 0  # Kernels from its start to its end, and their cycles.
+    cycles_between: int = 0
 
 
 def collectives(text: str) -> list[Collective]:
@@ -22,57 +46,152 @@ def collectives(text: str) -> list[Collective]:
     Args:
       text: `compiled.as_text()`.
     """
-    branches = set()
-    for names in re.findall(r"branch_computations=\{([^}]*)\}", text):
-        branches.update(name.strip().lstrip("%") for name in names.split(","))
-    for name in re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", text):
-        branches.add(name)
-    found, computation = [], ""
-    for line in text.splitlines():
-        if opened := re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line):
-            computation = opened[1]
-        operation = re.search(rf"= (.+?) ({_OPS})(?:-start)?\(", line)
-        if operation:
-            shapes, op = operation.groups()
-            size = sum(
-                _BYTES[dtype] * math.prod(int(d) for d in dims.split(",") if d)
-                for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", shapes)
-            )
-            found.append(Collective(op, size, computation in branches))
+    program = hlo_text.parse(text)
+    branches = program.in_branches()
+    found = []
+    for name, instructions in program.computations.items():
+        places = {each.name: place for place, each in enumerate(instructions)}
+        for place, each in enumerate(instructions):
+            op = each.op.removesuffix("-start")
+            if op not in _COLLECTIVES:
+                continue
+            size = sum(array.bytes for array in each.results)
+            origin = _origin(each, instructions, places)
+            row = Collective(op, size, name in branches, origin)
+            around = _while_it_runs(program, name, place, op != each.op)
+            if around is not None:
+                kernels = [i for i in around if _is_kernel(i)]
+                cycles = sum(i.cycles for i in kernels)
+                row = row._replace(
+                    asynchronous=True, between=len(kernels), cycles_between=cycles
+                )
+            found.append(row)
     return found
 
 
+def _while_it_runs(
+    program: hlo_text.Program, computation: str, place: int, started: bool
+) -> list[hlo_text.Instruction] | None:
+    """What is scheduled between start and end of a collective, if it has both."""
+    if not started:  # Perhaps all that a computation does, which is run beside others.
+        for name, each in program.walk():
+            if each.op == "async-start" and computation in each.called:
+                computation = name
+                place = program.computations[name].index(each)
+                break
+        else:
+            return None
+    instructions = program.computations[computation]
+    waiting = {instructions[place].name}
+    for end, each in enumerate(instructions[place + 1 :], place + 1):
+        if waiting & set(each.operands):
+            if each.op.endswith("-done"):
+                return instructions[place + 1 : end]
+            waiting.add(each.name)  # async-update
+    return None
+
+
+def _origin(
+    instruction: hlo_text.Instruction,
+    instructions: list[hlo_text.Instruction],
+    places: dict[str, int],
+) -> str:
+    """Its `op_name`, or that of what it is given: merging collectives loses it."""
+    level = [instruction]
+    for _ in range(4):
+        for each in level:
+            if each.op_name:
+                return each.op_name
+        names = [name for each in level for name in each.operands if name in places]
+        level = [instructions[places[name]] for name in dict.fromkeys(names)]
+    return ""
+
+
 class Traffic(NamedTuple):
-    """Bytes that the kernels of a program move, in its large arrays."""
+    """Bytes that the kernels of a program move."""
 
     kernels: int
     read: int
     written: int
 
 
-_NO_KERNEL = ("parameter", "constant", "bitcast", "conditional")
-
-
-def traffic(text: str, elements: int) -> Traffic:
+def traffic(text: str, elements: int | None = None) -> Traffic:
     """Of the main computation, each kernel once, without its branches.
 
-    Kernels with one result each, as XLA:CPU makes them; others are left out.
+    A kernel is taken to read all of every array that it is given. Arrays in a TPU's
+    VMEM do not count; copies to it and from it do, but are no kernels.
 
     Args:
       text: `compiled.as_text()`.
-      elements: only arrays of so many elements count.
+      elements: if given, only arrays of so many elements count, and only kernels that
+        have one.
     """
-    main = text[text.index("\nENTRY ") :]
-    pattern = r"^ +(?:ROOT )?%?([\w.\-]+) = (\w+)\[([\d,]*)\]\S* ([\w\-]+)\((.*?)\)"
-    bytes_of: dict[str, int] = {}
+
+    def counts(array: hlo_text.Array) -> bool:
+        return array.space == 0 and elements in (None, array.elements)
+
+    instructions = hlo_text.parse(text).main()
+    arrays = {each.name: each.results for each in instructions}
+    given_to = {each.name: each.operands for each in instructions}
     kernels = read = written = 0
-    for name, dtype, dims, op, operands in re.findall(pattern, main, re.MULTILINE):
-        size = math.prod(int(d) for d in dims.split(",") if d)
-        bytes_of[name] = size * _BYTES[dtype] if size == elements else 0
-        if op in _NO_KERNEL:
-            continue
-        # A name counts once, however often a kernel is given it.
-        given = sum(bytes_of.get(o, 0) for o in set(re.findall(r"[\w.\-]+", operands)))
-        kernels += bool(given or bytes_of[name])
-        read, written = read + given, written + bytes_of[name]
+    for each in instructions:
+        given = [a for name in each.operands for a in arrays.get(name, ())]
+        if each.op in _ASYNC_COPIES:
+            source = [
+                array
+                for start in each.operands
+                for name in given_to.get(start, ())
+                for array in arrays.get(name, ())
+            ]
+            moved = sum(array.bytes for array in each.results)
+            read += moved if any(map(counts, source)) else 0
+            written += moved if any(map(counts, each.results)) else 0
+        elif _is_kernel(each):
+            into = _bytes(given, counts)
+            out = _bytes(each.results, counts)
+            kernels += bool(elements is None or into or out)
+            read, written = read + into, written + out
     return Traffic(kernels, read, written)
+
+
+def _is_kernel(instruction: hlo_text.Instruction) -> bool:
+    op = instruction.op
+    return (
+        op not in _NO_KERNEL
+        and op not in _COLLECTIVES
+        and not op.endswith(("-start", "-update", "-done"))
+    )
+
+
+def _bytes(arrays, counts: Callable[[hlo_text.Array], bool]) -> int:
+    return sum(array.bytes for array in arrays if counts(array))
+
+
+class Cycles(NamedTuple):
+    """The TPU compiler's own estimate; 0 of other compilers."""
+
+    main: int
+    branches: int  # Of all branches of conditionals together.
+
+
+def cycles(text: str) -> Cycles:
+    """Sums the estimates of the main computation, and of the branches.
+
+    Args:
+      text: `compiled.as_text()`.
+    """
+    program = hlo_text.parse(text)
+    branches = {name for each in program.conditionals() for name in each.branches}
+    return Cycles(
+        sum(each.cycles for each in program.main()),
+        sum(i.cycles for name in branches for i in program.computations.get(name, ())),
+    )
+
+
+def conditionals(text: str) -> int:
+    """How many there are.
+
+    Args:
+      text: `compiled.as_text()`.
+    """
+    return len(hlo_text.parse(text).conditionals())

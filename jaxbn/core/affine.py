@@ -92,8 +92,8 @@ def before_activation(
     """
     wide, expand = wide_dtype(x, scale, bias), expander(feature_axes, x)
     slope = scale.astype(wide) / center.std
-    shift = bias.astype(wide) - slope * center.tail
-    z = (x.astype(wide) - expand(center.mean)) * expand(slope) + expand(shift)
+    z = (x.astype(wide) - expand(center.mean)) * expand(slope)
+    z = z + expand(bias.astype(wide))
     z = z if residual is None else z + residual.astype(wide)
     if mask is None:
         return z

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jaxbn.core import moments, reduction
 
 # Up to so many bytes a TPU keeps x in its fast memory (VMEM) between the two passes.
-_FAST_MEMORY = 32 * 2**20
+_FAST_MEMORY = 16 * 2**20
 
 # Slices that a TPU adds before it sums: with more of them it makes several kernels.
 _SLICES = 8

@@ -105,10 +105,20 @@ def apart(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     """
     if all(array.dtype == reduction_dtype(array.dtype) for array in arrays):
         return arrays
+    return unshared(*arrays)
+
+
+def unshared(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """The same arrays, as XLA:CPU shall store them and share them with nothing else.
+
+    It would store what several uses make of a large array, and make what is broadcast
+    from a `[C]` array again for every element.
+    """
     return jax.lax.platform_dependent(
         *arrays, cpu=_barrier, default=lambda *arrays: arrays
     )
 
 
 def _barrier(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    return jax.lax.optimization_barrier(arrays)
+    # One by one: under shard_map they may vary over different axes.
+    return tuple(jax.lax.optimization_barrier(array) for array in arrays)

@@ -83,18 +83,19 @@ def _affine_tangent(how, kept, count, tangents):
     dx, dscale, dbias = (t.astype(wide) for t in tangents[:3])
     slope = scale.astype(wide) / std
     # Two differences, because XLA:CPU would store one that a sum shares with others.
-    one, other = reduction.apart(x, x)
-    centered = one.astype(wide) - expand(mean)
-    negated = expand(mean) - other.astype(wide)
+    # The backward pass sums over the one that `p` is multiplied by.
+    other, shift = reduction.unshared(x, mean)
+    centered = x.astype(wide) - expand(mean)
+    negated = expand(shift) - other.astype(wide)
     if mask is not None:
         # Where content outside the mask gives nothing finite, y is the bias.
         keep = mask | jnp.isfinite(centered * expand(slope))
         centered, negated = (jnp.where(keep, c, 0) for c in (centered, negated))
-    mean_dx, mean_product = _mean_all(how, mask, count, dx, negated)
-    mean_product = -mean_product - (jnp.conj(tail) * mean_dx).real
+    mean_dx, mean_product = _mean_all(how, mask, count, dx, centered)
+    mean_product = mean_product - (jnp.conj(tail) * mean_dx).real
     # A sum that overflows where x_hat is 0 counts for nothing.
     p = jnp.where(jnp.isinf(std), 0, (dscale - slope * (mean_product / std)) / std)
-    dz = expand(slope) * dx + centered * expand(p)
+    dz = expand(slope) * dx - negated * expand(p)
     q = -(slope * mean_dx + tail * p)
     if mask is None:
         return dz + expand(dbias + q)
@@ -177,5 +178,6 @@ def _mean_all(how, mask, count, dx, factor):
         sums = jnp.stack([sum_dx, sum_product])
         sum_dx, total = sync.group_sum(sums, how.axis_name, how.axis_index_groups)
         sum_product = total if jnp.iscomplexobj(sum_product) else total.real
-    divisor = jnp.maximum(count, 1)
+    # Not a constant, by which XLA:CPU would multiply, for every element again.
+    (divisor,) = reduction.unshared(jnp.maximum(count, 1))
     return sum_dx / divisor, sum_product / divisor

@@ -12,7 +12,6 @@ from experiments import (
     benchmark_figures,
     benchmark_layers,
     benchmark_networks,
-    hlo,
     interleaved,
     peers,
 )
@@ -96,20 +95,6 @@ def test_kept_for_the_backward_pass():
     assert 1 <= kept["jaxbn, activation"] <= 1.05
     assert kept["jaxbn, activation"] < kept["jaxbn, then relu"]
     assert kept["jaxbn, then relu"] < kept["flax.linen, then relu"]
-
-
-def test_traffic():
-    text = """
-ENTRY %main (x: f32[4,2], y: bf16[4,2]) -> f32[4,2] {
-  %x = f32[4,2]{1,0} parameter(0)
-  y = bf16[4,2]{1,0} parameter(1)
-  %sum = f32[2]{0} fusion(%x, y), kind=kLoop, calls=%a
-  %bitcast = f32[2,4]{1,0} bitcast(%x)
-  %small = f32[2]{0} add(%sum, %sum)
-  ROOT %z = f32[4,2]{1,0} fusion(%bitcast, %bitcast, %sum), kind=kLoop, calls=%b
-}
-"""
-    assert hlo.traffic(text, 8) == hlo.Traffic(2, 32 + 16 + 32, 32)
 
 
 def test_traffic_of_the_peers():

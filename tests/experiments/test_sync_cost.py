@@ -1,6 +1,6 @@
 import pytest
 
-from experiments import alpha_beta, collective_counts, hlo, models, sync_cost
+from experiments import alpha_beta, collective_counts, models, sync_cost
 
 
 @pytest.mark.parametrize(
@@ -55,24 +55,3 @@ def test_share_of_the_step():
     # Published: 45.8 ms; 4.1 and 2.0 billion multiplications per image.
     assert steps["ResNet-50"]["TPU v3"]["ms"] == 45.8
     assert 0.4 < steps["BN-Inception"]["TPU v3"]["ms"] / 45.8 < 0.6
-
-
-def test_collectives_in_branches_are_told_apart():
-    text = """
-%sum (a: f32[], b: f32[]) -> f32[] {
-  ROOT %add = f32[] add(%a, %b)
-}
-%rare (p: (f32[4])) -> f32[4] {
-  ROOT %r = f32[4]{0} all-reduce(%p), to_apply=%sum
-}
-ENTRY %main (x: f32[2,3]) -> f32[4] {
-  %one = (f32[2,3]{1,0}, bf16[5]{0}) all-reduce(%x, %y), to_apply=%sum
-  %two = f32[8]{0} all-gather-start(%x)
-  ROOT %c = f32[4]{0} conditional(%i, %p, %p), branch_computations={%often, %rare}
-}
-"""
-    assert hlo.collectives(text) == [
-        hlo.Collective("all-reduce", 16, True),
-        hlo.Collective("all-reduce", 34, False),
-        hlo.Collective("all-gather", 32, False),
-    ]

@@ -1,0 +1,102 @@
+"""The largest batch that fits one device, by compiling on both sides of the limit."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from experiments.accelerators import cases, targets
+
+STEP = {"tpu": 16, "gpu": 128}  # Images.
+FIRST = {"tpu": (256, 448), "gpu": (1024, 2048)}
+MOST = 9  # Compilations.
+
+_NUMBER = re.compile(r"([\d.]+)G")
+
+
+class Point(NamedTuple):
+    """What one batch needs."""
+
+    fits: bool
+    bytes: float | None  # None where the compiler does not say.
+
+
+def search(
+    case: cases.Case, compile_case: Callable[[cases.Case], dict[str, Any]]
+) -> dict[int, Point]:
+    """Compiles at a few sizes until one fits and the next does not.
+
+    Args:
+      case: a training step; its `images` do not matter.
+      compile_case: gives the row of a case.
+
+    Returns:
+      What each size needs.
+    """
+    points: dict[int, Point] = {}
+    limit = targets.MEMORY[case.target]
+    waiting = list(FIRST[case.platform])
+    while waiting and len(points) < MOST:
+        images = waiting.pop(0)
+        row = compile_case(dataclasses.replace(case, images=images))
+        point = read(row, limit)
+        if point is None:
+            break
+        points[images] = point
+        if not waiting:
+            following = next_size(points, limit, STEP[case.platform])
+            waiting = [] if following is None else [following]
+    return points
+
+
+def read(row: Mapping[str, Any], limit: float) -> Point | None:
+    """Whether a program fits, or None if that is not known.
+
+    The TPU's compiler refuses what does not fit; for a GPU it is counted.
+    """
+    if "error" in row:
+        if "RESOURCE_EXHAUSTED" not in row["error"]:
+            return None
+        needed = _NUMBER.search(row["error"])
+        return Point(False, float(needed[1]) * 2**30 if needed else None)
+    used = 1e6 * total_megabytes(row)
+    return Point(row["platform"] == "tpu" or used <= limit, used)
+
+
+def total_megabytes(row: Mapping[str, Any]) -> float:
+    """Of a program as it runs; arrays that are updated in place count once."""
+    parts = row["temporary_MB"], row["argument_MB"], row["output_MB"]
+    return sum(parts) - row["aliased_MB"]
+
+
+def bounds(points: Mapping[int, Point]) -> tuple[int, int | None]:
+    """The largest size that fits, 0 if none does, and the smallest that does not."""
+    low = max((n for n, point in points.items() if point.fits), default=0)
+    high = min((n for n, p in points.items() if not p.fits and n > low), default=None)
+    return low, high
+
+
+def next_size(points: Mapping[int, Point], limit: float, step: int) -> int | None:
+    """Where to compile next, or None if the largest that fits is known.
+
+    By turns on the line through two sizes, and one step on or half-way: near its limit
+    a compiler begins to compute things twice to save memory, and there is no line.
+    """
+    low, high = bounds(points)
+    if high is not None and high - low <= step:
+        return None
+    guess = low + step if high is None else (low + high) // 2
+    ends = sorted(points)[-2:] if high is None else [low, high]
+    (a, at_a), (b, at_b) = ((n, points[n].bytes if n else 0.0) for n in ends)
+    if at_a is not None and at_b is not None and at_a < at_b and len(points) % 2 == 0:
+        guess = int(a + (limit - at_a) * (b - a) / (at_b - at_a))
+    most = 2 * low if high is None else high - step
+    return min(max(guess // step * step, low + step), max(most, step))
+
+
+def largest(points: Mapping[int, Point], step: int) -> str:
+    """The largest batch that fits, or between which two it lies."""
+    low, high = bounds(points)
+    if high is None:
+        return f"at least {low}"
+    return str(low) if high - low <= step else f"{low} to {high - step}"

@@ -1,0 +1,67 @@
+"""What a training step costs over that with Flax, by accelerator."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib.pyplot as plt
+
+from experiments import plotting
+from experiments.accelerators import compare, targets
+
+PROGRAM = "resnet50"
+COLORS = {
+    "none": "tab:gray",
+    "jaxbn": "tab:blue",
+    "flax": "tab:orange",
+    "flax stable": "tab:red",
+}
+_LABELS = {"none": "scale and bias only", "flax": "flax, fast variance",
+           "flax stable": "flax, stable variance"}  # fmt: skip
+
+
+def draw(path: pathlib.Path, result: Mapping[str, Any]) -> None:
+    """Bars of the normalisations, for each accelerator that has them.
+
+    Args:
+      path: of the PNG.
+      result: what the JSON holds.
+    """
+    rows = [
+        row
+        for row in result["rows"]
+        if row["style"] == "one" and not row["images"]
+        and (row["program"], row["dtype"]) == (PROGRAM, "bfloat16")
+        and row["activation"] == "relu"
+    ]  # fmt: skip
+    places = [t for t in targets.NAMES if any(row["target"] == t for row in rows)]
+    figure, axes = plt.subplots(figsize=(8, 3.8))
+    for offset, (norm, color) in enumerate(COLORS.items()):
+        heights = {
+            row["target"]: compare.over_flax(rows, row)
+            for row in rows
+            if row["norm"] == norm
+        }
+        shown = [(i, heights[t]) for i, t in enumerate(places) if heights.get(t)]
+        bars = axes.bar(
+            [place + 0.2 * (offset - 1.5) for place, _ in shown],
+            [height for _, height in shown],
+            width=0.19, color=color, label=_LABELS.get(norm, norm),
+        )  # fmt: skip
+        axes.bar_label(bars, fmt="%.2f", fontsize=7)
+    axes.axhline(1, color="black", lw=0.8)
+    axes.set_xticks(range(len(places)), [_tick(target) for target in places])
+    axes.set(
+        title="ResNet-50, bfloat16, training step over that with Flax's fast form\n"
+        "(compiled, not run)",
+        ylabel="cost over Flax's",
+    )
+    axes.margins(y=0.25)  # Room for the legend.
+    axes.legend(ncols=4, fontsize=8, loc="upper center")
+    figure.tight_layout()
+    plotting.save(path, figure)
+
+
+def _tick(target: str) -> str:
+    measure = "traffic" if target == "h200" else "estimated cycles"
+    return f"{targets.NAMES[target]}\n{measure}"

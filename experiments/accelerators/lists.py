@@ -1,0 +1,109 @@
+"""All cases of the study, and the few of `--quick`."""
+
+from collections.abc import Iterable, Iterator
+
+from experiments.accelerators import cases
+
+OTHER_TPUS = ("v5p:2x2x1", "v6e:2x2", "v4:2x2x1")
+DTYPES = ("bfloat16", "float32")
+
+FOUR = ("none", "flax", "flax stable", "jaxbn")
+FIVE = (*FOUR, "jaxbn, activation outside")
+ALL = (*FIVE, "haiku", "jaxbn, recomputed", "jaxbn, fast variance")
+FORMS = ("jaxbn, checked", "jaxbn, two_pass", "jaxbn, shifted")
+LEAKY = ("flax", "jaxbn", "jaxbn, in_place", "jaxbn, recomputed")
+TWO = ("flax", "jaxbn")
+ONE_LAYER = tuple(name for name in ALL if name != "jaxbn, recomputed")  # No blocks.
+
+
+def all_cases() -> list[cases.Case]:
+    """Of both platforms, the cheapest programs first."""
+    return [*_layers(), *_small_networks(), *_pods(), *_networks(), *_parallel()]
+
+
+def quick_cases() -> list[cases.Case]:
+    """The layer and the small network, jaxbn against Flax."""
+    return [
+        case
+        for program in ("layer", "small_network")
+        for target in ("v5e:2x2", "h200")
+        for case in _each(TWO, target=target, program=program)
+    ]
+
+
+def memory_cases() -> list[cases.Case]:
+    """What the largest batch is searched for."""
+    return [
+        case
+        for target in ("v5e:2x2", "h200")
+        for case in _each(
+            LEAKY, target=target, program="resnet50", activation="leaky_relu"
+        )
+    ]
+
+
+def _layers() -> Iterator[cases.Case]:
+    for dtype in DTYPES:
+        for target in ("v5e:2x2", "h200"):
+            chosen = (*ONE_LAYER, *FORMS)
+            yield from _each(chosen, target=target, program="layer", dtype=dtype)
+        for target in OTHER_TPUS:
+            chosen = (*FOUR, *FORMS)
+            yield from _each(chosen, target=target, program="layer", dtype=dtype)
+    for target in ("v5e:2x2", "h200"):
+        yield from _each(
+            LEAKY[:-1], target=target, program="layer", activation="leaky_relu"
+        )
+
+
+def _small_networks() -> Iterator[cases.Case]:
+    program = "small_network"
+    for target in ("v5e:2x2", "h200"):
+        for dtype in DTYPES:
+            chosen = (*ALL, *FORMS)
+            yield from _each(chosen, target=target, program=program, dtype=dtype)
+        yield from _each(LEAKY, target=target, program=program, activation="leaky_relu")
+    for target in OTHER_TPUS:
+        yield from _each(FOUR, target=target, program=program)
+        yield from _each(TWO, target=target, program=program, dtype="float32")
+
+
+def _pods() -> Iterator[cases.Case]:
+    for target, devices in (("v5e:8x8", 64), ("v5e:16x16", 256)):
+        for program in ("layer", "short_resnet"):
+            on = {"target": target, "devices": devices, "program": program}
+            jaxbn = ("jaxbn",)
+            yield from _each(TWO, style="shard_map", **on)
+            yield from _each(jaxbn, style="shard_map", statistics="groups", **on)
+            if program == "layer" or devices == 64:
+                yield from _each(TWO, style="jit", **on)
+                yield from _each(jaxbn, style="shard_map", statistics="local", **on)
+                yield from _each(jaxbn, style="jit_mesh", statistics="local", **on)
+
+
+def _networks() -> Iterator[cases.Case]:
+    for target in ("v5e:2x2", "h200"):
+        yield from _each(ALL, target=target, program="resnet50")
+        yield from _each(
+            LEAKY, target=target, program="resnet50", activation="leaky_relu"
+        )
+        yield from _each(FOUR, target=target, program="bn_inception")
+        yield from _each(("none", "flax", "jaxbn"), target=target, program="inference")
+    for target in ("v5p:2x2x1", "v6e:2x2"):
+        yield from _each(FIVE, target=target, program="resnet50")
+    yield from _each(FOUR, target="v4:2x2x1", program="resnet50")
+
+
+def _parallel() -> Iterator[cases.Case]:
+    for target, devices in (("v5e:2x4", 8), ("h200", 4)):
+        for style in ("jit", "shard_map"):
+            for program in ("layer", "resnet50"):
+                yield from _each(
+                    TWO, target=target, devices=devices, style=style, program=program
+                )
+
+
+def _each(names: Iterable[str], *, target: str, **options) -> Iterator[cases.Case]:
+    platform = "gpu" if target == "h200" else "tpu"
+    for name in names:
+        yield cases.Case(platform=platform, target=target, norm=name, **options)

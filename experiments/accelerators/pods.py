@@ -1,0 +1,37 @@
+"""What the cost model of `sync_cost` predicts for the programs compiled for pods."""
+
+from typing import Any
+
+import jax
+
+from experiments import alpha_beta, models
+from experiments.accelerators import programs
+
+GROUPS = (programs.GROUP, 64, 256)
+
+
+def predictions() -> dict[str, Any]:
+    """Of each program: normalisation layers, milliseconds of collectives by group."""
+    jax.config.update("jax_platforms", "cpu")  # An accelerator here is not asked.
+    channels = programs.Layer.features[0]
+    short = programs.PROGRAMS["short_resnet"].network()
+    layers = {
+        "layer": [models.NormLayer(channels, 56 * 56)],
+        "short_resnet": models.norm_layers(short),
+    }
+    return {
+        name: {"layers": len(found), "predicted_ms": _milliseconds(found)}
+        for name, found in layers.items()
+    }
+
+
+def _milliseconds(layers: list[models.NormLayer]) -> dict[str, float]:
+    return {
+        str(group): round(1e3 * alpha_beta.sync_seconds(layers, group, _one_core), 4)
+        for group in GROUPS
+    }
+
+
+def _one_core(devices: int, size: int) -> float:
+    """As on a TPU v3, but with one core per chip."""
+    return alpha_beta.tpu_seconds(2 * devices if devices > 1 else 1, size)

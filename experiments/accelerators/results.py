@@ -1,0 +1,50 @@
+"""The rows of the study in one JSON file, written after every compilation."""
+
+import dataclasses
+import json
+import pathlib
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from experiments import plotting
+from experiments.accelerators import cases, process
+
+_FIELDS = [field.name for field in dataclasses.fields(cases.Case)]
+
+
+def key(row: dict[str, Any]) -> tuple[str, ...]:
+    """Equal for rows of one case; rows are in its order."""
+    return tuple(f"{row[name]:>6}" for name in _FIELDS)
+
+
+class Results:
+    """The content of `path`, if there is such a file."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+        self.content: dict[str, Any] = {"study": "accelerators", "rows": []}
+        if path.exists():
+            self.content |= json.loads(path.read_text())
+        self._rows = {key(row): row for row in self.content["rows"]}
+        self._lock = threading.Lock()
+
+    def compile(self, case: cases.Case) -> dict[str, Any]:
+        """The row of a case, compiled unless the file has that program."""
+        place = key(dataclasses.asdict(case))
+        old = self._rows.get(place)
+        row = process.compile_case(case, old)
+        if row is not old:
+            with self._lock:  # Several compilations may end at once.
+                self._rows[place] = row
+                self.write()
+        return row
+
+    def forget(self, which: Callable[[dict[str, Any]], bool]) -> None:
+        """Leaves out rows."""
+        self._rows = {k: row for k, row in self._rows.items() if not which(row)}
+
+    def write(self) -> None:
+        """Writes the file, whole or not at all."""
+        self.content["rows"] = [self._rows[place] for place in sorted(self._rows)]
+        plotting.write_json(self.path, self.content)

@@ -1,0 +1,77 @@
+"""Compiles one case in a process of its own.
+
+    python -m experiments.accelerators.worker --platform tpu --target v5e:2x2 \
+        --program small_network --norm jaxbn --dtype bfloat16 --hlo small.hlo
+
+The last line of its output is what was read, or the reason why there is no program, as
+JSON. `python -m experiments.accelerators.worker --help` lists the options.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import sys
+import traceback
+
+import tyro
+
+from experiments.accelerators import cases, targets
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Worker(cases.Case):
+    """Compile one program for a described accelerator."""
+
+    known: str = ""
+    """Fingerprint of a program that need not be compiled again."""
+    hlo: pathlib.Path | None = None
+    """File for the optimised program."""
+    stablehlo: pathlib.Path | None = None
+    """File for the program before optimisation."""
+
+    def run(self) -> None:
+        """Prints a line when the program is lowered, and one when it is compiled."""
+        os.environ.update(targets.ENVIRONMENT[self.platform])
+        # Only now: importing jax reads the environment.
+        from experiments.accelerators import measures, programs
+
+        try:
+            lowered = programs.lower(self)
+        except Exception as error:
+            # In full here; the row has one line of it.
+            traceback.print_exc()
+            return _print(
+                {"error": measures.reason(f"{type(error).__name__}: {error}")}
+            )
+        if self.stablehlo:
+            self.stablehlo.write_text(lowered.as_text(debug_info=True))
+        fingerprint = measures.fingerprint(self, lowered)
+        _print({"fingerprint": fingerprint})
+        if fingerprint == self.known:
+            return _print({"unchanged": True})
+        try:
+            compiled, seconds = measures.compile_timed(lowered)
+        except RuntimeError as error:
+            return _print({"error": measures.reason(str(error))})
+        if self.hlo:
+            self.hlo.write_text(compiled.as_text())
+        _print(measures.read(self, lowered, compiled) | {"compile_s": seconds})
+
+
+def _print(row) -> None:
+    print(json.dumps(row), flush=True)
+
+
+def parse(arguments: list[str]) -> Worker:
+    """The case that the command line names."""
+    return tyro.cli(Worker, args=arguments)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # A compiler would not hear it.
+    worker = parse(sys.argv[1:])
+    if why := targets.missing(worker.platform):
+        sys.exit(why)
+    worker.run()
