@@ -1,6 +1,5 @@
 """Cycles, memory traffic and collectives of a compiled program, from its HLO text."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 from experiments import hlo_text
@@ -118,8 +117,9 @@ class Traffic(NamedTuple):
 def traffic(text: str, elements: int | None = None) -> Traffic:
     """Of the main computation, each kernel once, without its branches.
 
-    A kernel is taken to read all of every array that it is given. Arrays in a TPU's
-    VMEM do not count; copies to it and from it do, but are no kernels.
+    A kernel is taken to read all of every array that it is given, but for one of which
+    it only slices parts. Arrays in a TPU's VMEM do not count; copies to it and from it
+    do, but are no kernels.
 
     Args:
       text: `compiled.as_text()`.
@@ -130,12 +130,12 @@ def traffic(text: str, elements: int | None = None) -> Traffic:
     def counts(array: hlo_text.Array) -> bool:
         return array.space == 0 and elements in (None, array.elements)
 
-    instructions = hlo_text.parse(text).main()
+    program = hlo_text.parse(text)
+    instructions = program.main()
     arrays = {each.name: each.results for each in instructions}
     given_to = {each.name: each.operands for each in instructions}
     kernels = read = written = 0
     for each in instructions:
-        given = [a for name in each.operands for a in arrays.get(name, ())]
         if each.op in _ASYNC_COPIES:
             source = [
                 array
@@ -147,8 +147,14 @@ def traffic(text: str, elements: int | None = None) -> Traffic:
             read += moved if any(map(counts, source)) else 0
             written += moved if any(map(counts, each.results)) else 0
         elif _is_kernel(each):
-            into = _bytes(given, counts)
-            out = _bytes(each.results, counts)
+            parts = _only_sliced(program, each)
+            into = sum(
+                parts.get(name, array.bytes)
+                for name in dict.fromkeys(each.operands)
+                for array in arrays.get(name, ())
+                if counts(array)
+            )
+            out = sum(array.bytes for array in each.results if counts(array))
             kernels += bool(elements is None or into or out)
             read, written = read + into, written + out
     return Traffic(kernels, read, written)
@@ -163,8 +169,29 @@ def _is_kernel(instruction: hlo_text.Instruction) -> bool:
     )
 
 
-def _bytes(arrays, counts: Callable[[hlo_text.Array], bool]) -> int:
-    return sum(array.bytes for array in arrays if counts(array))
+def _only_sliced(
+    program: hlo_text.Program, kernel: hlo_text.Instruction
+) -> dict[str, int]:
+    """Operands of a fusion that it only slices, and the bytes of the slices."""
+    body = [i for name in kernel.called for i in program.computations.get(name, ())]
+    parts = {}
+    for parameter in body:
+        if parameter.op != "parameter":
+            continue
+        uses = _uses(body, parameter.name)
+        if uses and all(each.op in ("slice", "dynamic-slice") for each in uses):
+            operand = kernel.operands[int(parameter.operands[0])]
+            parts[operand] = sum(each.results[0].bytes for each in uses)
+    return parts
+
+
+def _uses(body: list[hlo_text.Instruction], name: str) -> list[hlo_text.Instruction]:
+    """What is made of an array, seen through bitcasts."""
+    found = []
+    for each in body:
+        if name in each.operands and each.op != "parameter":
+            found += _uses(body, each.name) if each.op == "bitcast" else [each]
+    return found
 
 
 class Cycles(NamedTuple):

@@ -31,7 +31,7 @@ class Instruction(NamedTuple):
     name: str
     op: str
     results: tuple[Array, ...]  # More than one where it gives a tuple.
-    operands: tuple[str, ...]  # Names, each once.
+    operands: tuple[str, ...]  # Names, in order; the number of a parameter.
     attributes: str
 
     @property
@@ -124,9 +124,25 @@ def _instruction(name: str, rest: str) -> Instruction | None:
         return None
     opened = operation.end()
     closed = opened + _closing(rest[opened:], ")")
-    operands = tuple(dict.fromkeys(_NAME.findall(rest[opened:closed])))
+    operands = tuple(_names(rest[opened:closed]))
     results = tuple(_array(*found) for found in _ARRAY.findall(rest[:end]))
     return Instruction(name, operation[1], results, operands, rest[closed:])
+
+
+def _names(text: str) -> list[str]:
+    """Of operands, which some versions write with their types and comments."""
+    text = re.sub(r"/\*.*?\*/", "", text)
+    parts = _split(text)
+    return [names[-1] for part in parts if (names := _NAME.findall(part))]
+
+
+def _split(text: str) -> list[str]:
+    parts, start = [], 0
+    while start <= len(text):
+        end = start + _closing(text[start:], ",")
+        parts.append(text[start:end])
+        start = end + 1
+    return parts
 
 
 def _closing(text: str, mark: str) -> int:

@@ -78,7 +78,7 @@ def checked(axes, dtype, x, mask, count) -> Parts:
     mean, var, tail = fast(axes, dtype, x, mask, count)
 
     def again() -> Parts:
-        # Where the sum overflowed, about 0: the sums of that pass are scaled.
+        # Where the sum overflowed, so do the squares of that pass.
         center = jnp.where(jnp.isfinite(mean), mean, 0)
         return _centered(axes, dtype, x, mask, count, center)
 
@@ -135,32 +135,35 @@ def _added(parts: list[jax.Array]) -> jax.Array:
 
 
 def shifted(axes, dtype, x, mask, count) -> Parts:
-    """Moments about the mean of a part of x: of the first places of a spatial axis.
+    """Moments about the mean of a part of x: of a few places of every example.
 
-    Not of the first examples, which a batch sharded under jit would have to send to all
-    devices. Masks, under which the part may hold nothing, and arrays without such an
-    axis take two passes.
+    Not of a few examples, which a batch sharded under jit would have to send to all
+    devices. Masks, under which the part may hold nothing, and arrays without spatial
+    axes take two passes.
     """
-    whole = [a for a in axes[1:] if reduction.explicit_shards(x, a) == 1]
-    if mask is not None or not whole or x.size == 0:
+    spatial = [a for a in axes[1:] if reduction.explicit_shards(x, a) == 1]
+    if mask is not None or not spatial or x.size == 0:
         return two_pass(axes, dtype, x, mask, count)
-    axis = max(whole, key=lambda a: x.shape[a])
-    size = x.shape[axis]
-    part = jax.lax.slice_in_dim(x, 0, math.ceil(size / _PARTS), axis=axis)
-    share = count * part.shape[axis] / size
-    center = _scaled_mean(part.astype(dtype), axes, share)
+    part, parts = x, _PARTS
+    for axis in spatial:
+        size = math.ceil(x.shape[axis] / parts)
+        part = jax.lax.slice_in_dim(part, 0, size, axis=axis)
+        parts = max(1, parts * size // x.shape[axis])
+    center = _mean(part.astype(dtype), axes, count * (part.size / x.size))
+    # Where its sum overflowed, so do the squares of the pass.
+    center = jnp.where(jnp.isfinite(center), center, 0)
     return _centered(axes, dtype, x, None, count, center)
 
 
 def _centered(axes, dtype, x, mask, count, center) -> Parts:
     """Moments about a known centre: one pass over x."""
-    expanded, wide = jnp.expand_dims(center, axes), x.astype(dtype)
-    # Written both ways round so that XLA:CPU fuses each difference into its own sum
-    # instead of storing one difference for both.
-    left, right = wide - expanded, expanded - wide
+    # XLA:CPU would store one difference for both sums; others make one of the two.
+    other, unshared = reduction.unshared(x, center)
+    left = x.astype(dtype) - jnp.expand_dims(center, axes)
+    right = other.astype(dtype) - jnp.expand_dims(unshared, axes)
     if mask is not None:
         left, right = jnp.where(mask, left, 0), jnp.where(mask, right, 0)
-    offset = _scaled_mean(left, axes, count)
+    offset = _mean(left, axes, count)
     square = _mean(moments.abs_square(right), axes, count)
     return moments.about(center, offset, square)
 

@@ -105,20 +105,19 @@ def apart(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     """
     if all(array.dtype == reduction_dtype(array.dtype) for array in arrays):
         return arrays
-    return unshared(*arrays)
+    # One barrier for all: equal ones would become one again.
+    return _on_cpu(lambda *given: jax.lax.optimization_barrier(given), *arrays)
 
 
 def unshared(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """The same arrays, as XLA:CPU shall store them and share them with nothing else.
-
-    It would store what several uses make of a large array, and make what is broadcast
-    from a `[C]` array again for every element.
-    """
-    return jax.lax.platform_dependent(
-        *arrays, cpu=_barrier, default=lambda *arrays: arrays
+    """The same arrays; what is made of these XLA:CPU shares with nothing else."""
+    # One by one: under shard_map they may vary over different axes.
+    return _on_cpu(
+        lambda *given: tuple(jax.lax.optimization_barrier(each) for each in given),
+        *arrays,
     )
 
 
-def _barrier(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    # One by one: under shard_map they may vary over different axes.
-    return tuple(jax.lax.optimization_barrier(array) for array in arrays)
+def _on_cpu(function, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+    same = lambda *given: given  # noqa: E731
+    return jax.lax.platform_dependent(*arrays, cpu=function, default=same)

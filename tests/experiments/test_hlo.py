@@ -23,7 +23,8 @@ backend_config={"window_config":{"estimated_cycles":"1825"}}
     assert program.entry == "main.7"
     assert [each.name for each in program.computations["sum"]] == ["add"]
     (both,) = program.main()
-    assert (both.name, both.op, both.operands) == ("both.1", "fusion", ("x", "y.2"))
+    assert (both.name, both.op) == ("both.1", "fusion")
+    assert both.operands == ("x", "x", "y.2")
     assert both.results == (hlo_text.Array(4, 16, 1), hlo_text.Array(1, 1, 0))
     assert both.op_name == r"jit(f)/x[\"a\"]"
     assert (both.cycles, both.called, both.branches) == (1825, ["sum"], [])
@@ -169,3 +170,22 @@ ENTRY %main (x: f32[4]) -> f32[4] {{
         hlo.Collective("all-reduce", 16, False, "wrapped", True, 2, 100),
         hlo.Collective("all-reduce", 16, False, "jvp(BatchNorm)", True, 1, 50),
     ]
+
+
+def test_traffic_of_what_is_only_sliced():
+    text = """
+%part (p0: f32[8,4], p1: f32[4]) -> f32[4] {
+  %p0 = f32[8,4]{1,0} parameter(0)
+  %p1 = f32[4]{0} parameter(1)
+  %bitcast = f32[32]{0} bitcast(%p0)
+  %slice = f32[4]{0} slice(%bitcast), slice={[0:4]}
+  ROOT %sum = f32[4]{0} add(%slice, %p1)
+}
+
+ENTRY %main (x: f32[8,4], y: f32[4]) -> f32[4] {
+  %x = f32[8,4]{1,0} parameter(0)
+  %y = f32[4]{0} parameter(1)
+  ROOT %z = f32[4]{0} fusion(%x, /*index=1*/%y), kind=kLoop, calls=%part
+}
+"""
+    assert hlo.traffic(text) == hlo.Traffic(1, 16 + 16, 16)
