@@ -5,10 +5,11 @@ import sys
 import absl.logging
 import tyro
 
-from experiments import benchmark, data, figure1, figure1_sweep, sync_cost
+from experiments import accuracy, benchmark, data, figure1, figure1_sweep, sync_cost
 from experiments.accelerators import study as accelerators
 
 COMMANDS = {
+    "accuracy": accuracy.Accuracy,
     "accelerators": accelerators.Accelerators,
     "benchmark": benchmark.Benchmark,
     "figure1": figure1.Figure1,

@@ -365,3 +365,19 @@ class ResidualTest(parameterized.TestCase):
         name = {"float32": "f32", "bfloat16": "bf16"}[x.dtype.name]
         large = [line for line in text.getvalue().splitlines() if "64,8,3" in line]
         self.assertEqual(large, [f"{name}[64,8,3] from the argument x"])
+
+
+class ConstantTest(parameterized.TestCase):
+    @parameterized.product(value=(1.1, 1e6), epsilon=(0.0, 1e-5))
+    def test_a_constant_channel_gets_no_gradient(self, value, epsilon):
+        # The raw sum x * dy made -6325 of it.
+        rng = np.random.default_rng(0)
+        x = np.full((3000, 2), value, np.float32)
+        dy = (1 + rng.standard_normal(x.shape)).astype(np.float32)
+        y, vjp = jax.vjp(
+            lambda *args: train(*args, epsilon=epsilon), x, np.ones(2), np.ones(2)
+        )
+        dx, dscale, _ = vjp(dy)
+        np.testing.assert_array_equal(y, 1)
+        np.testing.assert_allclose(dscale, 0, atol=1e-4)
+        chex.assert_tree_all_finite(dx)
