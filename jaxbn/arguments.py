@@ -170,7 +170,9 @@ def check_momentum(momentum: jax.typing.ArrayLike) -> None:
         )
 
 
-def check_variance(variance: str, use_fast_variance: bool) -> reduction.Variance:
+def check_variance(
+    variance: reduction.Variance, use_fast_variance: bool
+) -> reduction.Variance:
     """The form of the variance; `use_fast_variance` stands for "fast".
 
     Raises:

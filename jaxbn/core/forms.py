@@ -16,6 +16,9 @@ platform:
   `|mean - s|^2 <= k * var` whatever x holds, so no more than a factor k is lost. For a
   GPU, which reads x once and needs no conditional; a TPU would have to read x once more
   than the convolution that makes it.
+
+Each takes the axes to reduce, the dtype of the moments, `x` with zeros outside the
+mask, the mask or None, and the count; and gives mean, variance and tail of the mean.
 """
 
 import functools

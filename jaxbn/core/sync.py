@@ -168,11 +168,11 @@ def _gather_rows(mine: moments.Moments, axis_name: AxisName) -> moments.Moments:
     return moments.Moments(*jax.vmap(lambda row: _split(row, mine))(rows))
 
 
-def _concatenate(parts: tuple[jax.Array, ...]) -> jax.Array:
+def _concatenate(parts: tuple[Any, ...]) -> jax.Array:
     return jnp.concatenate([part.ravel() for part in parts])
 
 
-def _split(row: jax.Array, like: tuple[jax.Array, ...]) -> list[jax.Array]:
+def _split(row: jax.Array, like: tuple[Any, ...]) -> list[jax.Array]:
     """Undoes `_concatenate`."""
     parts, start = [], 0
     for part in like:

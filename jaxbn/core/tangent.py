@@ -87,6 +87,7 @@ def _affine_tangent(how, kept, count, tangents):
     other, shift = reduction.unshared(x, mean)
     centered = x.astype(wide) - expand(mean)
     negated = expand(shift) - other.astype(wide)
+    keep = None
     if mask is not None:
         # Where content outside the mask gives nothing finite, y is the bias.
         keep = mask | jnp.isfinite(centered * expand(slope))
@@ -97,7 +98,7 @@ def _affine_tangent(how, kept, count, tangents):
     p = jnp.where(jnp.isinf(std), 0, (dscale - slope * (mean_product / std)) / std)
     dz = expand(slope) * dx - negated * expand(p)
     q = -(slope * mean_dx + tail * p)
-    if mask is None:
+    if keep is None:
         return dz + expand(dbias + q)
     return jnp.where(keep, dz + expand(q), 0) + expand(dbias)
 
