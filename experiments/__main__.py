@@ -7,11 +7,13 @@ import tyro
 
 from experiments import accuracy, benchmark, data, figure1, figure1_sweep, sync_cost
 from experiments.accelerators import study as accelerators
+from experiments.device import study as device
 
 COMMANDS = {
     "accuracy": accuracy.Accuracy,
     "accelerators": accelerators.Accelerators,
     "benchmark": benchmark.Benchmark,
+    "device": device.Device,
     "figure1": figure1.Figure1,
     "figure1_sweep": figure1_sweep.Figure1Sweep,
     "prepare": data.Prepare,

@@ -120,6 +120,7 @@ ALL = {
     "jaxbn, fast variance": _jaxbn(use_fast_variance=True),
     "jaxbn, checked": _jaxbn(variance="checked"),
     "jaxbn, two_pass": _jaxbn(variance="two_pass"),
+    "jaxbn, sliced": _jaxbn(variance="sliced"),
     "jaxbn, shifted": _jaxbn(variance="shifted"),
 }
-"""By name; the last three force one form of the variance."""
+"""By name; the last four force one form of the variance."""

@@ -18,6 +18,8 @@ class Case:
     """A name in experiments/norms.py."""
     dtype: str = "bfloat16"
     """What it computes in."""
+    parameters: str = "float32"
+    """float32, and layers have a `dtype`; or cast to `dtype` before the network."""
     activation: str = "relu"
     """relu or leaky_relu."""
     style: str = "one"
@@ -38,8 +40,9 @@ class Case:
         """One line that names it."""
         on = f" x{self.devices} {self.style}" if self.devices > 1 else ""
         statistics = "" if self.statistics == "global" else f" {self.statistics}"
+        cast = " cast" if self.parameters == "cast" else ""
         images = f" {self.images} images" if self.images else ""
         return (
-            f"{self.target}{on} {self.program} {self.dtype} {self.activation}{images}: "
-            f"{self.norm}{statistics}"
+            f"{self.target}{on} {self.program} {self.dtype}{cast} {self.activation}"
+            f"{images}: {self.norm}{statistics}"
         )

@@ -17,6 +17,8 @@ from experiments.accelerators import cases, compare, process, report, targets
 COMMITTED = pathlib.Path(__file__).parent / "results" / "accelerators.json"
 TOLERANCE = 0.03  # Of the ratio: compilers of a new version move cycles a little.
 
+_SAME = ("target", "program", "dtype", "parameters", "activation")
+
 CASES = {
     "flax": cases.Case(program="small_network", norm="flax"),
     "jaxbn": cases.Case(program="small_network", norm="jaxbn"),
@@ -45,7 +47,7 @@ def problems(
     before = [
         compare.over_flax(committed, row)
         for row in committed
-        if all(row[k] == jaxbn[k] for k in ("target", "program", "dtype", "activation"))
+        if all(row[k] == jaxbn[k] for k in _SAME)
         and (row["norm"], row["images"]) == ("jaxbn", 0)
     ]
     if not before or before[0] is None:

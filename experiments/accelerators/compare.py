@@ -5,7 +5,8 @@ from typing import Any
 
 Row = Mapping[str, Any]
 
-_SAME = ("target", "program", "dtype", "activation", "style", "devices", "images")
+_SAME = ("target", "program", "dtype", "parameters", "activation", "style", "devices",
+         "images")  # fmt: skip
 
 
 def cost(row: Row) -> float | None:

@@ -8,17 +8,25 @@ OTHER_TPUS = ("v5p:2x2x1", "v6e:2x2", "v4:2x2x1")
 DTYPES = ("bfloat16", "float32")
 
 FOUR = ("none", "flax", "flax stable", "jaxbn")
-FIVE = (*FOUR, "jaxbn, activation outside")
-ALL = (*FIVE, "haiku", "jaxbn, recomputed", "jaxbn, fast variance")
-FORMS = ("jaxbn, checked", "jaxbn, two_pass", "jaxbn, shifted")
+ALL = (*FOUR, "jaxbn, activation outside", "haiku", "jaxbn, recomputed",
+       "jaxbn, fast variance")  # fmt: skip
+FORMS = ("jaxbn, checked", "jaxbn, two_pass", "jaxbn, sliced", "jaxbn, shifted")
 LEAKY = ("flax", "jaxbn", "jaxbn, in_place", "jaxbn, recomputed")
 TWO = ("flax", "jaxbn")
+STABLE = ("flax", "flax stable", "jaxbn")
 ONE_LAYER = tuple(name for name in ALL if name != "jaxbn, recomputed")  # No blocks.
 
 
 def all_cases() -> list[cases.Case]:
     """Of both platforms, the cheapest programs first."""
-    return [*_layers(), *_small_networks(), *_pods(), *_networks(), *_parallel()]
+    return [
+        *_layers(),
+        *_small_networks(),
+        *_cast(),
+        *_networks(),
+        *_pods(),
+        *_parallel(),
+    ]
 
 
 def quick_cases() -> list[cases.Case]:
@@ -47,9 +55,8 @@ def _layers() -> Iterator[cases.Case]:
         for target in ("v5e:2x2", "h200"):
             chosen = (*ONE_LAYER, *FORMS)
             yield from _each(chosen, target=target, program="layer", dtype=dtype)
-        for target in OTHER_TPUS:
-            chosen = (*FOUR, *FORMS)
-            yield from _each(chosen, target=target, program="layer", dtype=dtype)
+    for target in OTHER_TPUS:
+        yield from _each(FOUR, target=target, program="layer")
     for target in ("v5e:2x2", "h200"):
         yield from _each(
             LEAKY[:-1], target=target, program="layer", activation="leaky_relu"
@@ -59,13 +66,12 @@ def _layers() -> Iterator[cases.Case]:
 def _small_networks() -> Iterator[cases.Case]:
     program = "small_network"
     for target in ("v5e:2x2", "h200"):
-        for dtype in DTYPES:
-            chosen = (*ALL, *FORMS)
+        for dtype, chosen in (("bfloat16", ALL), ("float32", FOUR)):
+            chosen = (*chosen, *FORMS)
             yield from _each(chosen, target=target, program=program, dtype=dtype)
         yield from _each(LEAKY, target=target, program=program, activation="leaky_relu")
     for target in OTHER_TPUS:
-        yield from _each(FOUR, target=target, program=program)
-        yield from _each(TWO, target=target, program=program, dtype="float32")
+        yield from _each(TWO, target=target, program=program)
 
 
 def _pods() -> Iterator[cases.Case]:
@@ -81,17 +87,27 @@ def _pods() -> Iterator[cases.Case]:
                 yield from _each(jaxbn, style="jit_mesh", statistics="local", **on)
 
 
+def _cast() -> Iterator[cases.Case]:
+    """Half-precision scale and bias too, as users of jmp and Haiku have it."""
+    for target in ("v5e:2x2", "h200"):
+        for program in ("layer", "small_network", "resnet50"):
+            on = {"target": target, "program": program, "parameters": "cast"}
+            yield from _each((*FOUR, "jaxbn, fast variance"), **on)
+    for target in ("v5p:2x2x1", "v6e:2x2"):
+        on = {"target": target, "program": "resnet50", "parameters": "cast"}
+        yield from _each(TWO, **on)
+
+
 def _networks() -> Iterator[cases.Case]:
     for target in ("v5e:2x2", "h200"):
         yield from _each(ALL, target=target, program="resnet50")
         yield from _each(
             LEAKY, target=target, program="resnet50", activation="leaky_relu"
         )
-        yield from _each(FOUR, target=target, program="bn_inception")
+        yield from _each(STABLE, target=target, program="bn_inception")
         yield from _each(("none", "flax", "jaxbn"), target=target, program="inference")
-    for target in ("v5p:2x2x1", "v6e:2x2"):
-        yield from _each(FIVE, target=target, program="resnet50")
-    yield from _each(FOUR, target="v4:2x2x1", program="resnet50")
+    for target in OTHER_TPUS:
+        yield from _each(STABLE, target=target, program="resnet50")
 
 
 def _parallel() -> Iterator[cases.Case]:

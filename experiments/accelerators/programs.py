@@ -60,12 +60,15 @@ PROGRAMS = {
 }
 
 
-def lower(case: cases.Case, devices: list[Any] | None = None) -> Any:
+def lower(
+    case: cases.Case, devices: list[Any] | None = None, donate: bool = True
+) -> Any:
     """The case as `jax.jit` lowers it, ready to be compiled.
 
     Args:
       case: what to lower.
       devices: for these instead of the case's target.
+      donate: whether what a step replaces is updated in place.
     """
     program = PROGRAMS[case.program]
     if devices is None:
@@ -87,7 +90,8 @@ def lower(case: cases.Case, devices: list[Any] | None = None) -> Any:
     if program.kind == "training":
         arguments += (jax.ShapeDtypeStruct((images,), jnp.int32),)
     elif program.kind == "layer":
-        y = jax.eval_shape(functools.partial(network.apply, train=False), variables, x)
+        infer = _FUNCTIONS["inference"](network, case)
+        y = jax.eval_shape(infer, params, variables.get("batch_stats", {}), x)
         arguments += (y,)
     function = _FUNCTIONS[program.kind](network, case)
     specs = (P(), P(AXIS) if _own_statistics(case) else P(), P(AXIS), P(AXIS))
@@ -104,7 +108,8 @@ def lower(case: cases.Case, devices: list[Any] | None = None) -> Any:
         jax.tree.map(functools.partial(_on, mesh, spec), tree)
         for spec, tree in zip(specs, arguments, strict=True)
     )
-    jitted = jax.jit(function, donate_argnums=_DONATED[program.kind])
+    donated = _DONATED[program.kind] if donate else ()
+    jitted = jax.jit(function, donate_argnums=donated)
     known = case.style == "jit_mesh"
     with jax.set_mesh(mesh) if known else contextlib.nullcontext():
         return jitted.lower(*arguments)
@@ -133,9 +138,16 @@ def _network(program: Program, case: cases.Case) -> nn.Module:
     return program.network(
         norm=functools.partial(layer, **options),
         activation=case.activation,
-        dtype=jnp.dtype(case.dtype),
+        dtype=jnp.dtype(case.dtype) if case.parameters == "float32" else None,
         **fields,
     )
+
+
+def _computing(params: Any, case: cases.Case) -> Any:
+    """Parameters as the network is given them."""
+    if case.parameters == "float32":
+        return params
+    return jax.tree.map(lambda leaf: leaf.astype(case.dtype), params)
 
 
 def _apply(network: nn.Module, case: cases.Case) -> Callable[..., Any]:
@@ -144,7 +156,7 @@ def _apply(network: nn.Module, case: cases.Case) -> Callable[..., Any]:
     def apply(params, batch_stats, x):
         if _own_statistics(case):
             batch_stats = jax.tree.map(lambda leaf: leaf[0], batch_stats)
-        variables = {"params": params, "batch_stats": batch_stats}
+        variables = {"params": _computing(params, case), "batch_stats": batch_stats}
         y, new = network.apply(variables, x, train=True, mutable=["batch_stats"])
         batch_stats = new.get("batch_stats", {})
         if _own_statistics(case):
@@ -198,7 +210,7 @@ def _layer(network: nn.Module, case: cases.Case) -> Callable[..., Any]:
 
 def _inference(network: nn.Module, case: cases.Case) -> Callable[..., Any]:
     def infer(params, batch_stats, x):
-        variables = {"params": params, "batch_stats": batch_stats}
+        variables = {"params": _computing(params, case), "batch_stats": batch_stats}
         return network.apply(variables, x, train=False)
 
     return infer

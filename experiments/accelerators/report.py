@@ -31,6 +31,11 @@ def line(row: Row) -> str:
     )
 
 
+def precision(row: Row) -> str:
+    """The dtype, and whether parameters are cast to it."""
+    return row["dtype"] + (", cast" if row["parameters"] == "cast" else "")
+
+
 def table(result: Mapping[str, Any]) -> str:
     """The result as Markdown."""
     rows = sorted(result["rows"], key=_order)
@@ -63,8 +68,9 @@ def _introduction(rows: Sequence[Row]) -> str:
         f"{', '.join(names)}. Cycles are the TPU compiler's own estimate, without the "
         "branches of conditionals and without collectives; traffic is what the kernels "
         "that XLA makes read and write in main memory, without the convolutions and "
-        "products of libraries. Parameters are float32; the dtype is what the network "
-        "computes in."
+        "products of libraries. Parameters are float32; the dtype is what the layers "
+        "are told to compute in, or, where it says cast, what all parameters are cast "
+        "to before the network is given them."
     )
 
 
@@ -74,7 +80,7 @@ def _order(row: Row) -> tuple[Any, ...]:
     program, norm = row["program"], row["norm"]
     return (
         programs.index(program) if program in programs else len(programs),
-        row["dtype"],
+        precision(row),
         row["activation"] == "leaky_relu",
         list(targets.NAMES).index(row["target"]),
         row["style"],
@@ -94,7 +100,7 @@ def _ratios(
         for row in rows:
             value = ratio(rows, row)
             if row["norm"] == name and value is not None:
-                place = row["program"], row["dtype"], row["activation"], name
+                place = row["program"], precision(row), row["activation"], name
                 found.setdefault(place, {})[row["target"]] = f"{value:.2f}"
     programs = list(PROGRAMS)
     lines = [
@@ -116,7 +122,8 @@ def _details(rows: Sequence[Row]) -> str:
               "barriers", "temporary MB", "compiled in s"]  # fmt: skip
     lines = [
         [
-            targets.NAMES[row["target"]], row["dtype"], row["activation"], row["norm"],
+            targets.NAMES[row["target"]],
+            precision(row), row["activation"], row["norm"],
             f"{row['cycles'] / 1e6:.2f}" if "cycles" in row else "",
             f"{row['branch_cycles'] / 1e6:.2f}" if "cycles" in row else "",
             f"{row['read_MB']:.0f} + {row['written_MB']:.0f}",
@@ -135,8 +142,8 @@ def _failures(rows: Sequence[Row]) -> str:
               "why"]  # fmt: skip
     lines = [
         [
-            targets.NAMES[row["target"]], row["devices"], row["program"], row["dtype"],
-            row["activation"], row["norm"], row["error"],
+            targets.NAMES[row["target"]], row["devices"], row["program"],
+            precision(row), row["activation"], row["norm"], row["error"],
         ]
         for row in rows
         if "error" in row and not row["images"]

@@ -96,7 +96,8 @@ def _affine_tangent(how, kept, count, tangents):
     mean_product = mean_product - (jnp.conj(tail) * mean_dx).real
     # A sum that overflows where x_hat is 0 counts for nothing.
     p = jnp.where(jnp.isinf(std), 0, (dscale - slope * (mean_product / std)) / std)
-    dz = expand(slope) * dx - negated * expand(p)
+    # The sign is the channel's: a sum over `-dy` would negate every element.
+    dz = expand(slope) * dx + negated * expand(-p)
     q = -(slope * mean_dx + tail * p)
     if keep is None:
         return dz + expand(dbias + q)

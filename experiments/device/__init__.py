@@ -1,0 +1,1 @@
+"""Study: what a training step takes on the GPU that is here, by the clock."""

@@ -1,0 +1,53 @@
+"""Programs of the accelerators study with arrays to run on, and the same in PyTorch."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import hlo
+from experiments.accelerators import cases
+from experiments.accelerators import programs as described
+
+
+class Runnable(NamedTuple):
+    """A program that returns when its result is there."""
+
+    run: Callable[[], Any]
+    traffic_MB: float | None = None  # Predicted from its HLO; None of PyTorch.
+    conditionals: int | None = None
+    temporary_MB: float | None = None
+
+
+def make(case: cases.Case) -> Runnable:
+    """The case on the first device of JAX."""
+    lowered = described.lower(case, jax.devices()[:1], donate=False)
+    compiled = lowered.compile()
+    (shapes, _) = lowered.args_info
+    arguments = jax.tree.map(_random, shapes)
+    text = compiled.as_text()
+    moved = hlo.traffic(text)
+    return Runnable(
+        lambda: jax.block_until_ready(compiled(*arguments)),
+        (moved.read + moved.written) / 1e6,
+        hlo.conditionals(text),
+        compiled.memory_analysis().temp_size_in_bytes / 1e6,
+    )
+
+
+def _random(leaf: Any) -> jax.Array:
+    """Small normal values, or labels: arithmetic on zeros can be faster."""
+    rng = np.random.default_rng(leaf.shape)
+    if jnp.issubdtype(leaf.dtype, jnp.integer):
+        return jnp.asarray(rng.integers(0, 10, leaf.shape), leaf.dtype)
+    values = 0.1 * rng.standard_normal(leaf.shape, np.float32)
+    return jnp.asarray(values, leaf.dtype)
+
+
+def copy(megabytes: int) -> Callable[[], Any]:
+    """Reads and writes so much: how fast memory is at best."""
+    x = jnp.arange(megabytes * 250_000, dtype=jnp.float32)
+    compiled = jax.jit(lambda x: x + 1).lower(x).compile()
+    return lambda: jax.block_until_ready(compiled(x))

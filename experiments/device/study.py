@@ -1,0 +1,70 @@
+"""Training steps timed on the GPU that is here, beside what was predicted of them."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+from experiments import plotting
+from experiments.device import report
+
+# With command buffers a GPU runs conditionals without its host.
+SETTINGS = {
+    "command buffers": "",
+    "no command buffers": "--xla_gpu_enable_command_buffer=",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """Layers and ResNet-50 timed on a GPU, beside Flax and PyTorch (8 minutes)."""
+
+    rounds: int = 10
+    """Rounds in which the programs of a group take turns."""
+    quick: bool = False
+    """Two small programs, to try the script on a CPU (two minutes)."""
+    out: pathlib.Path = pathlib.Path("runs")
+    """Folder for table and JSON."""
+
+    def run(self) -> None:
+        """Writes `device.json` and `device.md` after every group."""
+        if self.rounds < 2:
+            raise ValueError(f"`rounds` must be at least 2, got {self.rounds}.")
+        self.out.mkdir(parents=True, exist_ok=True)
+        groups = ("quick",) if self.quick else ("layer", "resnet50", "small_network")
+        result: dict[str, Any] = {"study": "device", "rounds": self.rounds, "rows": []}
+        for setting, flag in SETTINGS.items():
+            for group in groups:
+                for row in self._timed(group, flag):
+                    if "program" in row:
+                        result["rows"].append({"setting": setting} | row)
+                    else:
+                        result |= row
+                self._write(result)
+        print(report.table(result))
+
+    def _timed(self, group: str, flag: str) -> list[dict[str, Any]]:
+        """What a process of its own, with that flag of XLA, says of a group."""
+        command = [sys.executable, "-m", "experiments.device.worker"]
+        command += ["--groups", group, "--rounds", str(self.rounds)]
+        # PyTorch needs memory beside JAX.
+        environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        flags = environment.get("XLA_FLAGS", "")
+        environment["XLA_FLAGS"] = f"{flags} {flag}".strip()
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE,
+                              text=True, check=False)  # fmt: skip
+        rows = [json.loads(line) for line in done.stdout.splitlines()
+                if line.startswith("{")]  # fmt: skip
+        if done.returncode:
+            why = f"the worker ended with status {done.returncode}"
+            rows.append({"program": group, "norm": "", "dtype": "", "images": 0,
+                         "error": why})  # fmt: skip
+        return rows
+
+    def _write(self, result: dict[str, Any]) -> None:
+        path = self.out / "device.json"
+        plotting.write_json(path, result)
+        plotting.write_text(path.with_suffix(".md"), report.table(result))

@@ -1,0 +1,133 @@
+"""The layer and ResNet-50 in PyTorch: channels last, cuDNN where there is a GPU.
+
+As its users write it: float32 parameters, `torch.autocast`, fused SGD. Imported only
+where PyTorch is installed.
+"""
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class Layer(nn.Module):
+    """One normalisation between two 1x1 convolutions."""
+
+    def __init__(self, channels: int, wide: int):
+        super().__init__()
+        self.widen = nn.Conv2d(channels, wide, 1, bias=False)
+        self.norm = nn.BatchNorm2d(wide)
+        self.narrow = nn.Conv2d(wide, channels, 1, bias=False)
+
+    def forward(self, x):
+        """`[N, C, H, W]` to the same."""
+        return self.narrow(torch.relu_(self.norm(self.widen(x))))
+
+
+class Bottleneck(nn.Module):
+    """A block of ResNet-50 v1.5."""
+
+    def __init__(self, channels: int, features: int, stride: int, projection: bool):
+        super().__init__()
+        wide = 4 * features
+        self.convs = nn.ModuleList(
+            [
+                nn.Conv2d(channels, features, 1, bias=False),
+                nn.Conv2d(features, features, 3, stride, 1, bias=False),
+                nn.Conv2d(features, wide, 1, bias=False),
+            ]
+        )
+        sizes = (features, features, wide)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(size) for size in sizes)
+        self.shortcut: nn.Module = nn.Identity()
+        if projection:
+            conv = nn.Conv2d(channels, wide, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(conv, nn.BatchNorm2d(wide))
+
+    def forward(self, x):
+        """`[N, C, H, W]` to `[N, 4 * features, H / stride, W / stride]`."""
+        y = torch.relu_(self.norms[0](self.convs[0](x)))
+        y = torch.relu_(self.norms[1](self.convs[1](y)))
+        y = self.norms[2](self.convs[2](y))
+        return torch.relu_(y.add_(self.shortcut(x)))
+
+
+def resnet(blocks: tuple[int, ...], classes: int = 1000) -> nn.Module:
+    """ResNet-50 with `blocks` of (3, 4, 6, 3)."""
+    stem = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+    parts: list[nn.Module] = [
+        stem,
+        nn.BatchNorm2d(64),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(3, 2, 1),
+    ]
+    channels = 64
+    for stage, number in enumerate(blocks):
+        features = 64 * 2**stage
+        for block in range(number):
+            stride = 2 if stage and not block else 1
+            parts.append(Bottleneck(channels, features, stride, not block))
+            channels = 4 * features
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes)]
+    return nn.Sequential(*parts, *head)
+
+
+def training(
+    network: nn.Module, images: int, size: int, dtype: str
+) -> Callable[[], Any]:
+    """One SGD step, forward, backward and update."""
+    device, wait = _device()
+    network = network.to(device).to(memory_format=torch.channels_last).train()
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    x = _channels_last(torch.randn(images, 3, size, size), device)
+    labels = torch.randint(0, 10, (images,), device=device)
+
+    def step():
+        optimizer.zero_grad(set_to_none=True)
+        with _computing(device, dtype):
+            loss = nn.functional.cross_entropy(network(x).float(), labels)
+        loss.backward()
+        optimizer.step()
+        wait()
+
+    return step
+
+
+def layer(images: int, shape: tuple[int, int, int], wide: int, dtype: str):
+    """The layer forward and backward, to parameters and input."""
+    device, wait = _device()
+    height, width, channels = shape
+    network = Layer(channels, wide).to(device).to(memory_format=torch.channels_last)
+    parameters = list(network.train().parameters())
+    x = torch.randn(images, channels, height, width).to(getattr(torch, dtype))
+    x = _channels_last(x, device).requires_grad_()
+    dy = torch.randn_like(x)
+
+    def both():
+        with _computing(device, dtype):
+            y = network(x)
+        torch.autograd.grad(y, (x, *parameters), dy.to(y.dtype))
+        wait()
+
+    return both
+
+
+def _device() -> tuple[str, Callable[[], None]]:
+    torch.set_num_threads(os.cpu_count() or 1)
+    torch.backends.cudnn.benchmark = True  # The fastest of its algorithms.
+    if torch.cuda.is_available():
+        return "cuda", torch.cuda.synchronize
+    return "cpu", lambda: None
+
+
+def _channels_last(x: torch.Tensor, device: str) -> torch.Tensor:
+    return x.to(device).contiguous(memory_format=torch.channels_last)
+
+
+def _computing(device: str, dtype: str):
+    return functools.partial(torch.autocast, device, getattr(torch, dtype))(
+        enabled=dtype != "float32"
+    )

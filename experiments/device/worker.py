@@ -1,0 +1,119 @@
+"""Times every program of a few groups side by side, in one process.
+
+    python -m experiments.device.worker --rounds 10 --groups layer resnet50
+
+Prints one JSON line per program, first one for the device.
+"""
+
+import dataclasses
+import functools
+import json
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import tyro
+
+from experiments import interleaved
+from experiments.accelerators import cases, lists
+from experiments.accelerators import programs as described
+from experiments.device import programs
+
+FORMS = (*lists.FORMS, "jaxbn, fast variance")
+NORMS = {
+    "layer": (*lists.FOUR, *FORMS),
+    "small_network": (*lists.FOUR, *FORMS),
+    "short_resnet": lists.FOUR,
+    "resnet50": (*lists.FOUR, *FORMS),
+}
+
+
+# One layer of 103 MB and one of 411 MB, and whole steps.
+GROUPS = {
+    "layer": (("layer", "bfloat16", 64), ("layer", "float32", 64),
+              ("layer", "bfloat16", 256)),
+    "small_network": (("small_network", "bfloat16", 32),
+                      ("small_network", "bfloat16", 256)),
+    "resnet50": (("resnet50", "bfloat16", 128), ("resnet50", "bfloat16", 256)),
+    "quick": (("layer", "float32", 2), ("short_resnet", "float32", 2)),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Worker:
+    """Times groups of programs on the first device of JAX."""
+
+    groups: tuple[str, ...]
+    """Of `GROUPS`."""
+    rounds: int = 10
+    """Rounds in which all programs of a group take turns."""
+
+    def run(self) -> None:
+        """Prints a line when a group is done."""
+        _print({"device": jax.devices()[0].device_kind, "jax": jax.__version__,
+                "copy_GBps": copy_speed(self.rounds, 4 if "quick" in self.groups
+                                        else 1000)})  # fmt: skip
+        for name in self.groups:
+            for program, dtype, images in GROUPS[name]:
+                for row in time_group(program, dtype, images, self.rounds):
+                    _print(row)
+
+
+def copy_speed(rounds: int, megabytes: int) -> float:
+    """GB per second, read and written."""
+    taken = interleaved.seconds({"copy": programs.copy(megabytes)}, rounds)["copy"]
+    return round(2e-3 * megabytes / statistics.median(taken), 1)
+
+
+def time_group(
+    program: str, dtype: str, images: int, rounds: int
+) -> Iterator[dict[str, Any]]:
+    """The rows of one program with every normalisation."""
+    made: dict[str, programs.Runnable] = {}
+    failed: dict[str, str] = {}
+    for norm in (*NORMS[program], "torch"):
+        try:
+            if norm == "torch":
+                made[norm] = programs.Runnable(_torch(program, dtype, images))
+            else:
+                case = cases.Case(
+                    program=program, norm=norm, dtype=dtype, images=images
+                )
+                made[norm] = programs.make(case)
+            made[norm].run()
+        except (ImportError, RuntimeError) as error:  # No PyTorch, or no memory left.
+            made.pop(norm, None)
+            failed[norm] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    taken = interleaved.seconds({name: one.run for name, one in made.items()}, rounds)
+    same = {"program": program, "dtype": dtype, "images": images}
+    for norm, one in made.items():
+        row = same | {"norm": norm, "ms": 1e3 * statistics.median(taken[norm])}
+        row["over_flax"] = interleaved.ratio(taken[norm], taken["flax"])
+        yield row | {k: v for k, v in one._asdict().items() if k != "run"}
+    for norm, why in failed.items():
+        yield same | {"norm": norm, "error": why}
+
+
+def _torch(program: str, dtype: str, images: int) -> Callable[[], Any]:
+    from experiments.device import torch_programs
+
+    shape = described.PROGRAMS[program].shape
+    if program == "layer":
+        return torch_programs.layer(images, shape, described.Layer.features[0], dtype)
+    blocks = {"resnet50": (3, 4, 6, 3), "short_resnet": (1, 1, 1, 1)}
+    if program not in blocks:
+        raise ImportError(f"{program} is not written in PyTorch")
+    network = torch_programs.resnet(blocks[program])
+    return torch_programs.training(network, images, shape[0], dtype)
+
+
+def _print(row: dict[str, Any]) -> None:
+    print(json.dumps(row), flush=True)
+
+
+main = functools.partial(tyro.cli, Worker)
+
+if __name__ == "__main__":
+    main(args=sys.argv[1:]).run()
