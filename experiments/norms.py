@@ -123,4 +123,4 @@ ALL = {
     "jaxbn, sliced": _jaxbn(variance="sliced"),
     "jaxbn, shifted": _jaxbn(variance="shifted"),
 }
-"""By name; the last four force one form of the variance."""
+"""By name; the last five force one form of the variance."""

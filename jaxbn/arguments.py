@@ -82,12 +82,18 @@ def check_activation(
     Raises:
       ValueError: if its shape is not that of `x`, the activation is not known, or it
         cannot be undone in place.
-      TypeError: if the residual is complex and `x` real, if `in_place` is not a bool.
+      TypeError: if the residual is complex and `x` real, if there is an activation of
+        complex `x`, or `in_place` is not a bool.
     """
     if activation not in (None, *affine.ACTIVATIONS):
         raise ValueError(
             f"`activation` must be None or one of {sorted(affine.ACTIVATIONS)}, got "
             f"{activation!r}; apply others to the result."
+        )
+    if activation is not None and jnp.iscomplexobj(x):
+        raise TypeError(
+            f"`activation` needs real `x`, got {x.dtype} and {activation!r}; apply one "
+            "to the real and the imaginary part of the result."
         )
     if not isinstance(in_place, bool):
         raise TypeError(f"`in_place` must be True or False, got {in_place!r}.")
@@ -189,6 +195,20 @@ def check_variance(
             "leave one of them out."
         )
     return "fast"
+
+
+def check_dtype(dtype: jax.typing.DTypeLike | None, x: jax.Array) -> jnp.dtype:
+    """The dtype of the result; that of `x` where none is given.
+
+    Raises:
+      TypeError: if it is neither a floating-point nor a complex one.
+    """
+    dtype = jnp.dtype(x.dtype if dtype is None else dtype)
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        raise TypeError(
+            f"`dtype` must be floating-point or complex, got {dtype}; round the result."
+        )
+    return dtype
 
 
 def check_epsilon(epsilon: float) -> float:

@@ -43,7 +43,7 @@ def batch_norm_train(
     """Normalises a batch by its own statistics and moves the running ones.
 
     Differentiable in `x`, `scale` and `bias` to any order and in both modes; keeps `x`
-    in its own dtype and two `[C]` arrays for the backward pass. No gradient flows
+    in its own dtype and a few `[C]` arrays for the backward pass. No gradient flows
     through the running statistics.
 
     Args:
@@ -108,8 +108,9 @@ def batch_norm_train(
         `residual` has not the shape of `x`, `activation` is unknown or cannot be undone
         `in_place`, or `variance` is unknown or contradicts `use_fast_variance`.
       TypeError: if `batch_stats` is not a `BatchStats`, if `x` is complex and its mean
-        is not, or `x` is real and `scale`, `bias` or `residual` is not; if `epsilon` is
-        traced, `in_place` not a bool, or `group_size` neither an int nor "local".
+        is not, or `x` is real and `scale`, `bias` or `residual` is not; if `x` is
+        complex and there is an `activation`; if `epsilon` is traced, `dtype` of
+        integers, `in_place` not a bool, or `group_size` neither an int nor "local".
 
     Warns:
       UserWarning: if the shapes leave one value per channel, which has no variance.
@@ -157,7 +158,7 @@ def batch_norm_train(
     )
     output = affine.Output(
         epsilon=arguments.check_epsilon(epsilon),
-        dtype=jnp.dtype(dtype or x.dtype),
+        dtype=arguments.check_dtype(dtype, x),
         activation=activation,
         in_place=in_place,
     )
@@ -222,7 +223,7 @@ def batch_norm_inference(
     residual = arguments.check_activation(x, residual, activation)
     output = affine.Output(
         epsilon=arguments.check_epsilon(epsilon),
-        dtype=jnp.dtype(dtype or x.dtype),
+        dtype=arguments.check_dtype(dtype, x),
         activation=activation,
     )
     mean, var = batch_stats

@@ -125,14 +125,12 @@ class BatchNorm(nn.Module):
           `y` of the shape of `x`.
 
         Raises:
-          ValueError: for hyperparameters out of range, an `axis` out of range or
-            repeated, a `mask` that does not fit, variables whose channels are not those
-            of `x`, groups without `axis_name`, a name that is not bound, an activation
-            that is unknown or cannot be undone `in_place`, a `variance` that is not
-            known.
+          ValueError, TypeError: as `jaxbn.batch_norm_train`; in inference not for what
+            concerns only training.
         """
         arguments.check_momentum(self.momentum)
         arguments.check_epsilon(self.epsilon)
+        arguments.check_variance(self.variance, self.use_fast_variance)
         use_running_average = nn.merge_param(
             "use_running_average", self.use_running_average, use_running_average
         )

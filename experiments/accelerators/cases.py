@@ -19,11 +19,12 @@ class Case:
     dtype: str = "bfloat16"
     """What it computes in."""
     parameters: str = "float32"
-    """float32, and layers have a `dtype`; or cast to `dtype` before the network."""
+    """float32: the layers have a `dtype`; cast: cast to `dtype` before the network."""
     activation: str = "relu"
     """relu or leaky_relu."""
     style: str = "one"
-    """one device, jit over a sharded batch, or shard_map."""
+    """one (device), jit (over a sharded batch), jit_mesh (jit under `set_mesh`), or
+    shard_map."""
     devices: int = 1
     """Devices that share the batch."""
     statistics: str = "global"

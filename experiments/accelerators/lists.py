@@ -18,7 +18,7 @@ ONE_LAYER = tuple(name for name in ALL if name != "jaxbn, recomputed")  # No blo
 
 
 def all_cases() -> list[cases.Case]:
-    """Of both platforms, the cheapest programs first."""
+    """Of both platforms, the small programs first."""
     return [
         *_layers(),
         *_small_networks(),

@@ -1,4 +1,4 @@
-"""The programs: whole SGD training steps, one layer between two matrix products."""
+"""The programs: SGD training steps, inference, one layer between two convolutions."""
 
 import contextlib
 import functools
@@ -115,6 +115,15 @@ def lower(
         return jitted.lower(*arguments)
 
 
+def initial(case: cases.Case) -> tuple[Any, Any]:
+    """Parameters and running statistics of the network, as it initialises them."""
+    program = PROGRAMS[case.program]
+    x = jnp.zeros((2, *program.shape), case.dtype)
+    init = jax.jit(_network(program, case).init, static_argnames="train")
+    variables = init(jax.random.key(0), x, train=False)
+    return variables["params"], variables.get("batch_stats", {})
+
+
 def _on(mesh: Mesh, spec: P, leaf: Any) -> jax.ShapeDtypeStruct:
     sharding = NamedSharding(mesh, spec)
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
@@ -131,6 +140,8 @@ def _network(program: Program, case: cases.Case) -> nn.Module:
     if case.style == "shard_map" and case.statistics != "local":
         options["axis_name"] = AXIS
     if case.statistics == "groups":
+        if case.style != "shard_map":
+            raise ValueError(f"groups of devices need shard_map, got {case.style}.")
         options["group_size"] = GROUP
     if case.statistics == "local" and case.style == "jit_mesh":
         options["group_size"] = "local"

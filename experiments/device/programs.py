@@ -22,28 +22,29 @@ class Runnable(NamedTuple):
 
 
 def make(case: cases.Case) -> Runnable:
-    """The case on the first device of JAX."""
+    """The case on the first device of JAX, with random data and initial weights."""
     lowered = described.lower(case, jax.devices()[:1], donate=False)
     compiled = lowered.compile()
     (shapes, _) = lowered.args_info
-    arguments = jax.tree.map(_random, shapes)
+    # Parameters and running statistics first, then the data of a batch.
+    variables = described.initial(case)
+    data = [_random(place, leaf) for place, leaf in enumerate(shapes[2:])]
     text = compiled.as_text()
     moved = hlo.traffic(text)
     return Runnable(
-        lambda: jax.block_until_ready(compiled(*arguments)),
+        lambda: jax.block_until_ready(compiled(*variables, *data)),
         (moved.read + moved.written) / 1e6,
         hlo.conditionals(text),
         compiled.memory_analysis().temp_size_in_bytes / 1e6,
     )
 
 
-def _random(leaf: Any) -> jax.Array:
-    """Small normal values, or labels: arithmetic on zeros can be faster."""
-    rng = np.random.default_rng(leaf.shape)
+def _random(seed: int, leaf: Any) -> jax.Array:
+    """Labels or normal values: arithmetic on zeros can be faster."""
+    rng = np.random.default_rng(seed)
     if jnp.issubdtype(leaf.dtype, jnp.integer):
         return jnp.asarray(rng.integers(0, 10, leaf.shape), leaf.dtype)
-    values = 0.1 * rng.standard_normal(leaf.shape, np.float32)
-    return jnp.asarray(values, leaf.dtype)
+    return jnp.asarray(rng.standard_normal(leaf.shape, np.float32), leaf.dtype)
 
 
 def copy(megabytes: int) -> Callable[[], Any]:

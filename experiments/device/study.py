@@ -20,7 +20,7 @@ SETTINGS = {
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """Layers and ResNet-50 timed on a GPU, beside Flax and PyTorch (8 minutes)."""
+    """Training steps timed on the GPU that is here, beside Flax and PyTorch."""
 
     rounds: int = 10
     """Rounds in which the programs of a group take turns."""

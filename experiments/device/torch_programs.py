@@ -4,7 +4,6 @@ As its users write it: float32 parameters, `torch.autocast`, fused SGD. Imported
 where PyTorch is installed.
 """
 
-import functools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -96,13 +95,12 @@ def training(
     return step
 
 
-def layer(images: int, shape: tuple[int, int, int], wide: int, dtype: str):
-    """The layer forward and backward, to parameters and input."""
+def layer(shape: tuple[int, int, int, int], wide: int, dtype: str) -> Callable[[], Any]:
+    """The layer forward and backward, to parameters and input of a shape."""
     device, wait = _device()
-    height, width, channels = shape
-    network = Layer(channels, wide).to(device).to(memory_format=torch.channels_last)
+    network = Layer(shape[1], wide).to(device).to(memory_format=torch.channels_last)
     parameters = list(network.train().parameters())
-    x = torch.randn(images, channels, height, width).to(getattr(torch, dtype))
+    x = torch.randn(shape).to(getattr(torch, dtype))
     x = _channels_last(x, device).requires_grad_()
     dy = torch.randn_like(x)
 
@@ -127,7 +125,6 @@ def _channels_last(x: torch.Tensor, device: str) -> torch.Tensor:
     return x.to(device).contiguous(memory_format=torch.channels_last)
 
 
-def _computing(device: str, dtype: str):
-    return functools.partial(torch.autocast, device, getattr(torch, dtype))(
-        enabled=dtype != "float32"
-    )
+def _computing(device: str, dtype: str) -> torch.autocast:
+    computing = getattr(torch, dtype)
+    return torch.autocast(device, computing, enabled=dtype != "float32")

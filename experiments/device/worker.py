@@ -23,14 +23,13 @@ from experiments.device import programs
 
 FORMS = (*lists.FORMS, "jaxbn, fast variance")
 NORMS = {
-    "layer": (*lists.FOUR, *FORMS),
+    "layer": (*lists.FOUR, *FORMS, "torch"),
     "small_network": (*lists.FOUR, *FORMS),
-    "short_resnet": lists.FOUR,
-    "resnet50": (*lists.FOUR, *FORMS),
+    "short_resnet": (*lists.FOUR, "torch"),
+    "resnet50": (*lists.FOUR, *FORMS, "torch"),
 }
 
-
-# One layer of 103 MB and one of 411 MB, and whole steps.
+# Program, dtype and images. The arrays of the layers have 103, 206 and 411 MB.
 GROUPS = {
     "layer": (("layer", "bfloat16", 64), ("layer", "float32", 64),
               ("layer", "bfloat16", 256)),
@@ -51,14 +50,20 @@ class Worker:
     """Rounds in which all programs of a group take turns."""
 
     def run(self) -> None:
-        """Prints a line when a group is done."""
-        _print({"device": jax.devices()[0].device_kind, "jax": jax.__version__,
-                "copy_GBps": copy_speed(self.rounds, 4 if "quick" in self.groups
-                                        else 1000)})  # fmt: skip
+        """Prints a line for the device, and one per program and normalisation."""
+        quick = "quick" in self.groups
+        device = jax.devices()[0]
+        if device.platform != "gpu" and not quick:
+            sys.exit(
+                f"A GPU is needed, JAX found {device.device_kind}; install "
+                "`jax[cuda12]`, or use `--quick` to try the study on a CPU."
+            )
+        speed = copy_speed(self.rounds, 4 if quick else 1000)
+        _print({"device": device.device_kind, "jax": jax.__version__})
         for name in self.groups:
             for program, dtype, images in GROUPS[name]:
                 for row in time_group(program, dtype, images, self.rounds):
-                    _print(row)
+                    _print(row | {"copy_GBps": speed})
 
 
 def copy_speed(rounds: int, megabytes: int) -> float:
@@ -71,42 +76,38 @@ def time_group(
     program: str, dtype: str, images: int, rounds: int
 ) -> Iterator[dict[str, Any]]:
     """The rows of one program with every normalisation."""
+    same = {"program": program, "dtype": dtype, "images": images}
     made: dict[str, programs.Runnable] = {}
-    failed: dict[str, str] = {}
-    for norm in (*NORMS[program], "torch"):
+    for norm in NORMS[program]:
         try:
             if norm == "torch":
-                made[norm] = programs.Runnable(_torch(program, dtype, images))
+                one = programs.Runnable(_torch(program, dtype, images))
             else:
-                case = cases.Case(
-                    program=program, norm=norm, dtype=dtype, images=images
-                )
-                made[norm] = programs.make(case)
-            made[norm].run()
+                one = programs.make(cases.Case(norm=norm, **same))
+            one.run()
         except (ImportError, RuntimeError) as error:  # No PyTorch, or no memory left.
-            made.pop(norm, None)
-            failed[norm] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            why = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            yield same | {"norm": norm, "error": why}
+        else:
+            made[norm] = one
     taken = interleaved.seconds({name: one.run for name, one in made.items()}, rounds)
-    same = {"program": program, "dtype": dtype, "images": images}
     for norm, one in made.items():
         row = same | {"norm": norm, "ms": 1e3 * statistics.median(taken[norm])}
-        row["over_flax"] = interleaved.ratio(taken[norm], taken["flax"])
+        if "flax" in taken:
+            row["over_flax"] = interleaved.ratio(taken[norm], taken["flax"])
         yield row | {k: v for k, v in one._asdict().items() if k != "run"}
-    for norm, why in failed.items():
-        yield same | {"norm": norm, "error": why}
 
 
 def _torch(program: str, dtype: str, images: int) -> Callable[[], Any]:
     from experiments.device import torch_programs
 
-    shape = described.PROGRAMS[program].shape
+    height, width, channels = described.PROGRAMS[program].shape
     if program == "layer":
-        return torch_programs.layer(images, shape, described.Layer.features[0], dtype)
-    blocks = {"resnet50": (3, 4, 6, 3), "short_resnet": (1, 1, 1, 1)}
-    if program not in blocks:
-        raise ImportError(f"{program} is not written in PyTorch")
-    network = torch_programs.resnet(blocks[program])
-    return torch_programs.training(network, images, shape[0], dtype)
+        shape = (images, channels, height, width)
+        return torch_programs.layer(shape, described.Layer.features[0], dtype)
+    blocks = (1, 1, 1, 1) if program == "short_resnet" else (3, 4, 6, 3)
+    network = torch_programs.resnet(blocks)
+    return torch_programs.training(network, images, height, dtype)
 
 
 def _print(row: dict[str, Any]) -> None:

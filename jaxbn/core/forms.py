@@ -8,7 +8,8 @@ platform:
 - "checked": the same, and a second pass, about the mean that is then known, only where
   some channel shows that it lost too much. One collective as a rule under jit. For a
   CPU, where a pass costs most, and for a TPU where x is too large for its fast memory;
-  a conditional makes a GPU wait for the host, and keeps x out of a TPU's fast memory.
+  a conditional keeps x out of a TPU's fast memory, and outside of CUDA graphs it makes
+  a GPU wait for the host.
 - "two_pass": the second pass always.
 - "sliced": two passes, the second of which adds slices of x before it sums, which a TPU
   does in half the time. For a TPU where x is small: it is read from fast memory then.

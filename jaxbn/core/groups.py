@@ -89,7 +89,14 @@ def split_batch(
     axis = reduced[0]
     size = x.shape[axis]
     if group_size == "local":
-        group_size = size // _shards(x, axis)
+        shards = _shards(x, axis)
+        if size % shards:
+            raise ValueError(
+                f"`group_size` 'local' needs a batch that its {shards} devices divide, "
+                f"got {size} examples; pad the batch and mask what was added, or give "
+                "the number of examples per group."
+            )
+        group_size = max(size // shards, 1)
     if group_size < 1 or size % group_size:
         raise ValueError(
             f"`group_size` must divide the batch of {size} examples, got {group_size}."
@@ -104,7 +111,8 @@ def split_batch(
 
     def split(array: jax.Array) -> jax.Array:
         groups = size // group_size if array.shape[axis] == size else 1
-        shape = (*array.shape[:axis], groups, -1, *array.shape[axis + 1 :])
+        each = array.shape[axis] // max(groups, 1)
+        shape = (*array.shape[:axis], groups, each, *array.shape[axis + 1 :])
         return array.reshape(shape)
 
     axes = tuple(sorted([axis, *(a + (a > axis) for a in feature_axes)]))

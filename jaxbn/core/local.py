@@ -101,6 +101,7 @@ def _tangent(how, x, mask, made, dx):
     if mask is not None:
         x = jnp.where(mask, x, 0)
     centered = x.astype(wide) - jnp.expand_dims(made.mean, axes)
+    centered = centered - jnp.expand_dims(made.tail, axes)
     dx = dx.astype(wide)
     product = (jnp.conj(centered) * dx).real
     if mask is not None:

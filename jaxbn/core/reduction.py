@@ -1,4 +1,7 @@
-"""How to reduce: over which axes, mask and devices, in which dtype and form."""
+"""How to reduce: over which axes and devices, in which dtype and form of the variance.
+
+Also what users pass for it, made canonical: channel axes and masks.
+"""
 
 import math
 import operator
@@ -11,7 +14,7 @@ import jax.numpy as jnp
 AxisName = Hashable  # One name, or a tuple of names.
 AxisIndexGroups = tuple[tuple[int, ...], ...]
 
-# How the variance is computed; see `local`.
+# How the variance is computed; see `forms`.
 Variance = Literal[
     "auto", "unconditional", "fast", "checked", "two_pass", "sliced", "shifted"
 ]

@@ -6,7 +6,8 @@ rows are merged by their counts (Chan). Groups are rows merged apart; that works
 pmap, vmap and shard_map alike, also where `jax.lax.psum` takes no `axis_index_groups`.
 
 The rows grow with the number of devices. Beyond `MAX_ROWS` sums of moments about 0 are
-added up, and a second time about the mean only where the data are ill conditioned.
+added up, and a second time about the mean where the data are ill conditioned; on a GPU
+always.
 """
 
 import math
@@ -72,7 +73,7 @@ def _merge_sums(
     """The same from sums, whose size does not grow with the devices.
 
     The second collective, about the mean, is of `[C]` arrays and needs no pass over the
-    data. A conditional makes a GPU wait for the host, so there it is always made.
+    data. A conditional may make a GPU wait for the host, so there it is always made.
 
     Args:
       mine: moments of this device.

@@ -7,7 +7,8 @@ With `slope = scale / std` and `mean_all` over mask and devices,
     dz = slope * dx + x_hat * P + Q,  dy = activation'(z) * (dz + dresidual)
 
 The transpose is the paper's simplified backward pass (Section 3): the sums of `dz` and
-`x_hat * dz`, one collective for both, and one pass that makes `dx`.
+`x_hat * dz`, one collective for both, and one pass that makes `dx`. In the code `p` is
+what P multiplies `x` by, and `q` what P and Q add once per channel.
 
 `from_x` makes `x_hat` of the input, `from_y` of the output (Rota Bulo et al., 2018).
 """
@@ -82,8 +83,8 @@ def _affine_tangent(how, kept, count, tangents):
     expand = affine.expander(how.feature_axes, x)
     dx, dscale, dbias = (t.astype(wide) for t in tangents[:3])
     slope = scale.astype(wide) / std
-    # Two differences, because XLA:CPU would store one that a sum shares with others.
-    # The backward pass sums over the one that `p` is multiplied by.
+    # Two differences of opposite sign: XLA:CPU would store one that a sum shares with
+    # others. The backward pass sums over the one that `p` is multiplied by.
     other, shift = reduction.unshared(x, mean)
     centered = x.astype(wide) - expand(mean)
     negated = expand(shift) - other.astype(wide)
@@ -96,7 +97,7 @@ def _affine_tangent(how, kept, count, tangents):
     mean_product = mean_product - (jnp.conj(tail) * mean_dx).real
     # A sum that overflows where x_hat is 0 counts for nothing.
     p = jnp.where(jnp.isinf(std), 0, (dscale - slope * (mean_product / std)) / std)
-    # The sign is the channel's: a sum over `-dy` would negate every element.
+    # `p` is negated, not the product: the transpose would negate every element of dy.
     dz = expand(slope) * dx + negated * expand(-p)
     q = -(slope * mean_dx + tail * p)
     if keep is None:

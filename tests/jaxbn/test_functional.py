@@ -208,6 +208,17 @@ class ErrorTest(parameterized.TestCase):
         with pytest.raises(TypeError, match=r"`batch_stats.mean` must be complex"):
             FUNCTIONS[function](X + 1j, None, None, STATS)
 
+    @parameterized.parameters(*FUNCTIONS)
+    def test_dtype_of_integers(self, function):
+        with pytest.raises(TypeError, match=r"`dtype` must be floating.* got int32"):
+            FUNCTIONS[function](X, None, None, STATS, dtype=jnp.int32)
+
+    @parameterized.product(function=tuple(FUNCTIONS), activation=("relu", "gelu"))
+    def test_activation_of_complex_values(self, function, activation):
+        stats = jaxbn.init_batch_stats(3, jnp.complex64)
+        with pytest.raises(TypeError, match="`activation` needs real `x`, got complex"):
+            FUNCTIONS[function](X + 1j, None, None, stats, activation=activation)
+
     @parameterized.parameters(
         ((8, 3), (4, 1)),
         ((8, 3), (8,)),  # Does not fit.

@@ -253,11 +253,13 @@ class ErrorTest(parameterized.TestCase):
         ({"axis": 7}, r"`axis` must lie in \[-3, 3\)"),
         ({"axis": -4}, r"`axis` must lie in"),
         ({"axis": (1, 1)}, r"`axis` must name each axis once"),
+        ({"variance": "two"}, r"`variance` must be one of .*got 'two'"),
     )
     def test_options(self, options, message):
-        layer = BatchNorm(use_running_average=False, **options)
-        with pytest.raises(ValueError, match=message):
-            layer.init(jax.random.key(0), X)
+        for inference in (False, True):
+            layer = BatchNorm(use_running_average=inference, **options)
+            with pytest.raises(ValueError, match=message):
+                layer.init(jax.random.key(0), X)
 
     @parameterized.parameters(True, False)
     def test_channels(self, train):

@@ -136,6 +136,13 @@ class BatchMomentsTest(chex.TestCase):
                 atol=1e-10,
             )
 
+    def test_derivative_at_a_large_mean(self):
+        """About the mean of two floats: one alone is off by up to 5e-4 std here."""
+        x = (1e4 + np.random.default_rng(0).standard_normal((500, 3))).astype("f4")
+        exact = 2 * (x - x.mean(0, dtype="f8")) / 500
+        actual = jax.grad(lambda x: jnp.sum(jaxbn.batch_moments(x).var))(x)
+        np.testing.assert_allclose(actual, exact, rtol=0, atol=2 / 500 * 1e-6)
+
     def test_masked_nan_reaches_no_derivative(self):
         x = jnp.arange(8.0).reshape(4, 2).at[3].set(jnp.nan)
         mask = np.arange(4)[:, None] < 3

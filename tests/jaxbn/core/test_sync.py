@@ -226,6 +226,22 @@ class GroupTest(chex.TestCase):
             pytest.raises(ValueError, match="'local' is not clear"),
         ):
             jaxbn.batch_norm_train(x, None, None, stats, group_size="local")
+        mesh = jax.make_mesh((8,), ("a",), axis_types=(styles.AUTO,))
+        for examples in (7, 12):  # Groups would not be those of the devices.
+            with (
+                jax.set_mesh(mesh),
+                pytest.raises(ValueError, match=f"8 devices divide, got {examples}"),
+            ):
+                jaxbn.batch_norm_train(
+                    np.ones((examples, 3)), None, None, stats, group_size="local"
+                )
+
+    def test_parts_of_an_empty_batch(self):
+        stats = jaxbn.init_batch_stats(3)
+        x = np.ones((0, 3), np.float32)
+        y, new = jaxbn.batch_norm_train(x, None, None, stats, group_size=2)
+        assert y.shape == (0, 3)
+        chex.assert_trees_all_equal(new, stats)
 
 
 class SyncTest(chex.TestCase):
