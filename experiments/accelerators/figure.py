@@ -1,7 +1,7 @@
 """What a training step costs over that with Flax, by accelerator."""
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -18,6 +18,10 @@ COLORS = {
 }
 _LABELS = {"none": "scale and bias only", "flax": "flax, fast variance",
            "flax stable": "flax, stable variance"}  # fmt: skip
+_TITLES = {
+    "float32": "float32 parameters, layers that compute in bfloat16",
+    "cast": "parameters cast to bfloat16",
+}
 
 
 def draw(path: pathlib.Path, result: Mapping[str, Any]) -> None:
@@ -34,8 +38,23 @@ def draw(path: pathlib.Path, result: Mapping[str, Any]) -> None:
         and (row["program"], row["dtype"]) == (PROGRAM, "bfloat16")
         and row["activation"] == "relu"
     ]  # fmt: skip
+    figure, panels = plt.subplots(1, 2, figsize=(12, 3.8), sharey=True)
+    for axes, (parameters, title) in zip(panels, _TITLES.items(), strict=True):
+        _bars(axes, [row for row in rows if row["parameters"] == parameters])
+        axes.set_title(title, fontsize=10)
+    panels[0].set_ylabel("cost over Flax's")
+    panels[0].legend(ncols=4, fontsize=7, loc="upper center")
+    figure.suptitle(
+        "ResNet-50, bfloat16, training step over that with Flax's fast form "
+        "(compiled, not run)",
+        fontsize=11,
+    )
+    figure.tight_layout()
+    plotting.save(path, figure)
+
+
+def _bars(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     places = [t for t in targets.NAMES if any(row["target"] == t for row in rows)]
-    figure, axes = plt.subplots(figsize=(8, 3.8))
     for offset, (norm, color) in enumerate(COLORS.items()):
         heights = {
             row["target"]: compare.over_flax(rows, row)
@@ -51,15 +70,7 @@ def draw(path: pathlib.Path, result: Mapping[str, Any]) -> None:
         axes.bar_label(bars, fmt="%.2f", fontsize=7)
     axes.axhline(1, color="black", lw=0.8)
     axes.set_xticks(range(len(places)), [_tick(target) for target in places])
-    axes.set(
-        title="ResNet-50, bfloat16, training step over that with Flax's fast form\n"
-        "(compiled, not run)",
-        ylabel="cost over Flax's",
-    )
     axes.margins(y=0.25)  # Room for the legend.
-    axes.legend(ncols=4, fontsize=8, loc="upper center")
-    figure.tight_layout()
-    plotting.save(path, figure)
 
 
 def _tick(target: str) -> str:

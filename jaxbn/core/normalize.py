@@ -79,6 +79,8 @@ def _normalize_jvp(how, output, primals, tangents):
     mine, groups = _batch_moments(how, x, mask)
     center = affine.center_of(mine.mean, mine.var, mine.tail, output.epsilon)
     y = affine.apply(output, how.feature_axes, x, mask, center, scale, bias, residual)
+    if output.in_place or (output.activation is not None and residual is not None):
+        y = reduction.rounded(y)  # The backward pass reads it, or the next residual.
     if output.in_place:
         rule = tangent.from_y
         kept = tangent.FromY(y, mask, center.std, scale, bias, residual)

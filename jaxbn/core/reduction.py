@@ -109,18 +109,29 @@ def apart(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     if all(array.dtype == reduction_dtype(array.dtype) for array in arrays):
         return arrays
     # One barrier for all: equal ones would become one again.
-    return _on_cpu(lambda *given: jax.lax.optimization_barrier(given), *arrays)
+    return _barrier(lambda *given: jax.lax.optimization_barrier(given), arrays, "cpu")
 
 
 def unshared(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     """The same arrays; what is made of these XLA:CPU shares with nothing else."""
     # One by one: under shard_map they may vary over different axes.
-    return _on_cpu(
+    return _barrier(
         lambda *given: tuple(jax.lax.optimization_barrier(each) for each in given),
-        *arrays,
+        arrays,
+        "cpu",
     )
 
 
-def _on_cpu(function, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+def rounded(array: jax.Array) -> jax.Array:
+    """The same array, kept for the backward pass in its own dtype.
+
+    XLA:GPU would keep the wider one that was rounded to it.
+    """
+    barrier = jax.lax.optimization_barrier
+    return _barrier(lambda given: (barrier(given),), (array,), "cuda", "rocm")[0]
+
+
+def _barrier(function, arrays: tuple[jax.Array, ...], *platforms: str):
     same = lambda *given: given  # noqa: E731
-    return jax.lax.platform_dependent(*arrays, cpu=function, default=same)
+    chosen = dict.fromkeys(platforms, function)
+    return jax.lax.platform_dependent(*arrays, default=same, **chosen)

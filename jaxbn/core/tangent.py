@@ -107,25 +107,30 @@ def _affine_tangent(how, kept, count, tangents):
 
 def _times_gain(how, output, kept, dz):
     """`dz` times the derivative of the activation, in the dtype of the output."""
-    if output.activation is None:
-        return dz.astype(output.dtype)
     x, mask, center, scale, bias, residual, y = kept
     z = y
-    if z is None:
+    if z is None and output.activation is not None:
         z = affine.before_activation(
             how.feature_axes, x, mask, center, scale, bias, residual
         )
+    if not needs_residual(output):
+        return _times_slope(output, z, dz)
+    z = jnp.clip(z, -_SATURATED, _SATURATED)
+    return jax.jvp(affine.activation(output), (z,), (dz,))[1].astype(output.dtype)
+
+
+def _times_slope(output, z, dz):
+    """The same for activations whose derivative the sign of `z` or of `y` shows.
+
+    Cast first: the backward pass then masks `dy` where it is made, in its own dtype,
+    and stores it masked.
+    """
+    dz = dz.astype(output.dtype)
+    if output.activation is None:
+        return dz
     if output.activation == "relu":
-        # Cast first: the backward pass then masks `dy` where it is made, in its own
-        # dtype, and stores it masked.
-        return jnp.where(z > 0, dz.astype(output.dtype), 0)
-    if output.activation in affine.NEGATIVE_SLOPES:
-        slope = affine.NEGATIVE_SLOPES[output.activation]
-        dz = jnp.where(z >= 0, dz, slope * dz)
-    else:
-        z = jnp.clip(z, -_SATURATED, _SATURATED)
-        dz = jax.jvp(affine.activation(output), (z,), (dz,))[1]
-    return dz.astype(output.dtype)
+        return jnp.where(z > 0, dz, 0)
+    return jnp.where(z >= 0, dz, affine.NEGATIVE_SLOPES[output.activation] * dz)
 
 
 def from_y(
@@ -150,24 +155,23 @@ def from_y(
             keep = mask | keep
             y, residual = jnp.where(keep, y, constant), jnp.where(keep, residual, 0)
         y, residual = y.astype(wide), residual.astype(wide)
-        z, gain = y, 1  # What the activation was given; its derivative there.
+        z = y  # What the activation was given.
         if output.activation is not None:
-            slope = affine.NEGATIVE_SLOPES[output.activation]
-            z = jnp.where(y < 0, y / slope, y)
-            gain = jnp.where(y < 0, slope, 1).astype(wide)
+            # A product: XLA:GPU would store quotients, in float32, for two passes.
+            z = jnp.where(y < 0, y * (1 / affine.NEGATIVE_SLOPES[output.activation]), y)
         # Where scale is 0 no gradient reaches x, and that of scale is unknown: 0.
         inverse = jnp.where(scale == 0, 0, 1 / jnp.where(scale == 0, 1, scale))
-        x_hat = (z - residual - expand(bias)) * expand(inverse)
+        scaled = z - residual  # By scale, and about bias.
+        x_hat = (scaled - expand(bias)) * expand(inverse)
         mean_dx, mean_product = _mean_all(how, mask, count, dx, x_hat)
         slope = scale / std
         p = inverse * (dscale - slope * mean_product)
         q = dbias - slope * mean_dx - bias * p
-        dresidual = 0 if tangents.residual is None else tangents.residual.astype(wide)
-        # gain * z = y, so that the transpose sums y * dy, not x_hat * dy.
-        dy = gain * (expand(slope) * dx + expand(q)) + (y - gain * residual) * expand(p)
-        dy = dy if keep is None else jnp.where(keep, dy, gain * expand(dbias))
-        dy = dy + gain * dresidual
-        return dy.astype(output.dtype)
+        dz = expand(slope) * dx + expand(q) + scaled * expand(p)
+        dz = dz if keep is None else jnp.where(keep, dz, expand(dbias))
+        if tangents.residual is not None:
+            dz = dz + tangents.residual.astype(wide)
+        return _times_slope(output, y, dz)
 
 
 def _mean_all(how, mask, count, dx, factor):

@@ -198,6 +198,36 @@ class PlatformTest(parameterized.TestCase):
         assert "optimization_barrier" not in text
 
 
+class RoundedTest(parameterized.TestCase):
+    """XLA:GPU keeps an output in its own dtype where the backward pass reads it."""
+
+    @parameterized.parameters(
+        # Options, with a residual, barriers on a GPU.
+        ({"activation": "relu"}, False, 0),
+        ({"activation": "relu"}, True, 1),
+        ({}, True, 0),
+        ({"in_place": True}, False, 1),
+        ({"in_place": True, "activation": "leaky_relu"}, True, 1),
+    )
+    def test_only_on_a_gpu(self, options, residual, expected):
+        x = jnp.ones((64, 8, 8, 4), jnp.bfloat16)
+        stats = jaxbn.init_batch_stats(4)
+        given = {"residual": x} if residual else {}
+
+        def loss(x):
+            y, _ = jaxbn.batch_norm_train(x, None, None, stats, **given, **options)
+            return jnp.sum(y.astype(jnp.float32) ** 2)
+
+        for function, platform, barriers in (
+            (jax.grad(loss), "cuda", expected),
+            (jax.grad(loss), "tpu", 0),
+            (loss, "cuda", 0),
+        ):
+            traced = jax.jit(function).trace(x)
+            text = traced.lower(lowering_platforms=(platform,)).as_text()
+            assert text.count("optimization_barrier") == barriers
+
+
 class ArgumentTest(parameterized.TestCase):
     def train(self, **options):
         x = jnp.ones((8, 3)) * jnp.arange(8.0)[:, None]
