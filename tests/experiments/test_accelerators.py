@@ -285,6 +285,8 @@ def test_ratios():
     assert compare.over_flax(rows, jaxbn) == 0.75
     assert compare.normalisation_over_flax(rows, jaxbn) == 0.5
     assert compare.normalisation_over_flax(rows, stable) == 1.5
+    dear = network_rows(none=90, flax=80, jaxbn=60, flax_stable=100)
+    assert compare.normalisation_over_flax(dear, dear[2]) is None
     leaky = made(cases.Case(program="resnet50", activation="leaky_relu"))
     assert compare.over_flax([*rows, leaky], leaky) is None
     on_gpu = made(cases.Case(platform="gpu", target="h200"))
