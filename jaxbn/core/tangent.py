@@ -107,27 +107,20 @@ def _affine_tangent(how, kept, count, tangents):
 
 def _times_gain(how, output, kept, dz):
     """`dz` times the derivative of the activation, in the dtype of the output."""
+    if output.activation is None:
+        return dz.astype(output.dtype)
     x, mask, center, scale, bias, residual, y = kept
     z = y
-    if z is None and output.activation is not None:
+    if z is None:
         z = affine.before_activation(
             how.feature_axes, x, mask, center, scale, bias, residual
         )
-    if not needs_residual(output):
-        return _times_slope(output, z, dz)
-    z = jnp.clip(z, -_SATURATED, _SATURATED)
-    return jax.jvp(affine.activation(output), (z,), (dz,))[1].astype(output.dtype)
-
-
-def _times_slope(output, z, dz):
-    """The same for activations whose derivative the sign of `z` or of `y` shows.
-
-    Cast first: the backward pass then masks `dy` where it is made, in its own dtype,
-    and stores it masked.
-    """
+    if needs_residual(output):
+        z = jnp.clip(z, -_SATURATED, _SATURATED)
+        return jax.jvp(affine.activation(output), (z,), (dz,))[1].astype(output.dtype)
+    # Cast first: the backward pass then masks `dy` where it is made, in its own dtype,
+    # and stores it masked.
     dz = dz.astype(output.dtype)
-    if output.activation is None:
-        return dz
     if output.activation == "relu":
         return jnp.where(z > 0, dz, 0)
     return jnp.where(z >= 0, dz, affine.NEGATIVE_SLOPES[output.activation] * dz)
@@ -147,31 +140,47 @@ def from_y(
         expand = affine.expander(how.feature_axes, y)
         scale, bias = scale.astype(wide), bias.astype(wide)
         dx, dscale, dbias = (t.astype(wide) for t in tangents[:3])
-        residual = jnp.zeros((), y.dtype) if residual is None else residual
         keep = None
         if mask is not None:  # As `_affine_tangent`; y came out as the bias.
             constant = expand(affine.activation(output)(bias).astype(y.dtype))
-            keep = jnp.isfinite(y) & jnp.isfinite(residual) & (y != constant)
+            keep = jnp.isfinite(y) & (y != constant)
+            if residual is not None:
+                keep = keep & jnp.isfinite(residual)
+                residual = jnp.where(mask | keep, residual, 0)
             keep = mask | keep
-            y, residual = jnp.where(keep, y, constant), jnp.where(keep, residual, 0)
-        y, residual = y.astype(wide), residual.astype(wide)
+            y = jnp.where(keep, y, constant)
+        y = y.astype(wide)
+
+        def activated(values):
+            """Times the derivative of the activation."""
+            if output.activation is None:
+                return values
+            slope = affine.NEGATIVE_SLOPES[output.activation]
+            return jnp.where(y < 0, slope * values, values)
+
         z = y  # What the activation was given.
         if output.activation is not None:
-            # A product: XLA:GPU would store quotients, in float32, for two passes.
-            z = jnp.where(y < 0, y * (1 / affine.NEGATIVE_SLOPES[output.activation]), y)
+            z = jnp.where(y < 0, y / affine.NEGATIVE_SLOPES[output.activation], y)
         # Where scale is 0 no gradient reaches x, and that of scale is unknown: 0.
         inverse = jnp.where(scale == 0, 0, 1 / jnp.where(scale == 0, 1, scale))
-        scaled = z - residual  # By scale, and about bias.
-        x_hat = (scaled - expand(bias)) * expand(inverse)
+        # `activated(z)` is y, so that the transpose sums y * dy, not x_hat * dy.
+        scaled = y
+        if residual is not None:
+            residual = residual.astype(wide)
+            z, scaled = z - residual, scaled - activated(residual)
+        x_hat = (z - expand(bias)) * expand(inverse)
         mean_dx, mean_product = _mean_all(how, mask, count, dx, x_hat)
         slope = scale / std
         p = inverse * (dscale - slope * mean_product)
         q = dbias - slope * mean_dx - bias * p
-        dz = expand(slope) * dx + expand(q) + scaled * expand(p)
-        dz = dz if keep is None else jnp.where(keep, dz, expand(dbias))
+        dz = expand(slope) * dx + expand(q)
+        by_scale = scaled * expand(p)
+        if keep is not None:
+            dz = jnp.where(keep, dz, expand(dbias))
+            by_scale = jnp.where(keep, by_scale, 0)
         if tangents.residual is not None:
             dz = dz + tangents.residual.astype(wide)
-        return _times_slope(output, y, dz)
+        return (activated(dz) + by_scale).astype(output.dtype)
 
 
 def _mean_all(how, mask, count, dx, factor):
