@@ -54,7 +54,8 @@ def draw(path: pathlib.Path, result: Mapping[str, Any]) -> None:
 
 
 def _bars(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-    places = [t for t in targets.NAMES if any(row["target"] == t for row in rows)]
+    shown_targets = {row["target"] for row in rows if compare.over_flax(rows, row)}
+    places = [target for target in targets.NAMES if target in shown_targets]
     for offset, (norm, color) in enumerate(COLORS.items()):
         heights = {
             row["target"]: compare.over_flax(rows, row)

@@ -6,7 +6,7 @@ Also what users pass for it, made canonical: channel axes and masks.
 import math
 import operator
 from collections.abc import Hashable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -133,5 +133,5 @@ def rounded(array: jax.Array) -> jax.Array:
 
 def _barrier(function, arrays: tuple[jax.Array, ...], *platforms: str):
     same = lambda *given: given  # noqa: E731
-    chosen = dict.fromkeys(platforms, function)
+    chosen: dict[str, Any] = dict.fromkeys(platforms, function)
     return jax.lax.platform_dependent(*arrays, default=same, **chosen)
