@@ -68,24 +68,33 @@ class Bottleneck(nn.Module):
         return last(y, train, residual=x)
 
 
-class ResNet50(nn.Module):
+class Network(nn.Module):
+    """What all networks here take."""
+
+    classes: int = 1000
+    norm: Norm = linen.BatchNorm
+    activation: str = "relu"
+    dtype: Any = None
+
+    @nn.nowrap
+    def _conv(self) -> Callable[..., nn.Module]:
+        return functools.partial(
+            ConvNorm, norm=self.norm, activation=self.activation, dtype=self.dtype
+        )
+
+
+class ResNet50(Network):
     """ResNet-50 v1.5: the stride is in the 3x3 convolution (He et al., 2015).
 
     With a `policy`, the backward pass recomputes what it does not keep of each block.
     """
 
-    classes: int = 1000
-    norm: Norm = linen.BatchNorm
     blocks: tuple[int, ...] = (3, 4, 6, 3)
-    activation: str = "relu"
-    dtype: Any = None
     policy: Policy | None = None
 
     @nn.compact
     def __call__(self, x, train):
-        conv = functools.partial(
-            ConvNorm, norm=self.norm, activation=self.activation, dtype=self.dtype
-        )
+        conv = self._conv()
         bottleneck = _recomputed(Bottleneck, self.policy)
         x = conv(64, 7, 2)(x, train)
         x = nn.max_pool(x, (3, 3), (2, 2), "SAME")
@@ -115,23 +124,16 @@ _INCEPTION = {
 }
 
 
-class BNInception(nn.Module):
+class BNInception(Network):
     """The paper's network (Appendix, Figure 5), widths as its branches give them.
 
     The table's outputs of 4c, 4d and 4e differ from the sum of their branches; the
     branches are taken, as all known implementations do.
     """
 
-    classes: int = 1000
-    norm: Norm = linen.BatchNorm
-    activation: str = "relu"
-    dtype: Any = None
-
     @nn.compact
     def __call__(self, x, train):
-        conv = functools.partial(
-            ConvNorm, norm=self.norm, activation=self.activation, dtype=self.dtype
-        )
+        conv = self._conv()
         pool = functools.partial(nn.max_pool, window_shape=(3, 3), padding="SAME")
         x = conv(64, 7, 2, depth_multiplier=8)(x, train)
         x = pool(x, strides=(2, 2))
@@ -177,23 +179,17 @@ class InvertedResidual(nn.Module):
         return narrow(y, train, residual=residual)
 
 
-class SmallNetwork(nn.Module):
+class SmallNetwork(Network):
     """3x3 convolutions and inverted residuals (Sandler et al., 2018), all small."""
 
-    classes: int = 1000
-    norm: Norm = linen.BatchNorm
     blocks: tuple[tuple[int, int], ...] = (  # Channels and stride of each.
         (24, 2), (24, 1), (32, 2), (32, 1), (64, 2), (64, 1), (96, 1), (96, 1),
     )  # fmt: skip
-    activation: str = "relu"
-    dtype: Any = None
     policy: Policy | None = None
 
     @nn.compact
     def __call__(self, x, train):
-        conv = functools.partial(
-            ConvNorm, norm=self.norm, activation=self.activation, dtype=self.dtype
-        )
+        conv = self._conv()
         block = _recomputed(InvertedResidual, self.policy)
         x = conv(16, 3)(conv(32, 3, 2)(x, train), train)
         for place, (features, stride) in enumerate(self.blocks):

@@ -287,8 +287,9 @@ def test_ratios():
     assert compare.normalisation_over_flax(rows, stable) == 1.5
     dear = network_rows(none=90, flax=80, jaxbn=60, flax_stable=100)
     assert compare.normalisation_over_flax(dear, dear[2]) is None
-    leaky = made(cases.Case(program="resnet50", activation="leaky_relu"))
-    assert compare.over_flax([*rows, leaky], leaky) is None
+    for other in ({"activation": "leaky_relu"}, {"parameters": "cast"}):
+        alone = made(cases.Case(program="resnet50", **other))
+        assert compare.over_flax([*rows, alone], alone) is None
     on_gpu = made(cases.Case(platform="gpu", target="h200"))
     assert compare.cost(on_gpu) == 15.0
     assert compare.cost(on_gpu | {"error": "no"}) is None
@@ -300,9 +301,12 @@ def test_report_of_rows(tmp_path):
     counts = measures.count([]) | {"forward": 17, "backward": 34, "gradients": 1}
     few = cases.Case(target="v5e:2x4", style="jit", devices=8)
     big = dataclasses.replace(CASE, program="resnet50", activation="leaky_relu")
+    cast = cases.Case(program="resnet50", parameters="cast")
     refused = "RESOURCE_EXHAUSTED: Ran out of memory (17.00G)"
     rows = [
         *network_rows(none=40, flax=80, jaxbn=60),
+        made(dataclasses.replace(cast, norm="flax"), cycles=10),
+        made(cast, cycles=9),
         made(pod, collectives=counts),
         made(few),
         made(dataclasses.replace(CASE, norm="haiku"), error="it crashed"),
@@ -317,6 +321,7 @@ def test_report_of_rows(tmp_path):
     assert all(report.NOT_RUN in line for line in tables)
     assert "| resnet50 | bfloat16 | relu | jaxbn | 0.75 |" in text
     assert "| resnet50 | bfloat16 | relu | jaxbn | 0.50 |" in text
+    assert "| resnet50 | bfloat16, cast | relu | jaxbn | 0.90 |" in text
     assert "| global | 1.00 | 2.00 | 0.00 | 1 | 2.00 | 0.200 |" in text
     assert "| TPU v5e | jaxbn | 16 | 16: 3, 32: 18254 (too many) |" in text
     assert "| haiku | it crashed |" in text
@@ -348,6 +353,11 @@ def test_check_passes():
     assert check.problems(checked(), committed()) == []
     slower = checked(jaxbn={"cycles": 2_050_000})  # 2.5 % are allowed.
     assert check.problems(slower, committed()) == []
+    cast = [
+        row | {"parameters": "cast", "cycles": cycles}
+        for row, cycles in zip(committed(), (2, 1), strict=True)
+    ]
+    assert check.problems(slower, [*cast, *committed()]) == []
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
+import dataclasses
 import functools
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,6 +52,30 @@ def test_inference_moves_nothing(tiny):
     case = cases.Case(program="inference", norm="flax")
     (logits,) = jax.tree.leaves(lower(case).out_info)
     assert logits.shape == (2, 3)
+
+
+@pytest.mark.parametrize("parameters", ["float32", "cast"])
+def test_what_the_network_is_given(parameters, tiny):
+    """Cast: a network without `dtype` whose parameters have that of the case."""
+    case = cases.Case(program="short_resnet", parameters=parameters)
+    given = {}
+
+    def note(call, args, kwargs, context):
+        if isinstance(context.module, nn.BatchNorm):
+            params = context.module.variables.get("params", {})
+            given.update({name: leaf.dtype for name, leaf in params.items()})
+            given["dtype"] = context.module.dtype
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        new, *_ = lower(dataclasses.replace(case, norm="flax")).out_info
+    computing = jnp.bfloat16 if parameters == "cast" else jnp.float32
+    assert given == {
+        "scale": computing,
+        "bias": computing,
+        "dtype": None if parameters == "cast" else jnp.bfloat16,
+    }
+    assert {leaf.dtype for leaf in jax.tree.leaves(new)} == {jnp.dtype("float32")}
 
 
 def run(case):
