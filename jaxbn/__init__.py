@@ -1,6 +1,8 @@
 """jaxbn: Batch Normalization for JAX and Flax (Ioffe and Szegedy, 2015)."""
 
-from jaxbn.core.local import batch_moments as batch_moments
+import importlib
+from typing import Any
+
 from jaxbn.core.moments import Moments as Moments
 from jaxbn.core.moments import merge_moments as merge_moments
 from jaxbn.core.normalize import (
@@ -12,6 +14,7 @@ from jaxbn.functional import batch_norm_inference as batch_norm_inference
 from jaxbn.functional import batch_norm_train as batch_norm_train
 from jaxbn.replicas import in_sync as in_sync
 from jaxbn.replicas import sync_batch_stats as sync_batch_stats
+from jaxbn.statistics import batch_moments as batch_moments
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,3 +29,17 @@ __all__ = [
     "merge_moments",
     "sync_batch_stats",
 ]
+
+# Found as attributes without an import of their own, and imported only then, so that
+# `import jaxbn` needs no Flax.
+_MODULES = ("linen", "parallel", "testing", "training")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"jaxbn.{name}")
+    raise AttributeError(f"module 'jaxbn' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

@@ -6,15 +6,14 @@ Training takes `mean` and `var` from the batch and returns the moved running sta
 inference takes them from the running statistics. `x` is `[N, ..., C]`, the rest `[C]`.
 """
 
-import functools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
-from jaxbn import arguments
-from jaxbn.core import affine, normalize, reduction, running, sync
-from jaxbn.core import groups as groups_lib
+from jaxbn import checks, grouping
+from jaxbn.core import estimators, normalize, reduction, running, sub_batches
+from jaxbn.core import moments as moments_lib
 
 
 def batch_norm_train(
@@ -29,7 +28,7 @@ def batch_norm_train(
     mask: jax.typing.ArrayLike | None = None,
     axis_name: reduction.AxisName | None = None,
     axis_index_groups: Sequence[Sequence[int]] | None = None,
-    group_size: groups_lib.GroupSize | None = None,
+    group_size: grouping.GroupSize | None = None,
     unbiased: bool = True,
     pool_groups: bool = True,
     residual: jax.typing.ArrayLike | None = None,
@@ -39,6 +38,8 @@ def batch_norm_train(
     variance: reduction.Variance = "auto",
     use_fast_variance: bool = False,
     force_float32_reductions: bool = True,
+    estimator: estimators.Estimator | None = None,
+    name: str | None = None,
 ) -> tuple[jax.Array, running.BatchStats]:
     """Normalises a batch by its own statistics and moves the running ones.
 
@@ -55,8 +56,8 @@ def batch_norm_train(
         their sizes in ascending order.
       momentum: weight of the OLD running statistics.
       epsilon: added to the variance, >= 0.
-      mask: broadcastable to `x`, True (or not 0) where an element counts for the
-        statistics. Other elements are normalised as well; whatever they contain, NaN
+      mask: True (or not 0) where an element counts for the statistics; broadcast to `x`
+        by NumPy's rule. Other elements are normalised as well; whatever they contain, NaN
         too, reaches no other value, and no gradient as long as the loss leaves them out.
       axis_name: axis or tuple of axes, bound by pmap, shard_map or vmap, over which the
         batch is split; statistics are those of all shards together. Under plain jit,
@@ -92,6 +93,10 @@ def batch_norm_train(
       use_fast_variance: the same as `variance="fast"`.
       force_float32_reductions: False squares half-precision `x`, and rounds its
         moments, in its own dtype.
+      estimator: how the running statistics follow the batches, of whose state
+        `batch_stats` then is; `momentum` and `unbiased` stand for `ema(momentum,
+        unbiased)` of `jaxbn.core.estimators`.
+      name: of the layer, for warnings.
 
     Returns:
       `y` of the shape of `x`, and the new `BatchStats`, shapes and dtypes unchanged. A
@@ -100,8 +105,8 @@ def batch_norm_train(
 
     Raises:
       ValueError: if `axis` is out of range or repeated, if `scale`, `bias` or
-        `batch_stats` are not `[C]`, if `mask` does not broadcast or could mean two
-        things, if `momentum` (where known) is outside [0, 1] or `epsilon` negative, if
+        `batch_stats` are not `[C]`, if `mask` does not broadcast, or has fewer
+        axes than `x` and fits its first as well as its last ones, if `momentum` (where known) is outside [0, 1] or `epsilon` negative, if
         `axis_name` is not bound or `x` not split over it, if `axis_index_groups` comes
         without it or with `group_size`, if groups overlap, differ in size or leave a
         device out, or `group_size` does not divide the devices or the batch, if
@@ -129,49 +134,50 @@ def batch_norm_train(
       Ioffe and Szegedy, arXiv:1502.03167, Algorithm 1; for convolutions, Section 3.2.
       Rota Bulo, Porzi and Kontschieder, arXiv:1712.02616, for `in_place`.
     """  # noqa: E501
-    x, scale, bias, feature_axes = arguments.check_arguments(
-        x, scale, bias, batch_stats, axis
+    x, scale, bias, feature_axes = checks.as_arrays(
+        x,
+        scale,
+        bias,
+        batch_stats if estimator is None else estimator.estimate(batch_stats),
+        axis,
     )
-    mask = reduction.canonicalize_mask(mask, x.shape, feature_axes)
-    arguments.check_momentum(momentum)
-    groups = arguments.check_groups(axis_index_groups, group_size, axis_name)
-    residual = arguments.check_activation(x, residual, activation, in_place)
-    if axis_name is not None:
-        sync.check_split(x, axis_name)
+    mask = checks.as_mask(mask, x.shape)
+    residual = checks.as_residual(residual, x)
+    output = checks.as_output(
+        x, epsilon=epsilon, dtype=dtype, activation=activation, in_place=in_place
+    )
+    if estimator is None:
+        checks.check_momentum(momentum)
+        estimator = estimators.ema(momentum, unbiased)
+    variance = checks.as_variance(variance, use_fast_variance)
+    devices = grouping.as_devices(axis_name, axis_index_groups, group_size)
+    grouping.check_split(x, devices)
     shape, feature_ndim, position = x.shape, len(feature_axes), 0
-    variance = arguments.check_variance(variance, use_fast_variance)
-    if axis_name is None and group_size is not None:
-        x, mask, feature_axes, position = groups_lib.split_batch(
-            x, mask, feature_axes, group_size
+    if devices is None and group_size is not None:
+        examples = grouping.examples_per_group(x, feature_axes, group_size)
+        x, mask, feature_axes, position = sub_batches.split(
+            x, mask, feature_axes, examples
         )
         # A check of all groups at once would need a collective.
         variance = "unconditional" if variance == "auto" else variance
         scale, bias = (jnp.expand_dims(array, position) for array in (scale, bias))
         residual = None if residual is None else residual.reshape(x.shape)
-    arguments.warn_single_value(x, feature_axes, axis_name, groups)
     how = reduction.Reduction(
         feature_axes,
         variance=variance,
         dtype=None if force_float32_reductions else x.dtype,
-        axis_name=axis_name,
-        axis_index_groups=groups,
+        devices=devices,
     )
-    output = affine.Output(
-        epsilon=arguments.check_epsilon(epsilon),
-        dtype=arguments.check_dtype(dtype, x),
-        activation=activation,
-        in_place=in_place,
-    )
+    grouping.warn_single_value(x, how, name)
     y, moments = normalize.normalize(how, output, x, scale, bias, mask, residual)
     with jax.named_scope("jaxbn.running"):
         moments = jax.tree.map(lambda part: jnp.moveaxis(part, position, 0), moments)
-        update = functools.partial(
-            running.update_batch_stats, momentum=momentum, unbiased=unbiased
-        )
-        if pool_groups or moments.mean.ndim == feature_ndim:
-            batch_stats = update(batch_stats, groups_lib.pool(moments, feature_ndim))
+        if moments.mean.ndim == feature_ndim:
+            batch_stats = estimator.update(batch_stats, moments)
+        elif pool_groups:
+            batch_stats = estimator.update(batch_stats, moments_lib.merge_rows(moments))
         else:
-            each = jax.vmap(update, (None, 0))(batch_stats, moments)
+            each = jax.vmap(estimator.update, (None, 0))(batch_stats, moments)
             batch_stats = jax.tree.map(lambda part: jnp.mean(part, 0), each)
     return y.reshape(shape), batch_stats
 
@@ -217,15 +223,9 @@ def batch_norm_inference(
     References:
       Ioffe and Szegedy, arXiv:1502.03167, Algorithm 2, step 11.
     """
-    x, scale, bias, feature_axes = arguments.check_arguments(
-        x, scale, bias, batch_stats, axis
-    )
-    residual = arguments.check_activation(x, residual, activation)
-    output = affine.Output(
-        epsilon=arguments.check_epsilon(epsilon),
-        dtype=arguments.check_dtype(dtype, x),
-        activation=activation,
-    )
+    x, scale, bias, feature_axes = checks.as_arrays(x, scale, bias, batch_stats, axis)
+    residual = checks.as_residual(residual, x)
+    output = checks.as_output(x, epsilon=epsilon, dtype=dtype, activation=activation)
     mean, var = batch_stats
     return normalize.standardize(
         output, feature_axes, x, scale, bias, mean, var, residual

@@ -12,7 +12,6 @@ Parameters `params/{scale,bias}` and state `batch_stats/{mean,var}` are those of
 """
 
 import dataclasses
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,8 +20,9 @@ import jax
 import jax.numpy as jnp
 from flax.linen import dtypes, initializers
 
-from jaxbn import arguments, functional
-from jaxbn.core import groups, reduction, running
+from jaxbn import checks, layer
+from jaxbn.core import reduction, running
+from jaxbn.grouping import GroupSize
 
 
 class BatchNorm(nn.Module):
@@ -91,7 +91,7 @@ class BatchNorm(nn.Module):
     axis_index_groups: Any = None
     use_fast_variance: bool = False
     force_float32_reductions: bool = True
-    group_size: groups.GroupSize | None = dataclasses.field(default=None, kw_only=True)
+    group_size: GroupSize | None = dataclasses.field(default=None, kw_only=True)
     unbiased: bool = dataclasses.field(default=True, kw_only=True)
     pool_groups: bool = dataclasses.field(default=True, kw_only=True)
     activation: str | None = dataclasses.field(default=None, kw_only=True)
@@ -128,100 +128,48 @@ class BatchNorm(nn.Module):
           ValueError, TypeError: as `jaxbn.batch_norm_train`; in inference not for what
             concerns only training.
         """
-        arguments.check_momentum(self.momentum)
-        arguments.check_epsilon(self.epsilon)
-        arguments.check_variance(self.variance, self.use_fast_variance)
-        use_running_average = nn.merge_param(
-            "use_running_average", self.use_running_average, use_running_average
+        switches = layer.switches(
+            self,
+            nn.merge_param(
+                "use_running_average", self.use_running_average, use_running_average
+            ),
+            update_running_average,
+            train_affine,
         )
-        if update_running_average is None:
-            update_running_average = self.update_running_average
-        if update_running_average is None:
-            update_running_average = not use_running_average
-        if train_affine is None:
-            train_affine = self.train_affine
-
         x = jnp.asarray(x)
-        arguments.check_activation(x, residual, self.activation, self.in_place)
-        axes = reduction.canonicalize_axes(self.axis, x.ndim)
-        shape = tuple(x.shape[a] for a in axes)
-        mean, var = self._init_batch_stats(shape, x.dtype)
-        scale = bias = None
-        if self.use_scale:
-            scale = self._param("scale", self.scale_init, shape, train_affine)
-        if self.use_bias:
-            bias = self._param("bias", self.bias_init, shape, train_affine)
-
-        batch_stats = running.BatchStats(mean.value, var.value)
-        dtype = dtypes.canonicalize_dtype(x, scale, bias, dtype=self.dtype)
-        if use_running_average:
-            y = functional.batch_norm_inference(
-                x,
-                scale,
-                bias,
-                batch_stats,
-                axis=self.axis,
-                epsilon=self.epsilon,
-                residual=residual,
-                activation=self.activation,
-                dtype=dtype,
-            )
-            if update_running_average:
-                _, batch_stats = self._train(
-                    x, scale, bias, batch_stats, mask, residual, dtype
-                )
-        else:
-            y, batch_stats = self._train(
-                x, scale, bias, batch_stats, mask, residual, dtype
-            )
-        if update_running_average and not self.is_initializing():
+        shape = layer.channels(self, x)
+        mean, var = self._batch_stats(shape, x.dtype)
+        scale = self._param("scale", shape) if self.use_scale else None
+        bias = self._param("bias", shape) if self.use_bias else None
+        y, batch_stats = layer.apply(
+            self,
+            switches,
+            x,
+            scale,
+            bias,
+            running.BatchStats(mean.value, var.value),
+            mask=mask,
+            residual=residual,
+            dtype=dtypes.canonicalize_dtype(x, scale, bias, dtype=self.dtype),
+            initializing=self.is_initializing(),
+            name="/".join(self.path) or None,
+        )
+        if switches.update_running_average and not self.is_initializing():
             mean.value, var.value = batch_stats
         return y
 
-    def _init_batch_stats(self, shape, x_dtype):
-        dtype = jnp.float32 if self.force_float32_reductions else self.param_dtype
-        if jnp.issubdtype(x_dtype, jnp.complexfloating):
-            dtype = jnp.promote_types(dtype, jnp.complex64)
-        return tuple(
-            self.variable(
-                "batch_stats",
-                name,
-                lambda name=name: getattr(running.init_batch_stats(shape, dtype), name),
-            )
-            for name in running.BatchStats._fields
-        )
+    @nn.nowrap
+    def _batch_stats(self, shape, x_dtype):
+        def variable(name):
+            make = lambda: layer.init_batch_stats(self, shape, x_dtype)  # noqa: E731
+            return self.variable("batch_stats", name, lambda: getattr(make(), name))
 
-    def _param(self, name, init, shape, train):
+        return variable("mean"), variable("var")
+
+    @nn.nowrap
+    def _param(self, name, shape):
         if self.has_variable("params", name):  # Flax's own error names no cause.
             given = nn.meta.unbox(self.get_variable("params", name))
-            arguments.check_channels(name, given, shape)
-        value = self.param(name, init, shape, self.param_dtype)
-        return value if train else jax.lax.stop_gradient(value)
-
-    def _train(self, x, scale, bias, batch_stats, mask, residual, dtype):
-        initializing = self.is_initializing()
-        with warnings.catch_warnings():
-            if initializing:  # Often done with one example, on purpose.
-                warnings.simplefilter("ignore", UserWarning)
-            return functional.batch_norm_train(
-                x,
-                scale,
-                bias,
-                batch_stats,
-                axis=self.axis,
-                momentum=self.momentum,
-                epsilon=self.epsilon,
-                mask=mask,
-                axis_name=None if initializing else self.axis_name,
-                axis_index_groups=None if initializing else self.axis_index_groups,
-                group_size=None if initializing else self.group_size,
-                unbiased=self.unbiased,
-                pool_groups=self.pool_groups,
-                residual=residual,
-                activation=self.activation,
-                in_place=self.in_place,
-                dtype=dtype,
-                variance=self.variance,
-                use_fast_variance=self.use_fast_variance,
-                force_float32_reductions=self.force_float32_reductions,
-            )
+            checks.check_channels(name, given, shape)
+        init = self.scale_init if name == "scale" else self.bias_init
+        return self.param(name, init, shape, self.param_dtype)

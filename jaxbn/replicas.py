@@ -4,16 +4,16 @@ For layers without an `axis_name`, whose statistics drift apart from device to d
 Call these where the axis is bound: inside pmap, shard_map or vmap.
 """
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxbn.core import moments, running, sync
+from jaxbn import grouping, stats_tree
+from jaxbn.core import moments, reduction
 
 
-def sync_batch_stats(batch_stats: Any, axis_name: sync.AxisName) -> Any:
+def sync_batch_stats(batch_stats: Any, axis_name: reduction.AxisName) -> Any:
     """Statistics of all replicas together, the same on each.
 
         mean = mean over replicas of mean_r
@@ -22,7 +22,8 @@ def sync_batch_stats(batch_stats: Any, axis_name: sync.AxisName) -> Any:
     A plain `pmean` forgets that the means of the replicas differ. Replicas count alike.
 
     Args:
-      batch_stats: `BatchStats`, or a Flax collection of any depth.
+      batch_stats: `BatchStats`, or a tree of variables that holds pairs of `mean` and
+        `var`.
       axis_name: bound axis or tuple of axes of the replicas.
 
     Returns:
@@ -32,22 +33,23 @@ def sync_batch_stats(batch_stats: Any, axis_name: sync.AxisName) -> Any:
       ValueError: if `axis_name` is not bound; lists the names that are.
 
     Example:
-      >>> stats = running.BatchStats(jnp.array([[0.0], [2.0]]), jnp.ones((2, 1)))
+      >>> from jaxbn import BatchStats
+      >>> stats = BatchStats(jnp.array([[0.0], [2.0]]), jnp.ones((2, 1)))
       >>> merge = lambda s: sync_batch_stats(s, "replica")
       >>> jax.vmap(merge, axis_name="replica")(stats).var[0]
       Array([2.], dtype=float32)
     """
-    sync.axis_size(axis_name)  # For its message.
+    grouping.axis_size(axis_name)  # For its message.
 
     def merge(mean: jax.Array, var: jax.Array) -> tuple[jax.Array, jax.Array]:
         merged = jax.lax.pmean(mean, axis_name)
         spread = var + moments.abs_square(mean - merged)
         return merged, jax.lax.pmean(spread, axis_name)
 
-    return _map_pairs(merge, batch_stats)
+    return stats_tree.map_pairs(merge, batch_stats)
 
 
-def in_sync(tree: Any, axis_name: sync.AxisName) -> jax.Array:
+def in_sync(tree: Any, axis_name: reduction.AxisName) -> jax.Array:
     """Whether all replicas hold the same numbers, bit for bit.
 
     Args:
@@ -65,7 +67,7 @@ def in_sync(tree: Any, axis_name: sync.AxisName) -> jax.Array:
       >>> jax.vmap(same, axis_name="replica")(jnp.array([[1.0, 2.0], [1.0, 3.0]]))
       Array([False, False], dtype=bool)
     """
-    sync.axis_size(axis_name)
+    grouping.axis_size(axis_name)
     differ = jnp.zeros((), jnp.int32)
     for leaf in jax.tree.leaves(tree):
         parts = (leaf.real, leaf.imag) if jnp.iscomplexobj(leaf) else (leaf,)
@@ -73,14 +75,3 @@ def in_sync(tree: Any, axis_name: sync.AxisName) -> jax.Array:
             low, high = jax.lax.pmin(part, axis_name), jax.lax.pmax(part, axis_name)
             differ += jnp.sum(~(low == high), dtype=jnp.int32)
     return differ == 0
-
-
-def _map_pairs(function: Callable[..., tuple[Any, Any]], tree: Any) -> Any:
-    if isinstance(tree, running.BatchStats):
-        return running.BatchStats(*function(*tree))
-    if isinstance(tree, Mapping):
-        mapped = {name: _map_pairs(function, child) for name, child in tree.items()}
-        if {"mean", "var"} <= set(tree):
-            mapped["mean"], mapped["var"] = function(tree["mean"], tree["var"])
-        return mapped
-    return tree

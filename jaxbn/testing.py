@@ -4,7 +4,7 @@ Each function passes in silence or raises `AssertionError` saying what does not 
 They look at values, so call them outside `jax.jit`.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import chex
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbn.core import local, running
+from jaxbn import statistics, stats_tree
 
 
 def assert_valid_batch_stats(
@@ -33,10 +33,10 @@ def assert_valid_batch_stats(
     Example:
       >>> assert_valid_batch_stats({"bn": {"mean": jnp.zeros(3), "var": jnp.ones(3)}})
     """
-    pairs = list(_pairs(batch_stats, ()))
+    pairs = stats_tree.pairs(batch_stats)
     if not pairs:
         raise AssertionError("`batch_stats` holds no pair of `mean` and `var`.")
-    for path, (mean, var) in pairs:
+    for path, (mean, var) in pairs.items():
         layer = "/".join(path) or "batch_stats"
         try:
             chex.assert_equal_shape((mean, var))
@@ -76,7 +76,7 @@ def assert_standardized(
     Example:
       >>> assert_standardized(jnp.array([[1.0], [-1.0]]))
     """
-    _, mean, var, _ = local.batch_moments(jnp.asarray(y, jnp.float32), axis, mask)
+    _, mean, var, _ = statistics.batch_moments(jnp.asarray(y, jnp.float32), axis, mask)
     chex.assert_trees_all_close(
         {"mean": mean, "std": jnp.sqrt(var)},
         {
@@ -156,13 +156,3 @@ def _copies(leaf: Any, axis: int | None) -> Iterator[tuple[Any, str, Any]]:
     elif isinstance(leaf, jax.Array):
         for shard in leaf.addressable_shards:
             yield shard.device, str(shard.index), shard.data
-
-
-def _pairs(tree: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    if isinstance(tree, running.BatchStats):
-        yield path, tree
-    elif isinstance(tree, Mapping):
-        if {"mean", "var"} <= set(tree):
-            yield path, (tree["mean"], tree["var"])
-        for name, child in tree.items():
-            yield from _pairs(child, (*path, str(name)))

@@ -1,4 +1,4 @@
-"""Imports point one way: core -> functional -> layers -> training -> experiments."""
+"""Imports point one way: core -> checks, functional -> layers -> the rest."""
 
 import ast
 import pathlib
@@ -13,17 +13,25 @@ ORDER = (
     "jaxbn.core.forms",
     "jaxbn.core.local",
     "jaxbn.core.sync",
-    "jaxbn.core.groups",
+    "jaxbn.core.sub_batches",
     "jaxbn.core.affine",
     "jaxbn.core.tangent",
     "jaxbn.core.normalize",
     "jaxbn.core.running",
-    "jaxbn.arguments",
+    "jaxbn.core.estimators",
+    "jaxbn.checks",
+    "jaxbn.grouping",
+    "jaxbn.statistics",
     "jaxbn.functional",
-    "jaxbn.replicas",
+    "jaxbn.layer",
     "jaxbn.linen",
+    "jaxbn.stats_tree",
+    "jaxbn.replicas",
     "jaxbn.parallel",
-    "jaxbn.metrics",
+    "jaxbn.training.metrics",
+    "jaxbn.training.weight_decay",
+    "jaxbn.training.state",
+    "jaxbn.training.steps",
     "jaxbn.training",
     "jaxbn.testing",
     "experiments",

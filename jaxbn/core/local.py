@@ -6,52 +6,11 @@ var = sum(mask * |x - mean|^2) / count
 
 import functools
 import math
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
 from jaxbn.core import forms, moments, reduction
-
-
-def batch_moments(
-    x: jax.typing.ArrayLike,
-    axis: int | Sequence[int] = -1,
-    mask: jax.typing.ArrayLike | None = None,
-) -> moments.Moments:
-    """Count, mean and biased variance of every channel of one batch.
-
-    Differentiable to any order; the backward pass keeps `x` and nothing else of its
-    size. Accurate to 1e-4 relative for |mean|/std up to 1e4 in float32.
-
-    Args:
-      x: `[N, ..., C]`, any real or complex dtype.
-      axis: the channel axis or axes; all others are reduced.
-      mask: boolean, broadcastable to `x`; False elements do not count, whatever they
-        contain.
-
-    Returns:
-      `Moments` of shape `[C]` (the sizes of `axis`, ascending), float32, or float64 for
-      float64 input; `mean` is complex for complex `x`. Without any valid element all
-      are 0.
-
-    Raises:
-      ValueError: if `axis` is out of range or repeated, if `mask` does not broadcast to
-        `x` or could mean two things.
-
-    Example:
-      >>> moments = batch_moments(jnp.array([[1.0, 5.0], [3.0, 5.0]]))
-      >>> moments.mean, moments.var
-      (Array([2., 5.], dtype=float32), Array([1., 0.], dtype=float32))
-
-    References:
-      Ioffe and Szegedy, arXiv:1502.03167, Algorithm 1.
-    """
-    x = jnp.asarray(x)
-    feature_axes = reduction.canonicalize_axes(axis, x.ndim)
-    mask = reduction.canonicalize_mask(mask, x.shape, feature_axes)
-    made = local_moments(reduction.Reduction(feature_axes), x, mask)
-    return moments.count_per_channel(made)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

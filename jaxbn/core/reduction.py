@@ -1,11 +1,7 @@
-"""How to reduce: over which axes and devices, in which dtype and form of the variance.
-
-Also what users pass for it, made canonical: channel axes and masks.
-"""
+"""How to reduce: over which axes and devices, in which dtype and form."""
 
 import math
-import operator
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -20,62 +16,21 @@ Variance = Literal[
 ]
 
 
+class Devices(NamedTuple):
+    """The devices along a mapped axis, and which of them share statistics."""
+
+    axis_name: AxisName  # Bound by pmap, vmap or shard_map.
+    size: int  # Of the axis.
+    groups: AxisIndexGroups | None = None  # Of one size; None: all are one group.
+
+
 class Reduction(NamedTuple):
     """How the moments of a batch are made: hashable, so `jit` can hold it static."""
 
     feature_axes: tuple[int, ...]  # Canonical; all other axes are reduced.
     variance: Variance = "auto"
     dtype: jnp.dtype | None = None  # Of squares and moments; None: float32 or wider.
-    axis_name: AxisName | None = None  # Bound; None merges no devices.
-    axis_index_groups: AxisIndexGroups | None = None  # Of one size, all indices.
-
-
-def canonicalize_axes(axis: int | Sequence[int], ndim: int) -> tuple[int, ...]:
-    """Channel axes as ascending non-negative integers.
-
-    Raises:
-      ValueError: if an axis is out of range for `ndim` dimensions, or repeated.
-    """
-    axes = tuple(axis) if isinstance(axis, Sequence) else (operator.index(axis),)
-    if any(not -ndim <= a < ndim for a in axes):
-        raise ValueError(
-            f"`axis` must lie in [-{ndim}, {ndim}) for `x` of rank {ndim}, got {axis}."
-        )
-    canonical = tuple(sorted(a % ndim for a in axes))
-    if len(set(canonical)) < len(canonical):
-        raise ValueError(
-            f"`axis` must name each axis once, got {axis} for `x` of rank {ndim}."
-        )
-    return canonical
-
-
-def canonicalize_mask(
-    mask: jax.typing.ArrayLike | None,
-    shape: tuple[int, ...],
-    feature_axes: tuple[int, ...],
-) -> jax.Array | None:
-    """The mask as booleans with as many axes as `shape`, of `x`.
-
-    Raises:
-      ValueError: if it does not broadcast to `shape`, or lacks leading axes so that it
-        would silently be read as a mask of channels.
-    """
-    if mask is None:
-        return None
-    mask = jnp.asarray(mask)
-    full = (1,) * (len(shape) - mask.ndim) + mask.shape
-    fits = len(full) == len(shape) and all(
-        m in (1, n) for m, n in zip(full, shape, strict=True)
-    )
-    lacks_axes = 0 < mask.ndim < len(shape)
-    ambiguous = mask.ndim == 1 or any(full[a] > 1 for a in feature_axes if fits)
-    if not fits or (lacks_axes and ambiguous and mask.size > 1):
-        raise ValueError(
-            f"`mask` must broadcast to `x` of shape {shape}, with a size (1 where it "
-            f"does not vary) for each of its axes, got {mask.shape}; add the missing "
-            "axes, for instance `mask[..., None]`."
-        )
-    return mask.reshape(full).astype(bool)
+    devices: Devices | None = None  # Whose moments are merged; None: this one's only.
 
 
 def reduction_axes(ndim: int, feature_axes: tuple[int, ...]) -> tuple[int, ...]:
@@ -89,6 +44,14 @@ def explicit_shards(x: jax.Array, axis: int) -> int:
     names = sharding.spec[axis] or ()
     names = names if isinstance(names, tuple) else (names,)
     return math.prod(sharding.mesh.shape[name] for name in names)
+
+
+def varying_axes(x: jax.Array) -> frozenset[Any]:
+    """Axes of a checked shard_map along which `x` may differ; none elsewhere."""
+    try:
+        return jax.typeof(x).manual_axis_type.varying
+    except AttributeError:  # Named otherwise in some versions of JAX.
+        return getattr(jax.typeof(x), "vma", frozenset())
 
 
 def real_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:

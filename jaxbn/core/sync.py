@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbn.core import local, moments, reduction
-from jaxbn.core.reduction import AxisIndexGroups, AxisName
+from jaxbn.core.reduction import AxisName, Devices
 
 # By the cost model of `python -m experiments sync_cost` rows take at most 1.25 times as
 # long as one collective of sums until here; sums would need a branch as well and, where
@@ -42,28 +42,26 @@ def sync_moments(
       x: this device's shard, `[N, ..., C]`.
       mask: boolean of the rank of `x`, or None.
     """
-    axis_name, axis_index_groups = how.axis_name, how.axis_index_groups
-    of_device = how._replace(axis_name=None, axis_index_groups=None)
-    mine = local.local_moments(of_device, x, mask)
-    if axis_name is None:
+    devices = how.devices
+    mine = local.local_moments(how._replace(devices=None), x, mask)
+    if devices is None:
         whole = moments.count_per_channel(mine)
         return Synced(whole, whole)
-    if axis_index_groups is None:
-        devices = axis_size(axis_name)
-        if devices <= MAX_ROWS:
-            whole = moments.merge_rows(_gather_rows(mine, axis_name))
+    if devices.groups is None:
+        if devices.size <= MAX_ROWS:
+            whole = moments.merge_rows(_gather_rows(mine, devices))
         else:
             axes = reduction.reduction_axes(x.ndim, how.feature_axes)
-            number = devices * math.prod(x.shape[a] for a in axes)
-            whole = _merge_sums(mine, axis_name, number)
+            number = devices.size * math.prod(x.shape[a] for a in axes)
+            whole = _merge_sums(mine, devices.axis_name, number)
         return Synced(whole, whole)
-    rows = _gather_rows(mine, axis_name)
-    members = jnp.array(axis_index_groups)  # [groups, size]
+    rows = _gather_rows(mine, devices)
+    members = jnp.array(devices.groups)  # [groups, size]
     grouped = jax.tree.map(lambda part: part[members], rows)
     groups = jax.vmap(moments.merge_rows)(grouped)
-    if len(axis_index_groups[0]) == 1:  # Need not wait for the others.
+    if len(devices.groups[0]) == 1:  # Need not wait for the others.
         return Synced(moments.count_per_channel(mine), groups)
-    index = _group_index(axis_name, axis_index_groups)
+    index = _group_index(devices)
     return Synced(jax.tree.map(lambda part: part[index], groups), groups)
 
 
@@ -107,74 +105,34 @@ def _merge_sums(
     return moments.count_per_channel(moments.Moments(count, *parts))
 
 
-def group_sum(
-    values: jax.Array,
-    axis_name: AxisName,
-    axis_index_groups: AxisIndexGroups | None,
-) -> jax.Array:
+def group_sum(values: jax.Array, devices: Devices) -> jax.Array:
     """Sum over the devices of this device's group, in one collective at most."""
-    if axis_index_groups is None:
+    axis_name, _, groups = devices
+    if groups is None:
         return jax.lax.psum(values, axis_name)
-    if len(axis_index_groups[0]) == 1:
+    if len(groups[0]) == 1:
         return values
-    index = _group_index(axis_name, axis_index_groups)
-    mine = jnp.arange(len(axis_index_groups)) == index
+    mine = jnp.arange(len(groups)) == _group_index(devices)
     mine = jnp.expand_dims(mine, range(1, values.ndim + 1))
     slots = jax.lax.psum(jnp.where(mine, values[None], 0), axis_name)
     return jnp.sum(jnp.where(mine, slots, 0), 0)
 
 
-def axis_size(axis_name: AxisName) -> int:
-    """Devices along a bound axis name or tuple of names.
-
-    Raises:
-      ValueError: if a name is not bound; lists those that are.
-    """
-    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
-    try:
-        return math.prod(jax.lax.axis_size(name) for name in names)
-    except NameError as error:
-        raise ValueError(
-            f"`axis_name` must be bound by an enclosing pmap, vmap or shard_map, got "
-            f"{axis_name!r}; bound here: {_bound_names()}. Leave it out under plain "
-            "jit, where statistics are global by construction, and while initialising."
-        ) from error
-
-
-def check_split(x: jax.Array, axis_name: AxisName) -> None:
-    """Checks that the batch is split over every name, where shard_map keeps track.
-
-    Raises:
-      ValueError: if `x` is the same on all devices along a name.
-    """
-    try:
-        varying = jax.typeof(x).manual_axis_type.varying
-    except AttributeError:  # Named otherwise in some versions of JAX.
-        varying = getattr(jax.typeof(x), "vma", frozenset())
-    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
-    manual = jax.sharding.get_abstract_mesh().manual_axes
-    same = [name for name in names if name in manual and name not in varying]
-    if varying and same:  # Empty: not split at all, or shard_map does not check.
-        raise ValueError(
-            f"`axis_name` must name axes over which `x` is split, got {axis_name!r}; "
-            f"`x` is split over {sorted(varying)} and the same along {same}."
-        )
-
-
-def _gather_rows(mine: moments.Moments, axis_name: AxisName) -> moments.Moments:
+def _gather_rows(mine: moments.Moments, devices: Devices) -> moments.Moments:
     """The moments of every device along a new first axis."""
     row = _concatenate(mine)
-    here = jnp.arange(axis_size(axis_name)) == jax.lax.axis_index(axis_name)
-    rows = jax.lax.psum(jnp.where(here[:, None], row[None], 0), axis_name)
+    here = jnp.arange(devices.size) == jax.lax.axis_index(devices.axis_name)
+    rows = jax.lax.psum(jnp.where(here[:, None], row[None], 0), devices.axis_name)
     return moments.Moments(*jax.vmap(lambda row: _split(row, mine))(rows))
 
 
 def _concatenate(parts: tuple[Any, ...]) -> jax.Array:
+    """All parts in one row, so that one collective can carry them."""
     return jnp.concatenate([part.ravel() for part in parts])
 
 
 def _split(row: jax.Array, like: tuple[Any, ...]) -> list[jax.Array]:
-    """Undoes `_concatenate`."""
+    """Takes a row that `_concatenate` made apart again, into shapes as in `like`."""
     parts, start = [], 0
     for part in like:
         piece: Any = row[start : start + part.size]
@@ -184,20 +142,10 @@ def _split(row: jax.Array, like: tuple[Any, ...]) -> list[jax.Array]:
     return parts
 
 
-def _group_index(axis_name: AxisName, groups: AxisIndexGroups) -> jax.Array:
+def _group_index(devices: Devices) -> jax.Array:
     """Which of the groups this device belongs to, shape ()."""
-    of_device = [0] * axis_size(axis_name)
-    for index, group in enumerate(groups):
+    group_of = [0] * devices.size
+    for index, group in enumerate(devices.groups or ()):
         for device in group:
-            of_device[device] = index
-    return jnp.array(of_device)[jax.lax.axis_index(axis_name)]
-
-
-def _bound_names() -> str:
-    try:  # JAX has no public way to list them.
-        from jax._src import core
-
-        names = core.get_axis_env().axis_names()
-    except (ImportError, AttributeError):
-        return "unknown"
-    return ", ".join(repr(name) for name in names) or "none"
+            group_of[device] = index
+    return jnp.array(group_of)[jax.lax.axis_index(devices.axis_name)]

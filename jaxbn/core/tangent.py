@@ -190,9 +190,9 @@ def _mean_all(how, mask, count, dx, factor):
         dx, product = jnp.where(mask, dx, 0), jnp.where(mask, product, 0)
     axes = reduction.reduction_axes(dx.ndim, how.feature_axes)
     sum_dx, sum_product = jnp.sum(dx, axes), jnp.sum(product, axes)
-    if how.axis_name is not None:
+    if how.devices is not None:
         sums = jnp.stack([sum_dx, sum_product])
-        sum_dx, total = sync.group_sum(sums, how.axis_name, how.axis_index_groups)
+        sum_dx, total = sync.group_sum(sums, how.devices)
         sum_product = total if jnp.iscomplexobj(sum_product) else total.real
     # Not a constant, by which XLA:CPU would multiply, for every element again.
     (divisor,) = reduction.unshared(jnp.maximum(count, 1))

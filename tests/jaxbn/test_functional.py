@@ -220,18 +220,55 @@ class ErrorTest(parameterized.TestCase):
             FUNCTIONS[function](X + 1j, None, None, stats, activation=activation)
 
     @parameterized.parameters(
-        ((8, 3), (4, 1)),
-        ((8, 3), (8,)),  # Does not fit.
-        ((3, 3), (3,)),  # Would be read as a mask of channels.
-        ((4, 3, 3), (3, 3)),  # [N, T] or [T, C]?
-        ((8, 3), (8, 3, 1)),
+        ((8, 3), (4, 1), r"must broadcast .*got \("),
+        ((8, 3), (8,), r"must broadcast .*got \("),
+        ((3, 3), (3,), "could belong to"),  # Of examples or of channels?
+        ((3, 3, 3), (3, 3), "could belong to"),  # [N, T] or [T, C]?
+        ((8, 3), (8, 3, 1), r"must broadcast .*got \("),
     )
-    def test_mask_shape(self, shape, mask):
+    def test_mask_shape(self, shape, mask, message):
         call = functools.partial(
             jaxbn.batch_norm_train, np.ones(shape), None, None, STATS
         )
-        with pytest.raises(ValueError, match=r"`mask` must broadcast .*got \("):
+        with pytest.raises(ValueError, match=f"`mask` .*{message}"):
             call(mask=np.ones(mask, bool))
+
+    @parameterized.parameters(
+        ((8, 3), (3,)), ((8, 3), (1,)), ((8, 5, 3), (5, 1)), ((4, 3, 3), (3, 3))
+    )
+    def test_mask_of_the_last_axes(self, shape, mask):
+        rng = np.random.default_rng(0)
+        x = rng.standard_normal(shape, np.float32)
+        mask = np.arange(np.prod(mask)).reshape(mask) != 1
+        train = functools.partial(jaxbn.batch_norm_train, x, None, None, STATS)
+        whole = np.broadcast_to(mask, shape)
+        # The sums of a whole mask may be made in another order.
+        chex.assert_trees_all_close(train(mask=mask), train(mask=whole), rtol=1e-5)
+
+    def test_group_size_of_numpy(self):
+        train = functools.partial(jaxbn.batch_norm_train, X, None, None, STATS)
+        chex.assert_trees_all_equal(train(group_size=np.int64(4)), train(group_size=4))
+        for bad in (True, 2.0, "4"):
+            with pytest.raises(TypeError, match="`group_size` must be an int"):
+                train(group_size=bad)
+
+    def test_axis_names_in_a_list(self):
+        stats = lambda name: jax.vmap(  # noqa: E731
+            lambda x: jaxbn.batch_norm_train(x, None, None, STATS, axis_name=name)[1],
+            axis_name="d",
+        )(X.reshape(2, 4, 3))
+        chex.assert_trees_all_equal(stats(["d"]), stats("d"))
+
+    def test_not_a_number(self):
+        with pytest.raises(TypeError, match="`momentum` must be a number"):
+            jaxbn.batch_norm_train(X, None, None, STATS, momentum=None)
+        with pytest.raises(ValueError, match="`x` must have a channel axis"):
+            jaxbn.batch_norm_train(1.0, None, None, STATS)
+
+    def test_warning_points_at_the_line_of_the_user(self):
+        with pytest.warns(UserWarning, match="`x`, of shape") as caught:
+            jaxbn.batch_norm_train(X[:1], None, None, STATS)
+        assert caught[0].filename == __file__
 
     def test_groups_without_a_name(self):
         with pytest.raises(

@@ -261,6 +261,21 @@ class ErrorTest(parameterized.TestCase):
             with pytest.raises(ValueError, match=message):
                 layer.init(jax.random.key(0), X)
 
+    def test_number_of_channels_in_the_place_of_a_switch(self):
+        with pytest.raises(TypeError, match="`use_running_average` must be True or"):
+            BatchNorm(64).init(jax.random.key(0), X)
+
+    def test_warning_names_the_layer_and_the_line_of_the_user(self):
+        class Net(nn.Module):
+            @nn.compact
+            def __call__(self, x):
+                return BatchNorm(use_running_average=False, name="first")(x)
+
+        variables = Net().init(jax.random.key(0), X)
+        with pytest.warns(UserWarning, match="of layer 'first'") as caught:
+            Net().apply(variables, X[:1, :1], mutable=["batch_stats"])
+        assert caught[0].filename == __file__
+
     @parameterized.parameters(True, False)
     def test_channels(self, train):
         layer = BatchNorm(use_running_average=not train)

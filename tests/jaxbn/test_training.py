@@ -1,11 +1,13 @@
 import chex
 import flax.linen as nn
+import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from absl.testing import parameterized
+from flax.training import train_state
 
 from jaxbn import testing, training
 from jaxbn.linen import BatchNorm
@@ -159,6 +161,164 @@ class TrainStepTest(chex.TestCase):
             s.batch_stats["BatchNorm_0"]["mean"] for s in (once, twice)
         )
         np.testing.assert_allclose(mean_twice, 1.5 * mean_once, rtol=1e-5)
+
+    @parameterized.parameters("reduce_on_plateau", "lbfgs")
+    def test_optimisers_that_take_more_than_a_gradient(self, name):
+        if name == "lbfgs":
+            tx = optax.lbfgs(1.0)
+        else:
+            # A loss that never improves by a factor of 2 halves the rate every step.
+            plateau = optax.contrib.reduce_on_plateau(0.5, patience=1, rtol=0.5)
+            tx = optax.chain(optax.sgd(0.1), plateau)
+        state, step = make_state(tx=tx), training.make_train_step(loss_fn)
+        losses = []
+        for _ in range(8):
+            state, metrics = step(state, BATCH)
+            losses.append(float(metrics["loss"]))
+        if name == "lbfgs":  # Batch statistics are part of the loss it searches along.
+            assert losses[-1] < 0.3 * losses[0]
+        else:
+            assert float(state.opt_state[1].scale) < 0.2
+
+    def test_parts_of_a_step(self):
+        state = make_state()
+        gradient = jax.jit(
+            lambda state: training.value_and_grad(loss_fn)(state, BATCH)[:3]
+        )(state)
+        expected, _ = training.make_train_step(loss_fn)(make_state(), BATCH)
+        actual = state.apply_gradients(grads=gradient[0], batch_stats=gradient[2])
+        chex.assert_trees_all_close(
+            jax.tree.leaves((actual.params, actual.batch_stats, actual.step)),
+            jax.tree.leaves((expected.params, expected.batch_stats, expected.step)),
+            rtol=1e-6,
+        )
+
+    def test_further_collections_and_random_streams(self):
+        class Noisy(nn.Module):
+            @nn.compact
+            def __call__(self, x, train, mask=None):
+                noise = jax.random.normal(self.make_rng("noise"), x.shape)
+                self.sow("losses", "size", jnp.mean(noise**2))
+                return nn.Dense(3)(x + noise)
+
+        def with_loss(model, batch, train):
+            values = loss_fn(model, batch, train)
+            (size,) = model.variables["losses"]["size"]
+            sizes = jnp.full_like(values["loss"], size)
+            return {**values, "loss": values["loss"] + size, "size": sizes}
+
+        net = Noisy()
+        variables = net.init(jax.random.key(0), BATCH["x"], train=False)
+        state = training.TrainState.create(
+            net.apply, {"params": variables["params"]}, optax.sgd(0.1)
+        )
+        step = training.make_train_step(with_loss, rngs=("noise",), mutable=("losses",))
+        sizes = []
+        for _ in range(2):
+            state, metrics = step(state, BATCH)
+            sizes.append(float(metrics["size"]))
+        assert sizes[0] != sizes[1]
+        assert all(0.3 < size < 3 for size in sizes)
+
+    def test_other_methods_of_the_model(self):
+        class Halves(Net):
+            def encode(self, x, train):
+                return 2 * self(x, train)
+
+        def encoded(model, batch, train):
+            return {"loss": jnp.sum(model.encode(batch["x"], train) ** 2, -1)}
+
+        net = Halves()
+        _, metrics = training.make_train_step(encoded)(make_state(net), BATCH)
+        assert float(metrics["loss"]) > 0
+
+    def test_strict_promotion(self):
+        with jax.numpy_dtype_promotion("strict"):
+            batch = {k: jnp.asarray(v) for k, v in BATCH.items()}
+            state, metrics = training.make_train_step(loss_fn)(make_state(), batch)
+            float(metrics["loss"])
+            training.make_eval_step(loss_fn)(state, batch)
+
+    def test_params_that_vary_already(self):
+        mesh = jax.make_mesh((4,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+        step = training.make_train_step(loss_fn, axis_name="d")
+
+        def varying(state, batch):
+            mark = lambda p: jax.lax.pcast(p, ("d",), to="varying")  # noqa: E731
+            marked = state.replace(params=jax.tree.map(mark, state.params))
+            new, metrics = step(marked, batch)
+            return jax.tree.map(lambda p: jax.lax.pmean(p, "d"), new.params), metrics
+
+        P = jax.P
+        params, _ = jax.jit(
+            jax.shard_map(
+                varying, mesh=mesh, in_specs=(P(), P("d")), out_specs=(P(), P())
+            )
+        )(make_state(Net(batch_norm=False)), BATCH)
+        expected, _ = training.make_train_step(loss_fn)(
+            make_state(Net(batch_norm=False)), BATCH
+        )
+        chex.assert_trees_all_close(params, expected.params, rtol=1e-5)
+
+
+class TrainStateTest(chex.TestCase):
+    def test_is_the_state_of_flax(self):
+        net = Net()
+        variables = net.init(jax.random.key(0), BATCH["x"], train=False)
+        tx = optax.adam(0.1)
+        ours = training.TrainState.create(
+            apply_fn=net.apply,
+            params=variables["params"],
+            tx=tx,
+            batch_stats=variables["batch_stats"],
+        )
+        theirs = train_state.TrainState.create(
+            apply_fn=net.apply, params=variables["params"], tx=tx
+        )
+        assert isinstance(ours, train_state.TrainState)
+        grads = jax.tree.map(jnp.ones_like, variables["params"])
+        ours, theirs = (s.apply_gradients(grads=grads) for s in (ours, theirs))
+        chex.assert_trees_all_equal(ours.params, theirs.params)
+        assert int(ours.step) == int(theirs.step) == 1
+        whole = training.TrainState.create(net.apply, variables, tx)
+        chex.assert_trees_all_equal(whole.batch_stats, variables["batch_stats"])
+
+    def test_bytes(self):
+        state, _ = training.make_train_step(loss_fn)(make_state(), BATCH)
+        saved = flax.serialization.to_bytes(state)
+        other = make_state().replace(key=jax.random.key(7))
+        restored = flax.serialization.from_bytes(other, saved)
+        chex.assert_trees_all_equal(jax.tree.leaves(restored), jax.tree.leaves(state))
+        assert restored.key.dtype == state.key.dtype
+
+    def test_wrong_arguments(self):
+        net = Net()
+        variables = net.init(jax.random.key(0), BATCH["x"], train=False)
+        create, tx = training.TrainState.create, optax.sgd(0.1)
+        with pytest.raises(ValueError, match="a tree of parameters alone as `params=`"):
+            create(net.apply, variables["params"], tx)
+        with pytest.raises(ValueError, match="and not both"):
+            create(net.apply, variables, tx, params=variables["params"])
+        with pytest.raises(ValueError, match="`tx` must be"):
+            create(net.apply, variables)
+
+    def test_donated_state(self):
+        state, step = make_state(), training.make_train_step(loss_fn)
+        step(state, BATCH)
+        with pytest.raises(ValueError, match="`state` was donated to an earlier step"):
+            step(state, BATCH)
+
+
+class MetricTest(chex.TestCase):
+    def test_sum(self):
+        step = training.make_eval_step(loss_fn)
+        parts = [{k: v[a:b] for k, v in BATCH.items()} for a, b in ((0, 5), (5, 12))]
+        total = sum(step(make_state(), part)["loss"] for part in parts)
+        whole = step(make_state(), BATCH)["loss"]
+        assert int(total.count) == 12
+        np.testing.assert_allclose(float(total), float(whole), rtol=1e-6)
+        with pytest.raises(TypeError):
+            total + 1
 
 
 class EvalStepTest(chex.TestCase):

@@ -1,14 +1,19 @@
 """Metrics of a batch, kept as totals so that batches and devices add up exactly."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 
 class Metric(NamedTuple):
-    """A mean kept as what it is made of; add them up with `jax.tree.map(jnp.add)`."""
+    """A mean kept as what it is made of, so that `a + b` is that of both together.
+
+    Example:
+      >>> float(Metric(jnp.array(3.0), jnp.array(2)) + Metric(jnp.array(1.0), 2))
+      1.0
+    """
 
     total: jax.Array  # shape=(), dtype=float32
     count: jax.Array  # shape=(), dtype=int32; examples
@@ -16,7 +21,19 @@ class Metric(NamedTuple):
     @property
     def mean(self) -> jax.Array:
         """`total / count`, 0 for no examples."""
-        return self.total / jnp.maximum(self.count, 1)
+        return self.total / jnp.maximum(self.count, 1).astype(self.total.dtype)
+
+    def __add__(self, other: Any) -> "Metric":
+        """The metric of both; 0 is neutral, so that `sum` adds up many."""
+        if isinstance(other, Metric):
+            return Metric(self.total + other.total, self.count + other.count)
+        return self if isinstance(other, int) and other == 0 else NotImplemented
+
+    __radd__ = __add__
+
+    def __float__(self) -> float:
+        """The mean as a Python number."""
+        return float(self.mean)
 
 
 Metrics = dict[str, Metric]
@@ -53,6 +70,8 @@ def reduce(values: Mapping[str, jax.Array], mask: jax.Array | None) -> Metrics:
             )
         valid = jnp.ones(value.shape, bool) if mask is None else mask.astype(bool)
         # Not a product: the value of a padded example may be NaN.
-        total = jnp.sum(jnp.where(valid, value, 0), dtype=jnp.float32)
+        total = jnp.sum(
+            jnp.where(valid, value, jnp.zeros_like(value)), dtype=jnp.float32
+        )
         metrics[name] = Metric(total, jnp.sum(valid, dtype=jnp.int32))
     return metrics

@@ -1,0 +1,50 @@
+"""A batch normalised in parts: the parts become one more axis of channels.
+
+Without an axis name these parts are what shares statistics (Ghost Batch Normalization),
+also the parts that devices hold of an array sharded under jit. Where they follow the
+shards there is no collective.
+"""
+
+from typing import NamedTuple
+
+import jax
+
+from jaxbn.core import reduction
+
+
+class SubBatches(NamedTuple):
+    """A batch whose first reduced axis is split into (groups, examples)."""
+
+    x: jax.Array
+    mask: jax.Array | None
+    feature_axes: tuple[int, ...]  # The axis of the groups among them.
+    position: int  # Of the groups among the feature axes.
+
+
+def split(
+    x: jax.Array,
+    mask: jax.Array | None,
+    feature_axes: tuple[int, ...],
+    group_size: int,
+) -> SubBatches:
+    """Makes the groups another channel axis: statistics of their own, `[groups, C]`.
+
+    Args:
+      x: `[N, ..., C]`, its channels anywhere.
+      mask: boolean of the rank of `x`, or None.
+      feature_axes: canonical channel axes.
+      group_size: examples per group, a divisor of N.
+    """
+    axis = reduction.reduction_axes(x.ndim, feature_axes)[0]
+    size = x.shape[axis]
+
+    def split_array(array: jax.Array) -> jax.Array:
+        groups = size // group_size if array.shape[axis] == size else 1
+        each = array.shape[axis] // max(groups, 1)
+        shape = (*array.shape[:axis], groups, each, *array.shape[axis + 1 :])
+        return array.reshape(shape)
+
+    # Channel axes behind the batch axis move back by one.
+    axes = tuple(sorted([axis, *(a + (a > axis) for a in feature_axes)]))
+    mask = None if mask is None else split_array(mask)
+    return SubBatches(split_array(x), mask, axes, axes.index(axis))

@@ -1,0 +1,241 @@
+"""Which devices, or which parts of a batch, share statistics: what users may ask for.
+
+With an axis name, groups are devices along it; without, parts of the batch at hand.
+"""
+
+import math
+import operator
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+import jax.core
+import numpy as np
+from jax.sharding import AxisType
+
+from jaxbn.core import reduction
+
+GroupSize = int | Literal["local"]
+
+# Frames between the user's line and a warning.
+_PACKAGES = ("jaxbn", "flax", "jax", "contextlib", "functools")
+
+
+def as_devices(
+    axis_name: reduction.AxisName | None,
+    axis_index_groups: Sequence[Sequence[int]] | None,
+    group_size: GroupSize | None,
+) -> reduction.Devices | None:
+    """The devices along a mapped axis and their groups; None without an axis name.
+
+    Raises:
+      ValueError: if the name is not bound, if there are groups but no name, or both
+        groups and a group size, if groups overlap, differ in size or leave a device
+        out, or if the group size does not divide the devices.
+      TypeError: if `group_size` is neither an integer nor "local".
+    """
+    group_size = _as_group_size(group_size)
+    if group_size is not None and axis_index_groups is not None:
+        raise ValueError(
+            "Give `axis_index_groups` or `group_size`, not both, got "
+            f"{axis_index_groups} and {group_size!r}."
+        )
+    if axis_name is None:
+        if axis_index_groups is not None:
+            raise ValueError(
+                "`axis_index_groups` needs an `axis_name` whose indices it groups, got "
+                f"{axis_index_groups} and no name; give the name of the mapped axis."
+            )
+        return None
+    axis_name = tuple(axis_name) if isinstance(axis_name, list) else axis_name
+    size = axis_size(axis_name)
+    if group_size is not None:
+        axis_index_groups = _neighbours(group_size, size)
+    if axis_index_groups is None:
+        return reduction.Devices(axis_name, size)
+    groups = tuple(tuple(int(index) for index in group) for group in axis_index_groups)
+    _check_partition(groups, size)
+    return reduction.Devices(axis_name, size, groups if len(groups) > 1 else None)
+
+
+def axis_size(axis_name: reduction.AxisName) -> int:
+    """Devices along a bound axis name or tuple of names.
+
+    Raises:
+      ValueError: if a name is not bound; lists those that are.
+    """
+    names = axis_name if isinstance(axis_name, tuple | list) else (axis_name,)
+    try:
+        return math.prod(jax.lax.axis_size(name) for name in names)
+    except NameError as error:
+        raise ValueError(
+            f"`axis_name` must be bound by an enclosing pmap, vmap or shard_map, got "
+            f"{axis_name!r}; bound here: {_bound_names()}. Leave it out under plain "
+            "jit, where statistics are global by construction, and while initialising."
+        ) from error
+
+
+def check_split(x: jax.Array, devices: reduction.Devices | None) -> None:
+    """Checks that the batch is split over every name, where shard_map keeps track.
+
+    Raises:
+      ValueError: if `x` is the same on all devices along a name.
+    """
+    if devices is None:
+        return
+    varying = reduction.varying_axes(x)
+    axis_name = devices.axis_name
+    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+    manual = jax.sharding.get_abstract_mesh().manual_axes
+    same = [name for name in names if name in manual and name not in varying]
+    if varying and same:  # Empty: not split at all, or shard_map does not check.
+        raise ValueError(
+            f"`axis_name` must name axes over which `x` is split, got {axis_name!r}; "
+            f"`x` is split over {sorted(varying)} and the same along {same}."
+        )
+
+
+def examples_per_group(
+    x: jax.Array, feature_axes: tuple[int, ...], group_size: GroupSize
+) -> int:
+    """Examples that share statistics where a batch is normalised in parts.
+
+    Raises:
+      ValueError: if they do not divide the batch, if groups would span shards of a mesh
+        of Explicit axes, or if the mesh does not show what is "local".
+    """
+    reduced = reduction.reduction_axes(x.ndim, feature_axes)
+    if not reduced:
+        raise ValueError(
+            f"`group_size` needs a batch axis, got `x` of shape {x.shape}."
+        )
+    axis = reduced[0]
+    size = x.shape[axis]
+    if group_size == "local":
+        shards = _shards(x, axis)
+        if size % shards:
+            raise ValueError(
+                f"`group_size` 'local' needs a batch that its {shards} devices divide, "
+                f"got {size} examples; pad the batch and mask what was added, or give "
+                "the number of examples per group."
+            )
+        return max(size // shards, 1)
+    group_size = operator.index(group_size)
+    if group_size < 1 or size % group_size:
+        raise ValueError(
+            f"`group_size` must divide the batch of {size} examples, got {group_size}."
+        )
+    shards = reduction.explicit_shards(x, axis)
+    if (size // group_size) % shards:
+        raise ValueError(
+            f"`group_size` {group_size} makes groups that span the {shards} shards of "
+            f"{size} examples, which a mesh of Explicit axes rejects; use at most "
+            f"{size // shards}, or Auto axes (`jax.sharding.auto_axes`)."
+        )
+    return group_size
+
+
+def warn_single_value(
+    x: jax.Array, how: reduction.Reduction, name: str | None = None
+) -> None:
+    """Warns where the shapes leave one value per channel in the whole group.
+
+    Args:
+      x: `[N, ..., C]`, of one device.
+      how: the axes of `x` and the devices.
+      name: of the layer.
+    """
+    axes = reduction.reduction_axes(x.ndim, how.feature_axes)
+    count = math.prod(x.shape[a] for a in axes)
+    if how.devices is not None:
+        groups = how.devices.groups
+        count *= len(groups[0]) if groups else how.devices.size
+    if count == 1:
+        layer = f" of layer {name!r}" if name else ""
+        warnings.warn(
+            f"`x`{layer}, of shape {x.shape}, has one value per channel, which has no "
+            "variance: the output is the bias and the running statistics stay as they "
+            "are. Drop the last batch, merge it with another, or use the running "
+            "average.",
+            UserWarning,
+            stacklevel=_level_of_user(),
+        )
+
+
+def _as_group_size(group_size: GroupSize | None) -> GroupSize | None:
+    if group_size is None or (isinstance(group_size, str) and group_size == "local"):
+        return group_size
+    whole = isinstance(group_size, int | np.integer)
+    if not whole or isinstance(group_size, bool):
+        raise TypeError(f"`group_size` must be an int or 'local', got {group_size!r}.")
+    return int(group_size)
+
+
+def _neighbours(group_size: GroupSize, size: int) -> list[range]:
+    """Groups of neighbouring devices; "local" is a device each."""
+    group_size = 1 if group_size == "local" else operator.index(group_size)
+    if group_size < 1 or size % group_size:
+        raise ValueError(
+            f"`group_size` must divide the {size} devices of `axis_name`, got "
+            f"{group_size}."
+        )
+    return [range(start, start + group_size) for start in range(0, size, group_size)]
+
+
+def _check_partition(groups: reduction.AxisIndexGroups, size: int) -> None:
+    members = [index for group in groups for index in group]
+    repeated = sorted({index for index in members if members.count(index) > 1})
+    missing = sorted(set(range(size)) - set(members))
+    outside = sorted(set(members) - set(range(size)))
+    sizes = sorted({len(group) for group in groups})
+    if repeated or missing or outside or len(sizes) != 1:
+        raise ValueError(
+            f"`axis_index_groups` must part the indices 0 to {size - 1} into groups of "
+            f"one size, got {groups}: repeated {repeated}, missing {missing}, outside "
+            f"{outside}, sizes {sizes}."
+        )
+
+
+def _shards(x: jax.Array, axis: int) -> int:
+    """Devices over which an axis is split under jit."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty and isinstance(x, jax.core.Tracer) and len(jax.devices()) > 1:
+        raise ValueError(
+            "`group_size` 'local' needs to see the mesh, got a program without one; "
+            "trace it within `jax.set_mesh(mesh)`, use a mesh of Explicit axes, or "
+            "give the number of examples per device."
+        )
+    auto = [
+        size
+        for size, kind in zip(mesh.axis_sizes, mesh.axis_types, strict=True)
+        if size > 1 and kind == AxisType.Auto
+    ]
+    if len(auto) > 1:
+        raise ValueError(
+            f"`group_size` 'local' is not clear on a mesh of {dict(mesh.shape)}, whose "
+            "axes are not Explicit; give the number of examples per device."
+        )
+    return reduction.explicit_shards(x, axis) * math.prod(auto)
+
+
+def _bound_names() -> str:
+    try:  # JAX has no public way to list them.
+        from jax._src import core
+
+        names = core.get_axis_env().axis_names()
+    except (ImportError, AttributeError):
+        return "unknown"
+    return ", ".join(repr(name) for name in names) or "none"
+
+
+def _level_of_user() -> int:
+    """The `stacklevel` of the first frame that belongs to no library."""
+    level, frame = 1, sys._getframe(1)
+    while frame is not None:
+        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        if package not in _PACKAGES:
+            return level
+        level, frame = level + 1, frame.f_back
+    return 2

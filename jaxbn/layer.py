@@ -1,0 +1,172 @@
+"""What the layers of every framework share, without any of them.
+
+A layer holds fields and variables. Which statistics normalise, which of them move and
+what is trained is decided here, and the functional form is called.
+"""
+
+import warnings
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxbn import checks, functional
+from jaxbn.core import running
+
+# Fields of a layer that `batch_norm_train` takes under the same name.
+_OPTIONS = (
+    "axis",
+    "momentum",
+    "epsilon",
+    "unbiased",
+    "pool_groups",
+    "activation",
+    "in_place",
+    "variance",
+    "use_fast_variance",
+    "force_float32_reductions",
+)
+
+# Those that need a bound axis, or a batch of the size that is trained on.
+_GROUPS = ("axis_name", "axis_index_groups", "group_size")
+
+
+class Layer(Protocol):
+    """The fields of a layer that are read here; see `jaxbn.linen.BatchNorm`."""
+
+    axis: Any
+    momentum: Any
+    epsilon: Any
+    param_dtype: Any
+    activation: Any
+    in_place: Any
+    variance: Any
+    use_fast_variance: Any
+    force_float32_reductions: Any
+    update_running_average: Any
+    train_affine: Any
+
+
+class Switches(NamedTuple):
+    """What Flax ties together, one by one."""
+
+    use_running_average: bool  # Which statistics normalise: those of the batch if not.
+    update_running_average: bool
+    train_affine: bool
+
+
+def switches(
+    layer: Layer,
+    use_running_average: bool,
+    update_running_average: bool | None,
+    train_affine: bool | None,
+) -> Switches:
+    """The switches of one call: what it says, else the layer, else the default.
+
+    Raises:
+      TypeError: if one is not a bool.
+    """
+    if update_running_average is None:
+        update_running_average = layer.update_running_average
+    if update_running_average is None:
+        update_running_average = not use_running_average
+    if train_affine is None:
+        train_affine = layer.train_affine
+    chosen = Switches(use_running_average, update_running_average, train_affine)
+    for name, value in chosen._asdict().items():
+        if not isinstance(value, bool | np.bool_):
+            raise TypeError(
+                f"`{name}` must be True or False, got {value!r}; the number of "
+                "channels is taken from the input and not given to the layer."
+            )
+    return chosen
+
+
+def channels(layer: Layer, x: jax.Array) -> tuple[int, ...]:
+    """The shape of parameters and statistics."""
+    axes = checks.as_feature_axes(layer.axis, x.ndim)
+    return tuple(x.shape[a] for a in axes)
+
+
+def init_batch_stats(
+    layer: Layer, shape: tuple[int, ...], x_dtype: jnp.dtype
+) -> running.BatchStats:
+    """The running statistics of a new layer: float32, or wider, or complex."""
+    dtype = jnp.float32 if layer.force_float32_reductions else layer.param_dtype
+    if jnp.issubdtype(x_dtype, jnp.complexfloating):
+        dtype = jnp.promote_types(dtype, jnp.complex64)
+    return running.init_batch_stats(shape, dtype)
+
+
+def apply(
+    layer: Layer,
+    on: Switches,
+    x: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    batch_stats: running.BatchStats,
+    *,
+    mask: jax.typing.ArrayLike | None,
+    residual: jax.typing.ArrayLike | None,
+    dtype: jnp.dtype,
+    initializing: bool,
+    name: str | None,
+) -> tuple[jax.Array, running.BatchStats]:
+    """The output of a layer, and its running statistics after the call.
+
+    Args:
+      layer: its fields.
+      on: the switches of this call.
+      x: `[N, ..., C]`.
+      scale: `[C]` or None.
+      bias: `[C]` or None.
+      batch_stats: the running statistics, `[C]` each.
+      mask: as `jaxbn.batch_norm_train`.
+      residual: as `jaxbn.batch_norm_train`.
+      dtype: of the output.
+      initializing: True: nothing moves, and no axis name need be bound.
+      name: of the layer, for warnings.
+    """
+    if not on.train_affine:
+        scale, bias = jax.lax.stop_gradient((scale, bias))
+
+    def train() -> tuple[jax.Array, running.BatchStats]:
+        groups = {} if initializing else {o: getattr(layer, o) for o in _GROUPS}
+        with warnings.catch_warnings():
+            if initializing:  # Often done with one example, on purpose.
+                warnings.simplefilter("ignore", UserWarning)
+            return functional.batch_norm_train(
+                x,
+                scale,
+                bias,
+                batch_stats,
+                mask=mask,
+                residual=residual,
+                dtype=dtype,
+                name=name,
+                **groups,
+                **{option: getattr(layer, option) for option in _OPTIONS},
+            )
+
+    if on.use_running_average:
+        # Of training, but seen in inference too: a mistake shows at the first call.
+        checks.check_momentum(layer.momentum)
+        checks.as_variance(layer.variance, layer.use_fast_variance)
+        checks.check_activation(x, layer.activation, layer.in_place)
+        y = functional.batch_norm_inference(
+            x,
+            scale,
+            bias,
+            batch_stats,
+            axis=layer.axis,
+            epsilon=layer.epsilon,
+            residual=residual,
+            activation=layer.activation,
+            dtype=dtype,
+        )
+        moved = train()[1] if on.update_running_average else batch_stats
+    else:
+        y, moved = train()
+    keep = initializing or not on.update_running_average
+    return y, batch_stats if keep else moved

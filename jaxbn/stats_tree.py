@@ -1,0 +1,59 @@
+"""The one walk over all pairs of running mean and variance in a tree of variables.
+
+A pair is what has the names `mean` and `var` side by side, in any container that JAX
+knows: `BatchStats`, dict, FrozenDict, list, tuple, an NNX state; boxed values too.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from jaxbn.core import running
+
+Path = tuple[str, ...]
+
+
+def pairs(tree: Any) -> dict[Path, running.BatchStats]:
+    """Every pair, by the path of the layer that holds it.
+
+    Example:
+      >>> list(pairs({"block": [{"mean": 0.0, "var": 1.0}], "step": 3}))
+      [('block', '0')]
+    """
+    leaves = [leaf for _, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+    return {
+        path: running.BatchStats(leaves[mean], leaves[var])
+        for path, (mean, var) in _places(tree).items()
+    }
+
+
+def map_pairs(
+    function: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]], tree: Any
+) -> Any:
+    """The same tree with `function(mean, var)` in the place of every pair.
+
+    Example:
+      >>> map_pairs(lambda mean, var: (mean, 2 * var), {"mean": 0.0, "var": 1.0})
+      {'mean': 0.0, 'var': 2.0}
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    for mean, var in _places(tree).values():
+        leaves[mean], leaves[var] = function(leaves[mean], leaves[var])
+    return jax.tree.unflatten(structure, leaves)
+
+
+def _places(tree: Any) -> dict[Path, tuple[int, int]]:
+    """Where mean and variance of every layer stand among the leaves."""
+    found: dict[Path, dict[str, int]] = {}
+    for place, (keys, _) in enumerate(jax.tree_util.tree_leaves_with_path(tree)):
+        path = tuple(jax.tree_util.keystr((key,), simple=True) for key in keys)
+        if path and path[-1] == "value":  # Of a box, such as an NNX variable.
+            path = path[:-1]
+        if path and path[-1] in running.BatchStats._fields:
+            found.setdefault(path[:-1], {})[path[-1]] = place
+    return {
+        path: (names["mean"], names["var"])
+        for path, names in found.items()
+        if len(names) == 2
+    }
