@@ -6,12 +6,12 @@ y = activation(x_hat * scale + bias + residual)
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxbn.core import reduction
+from jaxbn.core import moments, reduction
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
@@ -30,6 +30,11 @@ NEGATIVE_SLOPES: dict[str | None, float] = {
 # Those of them that `in_place` can undo.
 INVERTIBLE = tuple(name for name, slope in NEGATIVE_SLOPES.items() if slope)
 
+# Made of the moments of the batch and of other arrays: constants `gain` and `shift`,
+# `[C]` each, such that `gain * x_hat + shift` is what scale and bias are applied to.
+# Batch Renormalization corrects by them (Ioffe, arXiv:1702.03275).
+Correct = Callable[[moments.Moments, Any], tuple[jax.Array, jax.Array]]
+
 
 class Output(NamedTuple):
     """What is made of moments and input: hashable, so `jit` can hold it static."""
@@ -38,6 +43,7 @@ class Output(NamedTuple):
     dtype: jnp.dtype  # Of the result.
     activation: str | None = None  # One of ACTIVATIONS.
     in_place: bool = False  # Keep y instead of x; activation one of INVERTIBLE.
+    correct: Correct | None = None
 
 
 class Center(NamedTuple):

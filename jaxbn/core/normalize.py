@@ -9,6 +9,7 @@ which the next layer keeps anyway. In place, it keeps the output instead of `x`.
 
 import functools
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.ad_checkpoint
@@ -37,6 +38,17 @@ def dots_and_moments_saveable(*args, **params):
     return _policy(*args, **params)
 
 
+class _Forward(NamedTuple):
+    """What the forward pass makes on its way to the output."""
+
+    mine: moments.Moments  # Of this device's group.
+    groups: moments.Moments  # Of all groups.
+    center: affine.Center
+    scale: jax.Array  # Corrected, as the bias.
+    bias: jax.Array
+    y: jax.Array
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def normalize(
     how: reduction.Reduction,
@@ -46,6 +58,7 @@ def normalize(
     bias: jax.Array,
     mask: jax.Array | None,
     residual: jax.Array | None,
+    context: Any = None,
 ) -> tuple[jax.Array, moments.Moments]:
     """Normalises `x` by the moments of its batch.
 
@@ -61,24 +74,25 @@ def normalize(
       bias: `[C]`.
       mask: boolean, broadcastable to `x`, or None.
       residual: added before the activation, of the shape of `x`, or None.
+      context: arrays for `output.correct`; no derivative is taken by them.
 
     Returns:
       `y` of the shape of `x` and dtype `output.dtype`, and the `Moments` of the batch,
       `[C]`, or of each group of devices, `[groups, C]`, the same on all.
     """
-    mine, groups = _batch_moments(how, x, mask)
-    center = affine.center_of(mine.mean, mine.var, mine.tail, output.epsilon)
-    y = affine.apply(output, how.feature_axes, x, mask, center, scale, bias, residual)
-    return y, groups
+    made = _forward(how, output, x, scale, bias, mask, residual, context)
+    return made.y, made.groups
 
 
 @normalize.defjvp
 def _normalize_jvp(how, output, primals, tangents):
-    x, scale, bias, mask, residual = primals
-    dx, dscale, dbias, _, dresidual = tangents
-    mine, groups = _batch_moments(how, x, mask)
-    center = affine.center_of(mine.mean, mine.var, mine.tail, output.epsilon)
-    y = affine.apply(output, how.feature_axes, x, mask, center, scale, bias, residual)
+    x, scale, bias, mask, residual, context = primals
+    dx, dscale, dbias, _, dresidual, _ = tangents
+    made = _forward(how, output, x, scale, bias, mask, residual, context)
+    if output.correct is not None:
+        correct = functools.partial(_corrected, output, made.mine, context)
+        _, (dscale, dbias) = jax.jvp(correct, (scale, bias), (dscale, dbias))
+    _, _, center, scale, bias, y = made
     if output.in_place or (output.activation is not None and residual is not None):
         y = reduction.rounded(y)  # The backward pass reads it, or the next residual.
     if output.in_place:
@@ -92,8 +106,23 @@ def _normalize_jvp(how, output, primals, tangents):
             residual = None
         kept = tangent.FromX(x, mask, center, scale, bias, residual, shown)
     rule = _recomputed(rule, how, output)
-    dy = rule(kept, mine.count, tangent.Tangents(dx, dscale, dbias, dresidual))
-    return (y, groups), (dy, jax.tree.map(jnp.zeros_like, groups))
+    dy = rule(kept, made.mine.count, tangent.Tangents(dx, dscale, dbias, dresidual))
+    return (y, made.groups), (dy, jax.tree.map(jnp.zeros_like, made.groups))
+
+
+def _forward(how, output, x, scale, bias, mask, residual, context) -> _Forward:
+    mine, groups = _batch_moments(how, x, mask)
+    center = affine.center_of(mine.mean, mine.var, mine.tail, output.epsilon)
+    if output.correct is not None:
+        scale, bias = _corrected(output, mine, context, scale, bias)
+    y = affine.apply(output, how.feature_axes, x, mask, center, scale, bias, residual)
+    return _Forward(mine, groups, center, scale, bias, y)
+
+
+def _corrected(output, mine, context, scale, bias):
+    """Scale and bias such that `gain * x_hat + shift` takes the place of `x_hat`."""
+    gain, shift = jax.lax.stop_gradient(output.correct(mine, context))
+    return scale * gain, bias + scale * shift
 
 
 def _batch_moments(how, x, mask) -> sync.Synced:

@@ -245,6 +245,44 @@ class LayerTest(chex.TestCase):
         chex.assert_shape(out[0], (1, *X.shape))
 
 
+class ToolsOfFlaxTest(chex.TestCase):
+    """Helpers of the layer are no methods of the user's."""
+
+    def setUp(self):
+        super().setUp()
+        self.net = nn.Sequential([BatchNorm(False), BatchNorm(False)])
+        self.variables = self.net.init(jax.random.key(0), X)
+
+    def test_tabulate(self):
+        table = self.net.tabulate(
+            jax.random.key(0), X, show_repeated=True, compute_flops=True
+        )
+        assert table.count("BatchNorm") >= 2
+
+    def test_capture_intermediates(self):
+        apply = jax.jit(
+            lambda v: self.net.apply(
+                v, X, mutable=["batch_stats", "intermediates"],
+                capture_intermediates=lambda module, name: True,
+            )[1]["intermediates"]
+        )  # fmt: skip
+        captured = apply(self.variables)
+        assert captured["layers_0"]["__call__"][0].shape == X.shape
+        assert set(captured["layers_0"]) == {"__call__"}
+
+    def test_intercept_methods(self):
+        seen = []
+
+        def interceptor(next_function, args, kwargs, context):
+            if isinstance(context.module, BatchNorm):
+                seen.append(context.method_name)
+            return next_function(*args, **kwargs)
+
+        with nn.intercept_methods(interceptor):
+            self.net.apply(self.variables, X, mutable=["batch_stats"])
+        assert seen == ["__call__", "__call__"]
+
+
 class ErrorTest(parameterized.TestCase):
     @parameterized.parameters(
         ({"momentum": 9.0}, r"`momentum` .* \[0, 1\], got 9.0"),
