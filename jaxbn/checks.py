@@ -63,6 +63,9 @@ def as_arrays(
             f"{jnp.result_type(batch_stats.mean)}; make it with "
             "`init_batch_stats(shape, x.dtype)`."
         )
+    # On a mesh of Explicit axes parameters may be split otherwise than the input.
+    channels = reduction.channel_sharding(x, feature_axes)
+    scale, bias = (reduction.resharded(each, channels) for each in (scale, bias))
     return Arrays(x, scale, bias, feature_axes)
 
 

@@ -226,7 +226,9 @@ def batch_norm_inference(
     x, scale, bias, feature_axes = checks.as_arrays(x, scale, bias, batch_stats, axis)
     residual = checks.as_residual(residual, x)
     output = checks.as_output(x, epsilon=epsilon, dtype=dtype, activation=activation)
-    mean, var = batch_stats
+    # As the parameters.
+    channels = reduction.channel_sharding(x, feature_axes)
+    mean, var = (reduction.resharded(part, channels) for part in batch_stats)
     return normalize.standardize(
         output, feature_axes, x, scale, bias, mean, var, residual
     )

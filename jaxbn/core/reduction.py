@@ -46,6 +46,20 @@ def explicit_shards(x: jax.Array, axis: int) -> int:
     return math.prod(sharding.mesh.shape[name] for name in names)
 
 
+def channel_sharding(x: jax.Array, feature_axes: tuple[int, ...]) -> Any:
+    """How a mesh of Explicit axes splits the channels of `x`."""
+    sharding = jax.typeof(x).sharding
+    spec = jax.P(*(sharding.spec[a] for a in feature_axes))
+    return jax.NamedSharding(sharding.mesh, spec)
+
+
+def resharded(array: jax.Array, sharding: Any) -> jax.Array:
+    """The same array, split as `sharding` says, where its mesh has Explicit axes."""
+    if sharding.mesh.empty or jax.typeof(array).sharding.spec == sharding.spec:
+        return array
+    return jax.sharding.reshard(array, sharding)
+
+
 def varying_axes(x: jax.Array) -> frozenset[Any]:
     """Axes of a checked shard_map along which `x` may differ; none elsewhere."""
     try:

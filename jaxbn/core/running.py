@@ -8,12 +8,13 @@
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxbn.core import moments as moments_lib
+from jaxbn.core import reduction
 
 
 class BatchStats(NamedTuple):
@@ -77,20 +78,13 @@ def update_batch_stats(
     if unbiased:
         var = var * (count / jnp.maximum(count - 1, 1))
 
+    # On a mesh of Explicit axes the state keeps the sharding it came with.
     def move(old: jax.Array, batch: jax.Array) -> jax.Array:
-        batch = _with_sharding_of(old, batch)
+        batch = reduction.resharded(batch, jax.typeof(old).sharding)
         return jnp.asarray(momentum * old + (1 - momentum) * batch, old.dtype)
 
     new = jax.tree.map(move, batch_stats, BatchStats(mean, var))
-    count = _with_sharding_of(batch_stats.var, count)
+    count = reduction.resharded(count, jax.typeof(batch_stats.var).sharding)
     usable = (count > 1) & jnp.isfinite(new.mean) & jnp.isfinite(new.var)
     kept = jax.tree.map(lambda n, old: jnp.where(usable, n, old), new, batch_stats)
     return jax.lax.stop_gradient(kept)
-
-
-def _with_sharding_of(old: jax.Array, batch: jax.Array) -> Any:
-    """On a mesh of Explicit axes the state keeps the sharding it came with."""
-    wanted, given = jax.typeof(old).sharding.spec, jax.typeof(batch).sharding
-    if given.spec == wanted:
-        return batch
-    return jax.sharding.reshard(batch, jax.sharding.NamedSharding(given.mesh, wanted))

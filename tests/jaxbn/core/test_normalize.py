@@ -306,6 +306,28 @@ class ExplicitShardingTest(parameterized.TestCase):
             assert jax.tree.map(jax.typeof, new) == jax.tree.map(jax.typeof, stats)
             chex.assert_trees_all_close(new, expected, rtol=1e-6)
 
+    @parameterized.product(
+        split=(("data", None), ("data", "model"), ("model", None)),
+        channels=(None, "model"),
+    )
+    def test_without_set_mesh(self, split, channels):
+        """Arrays alone say how they are split, parameters otherwise than the input."""
+        x, scale, bias, _ = make_batch((16, 4))
+        stats = jaxbn.BatchStats(bias, scale**2)
+        mesh = jax.make_mesh((4, 2), ("data", "model"))
+        put = lambda tree, *spec: jax.device_put(  # noqa: E731
+            tree, jax.NamedSharding(mesh, jax.P(*spec))
+        )
+        given = put(x, *split), *put((scale, bias, stats), channels)
+        for function in (jaxbn.batch_norm_train, jaxbn.batch_norm_inference):
+            result = jax.jit(function)(*given)
+            chex.assert_trees_all_close(
+                result, function(x, scale, bias, stats), rtol=1e-5, atol=1e-6
+            )
+            y, *new = jax.tree.leaves(result)
+            assert y.sharding.spec == jax.P(*split)
+            assert all(part.sharding.spec == jax.P(channels) for part in new)
+
     @parameterized.parameters(False, True)
     def test_gradients_with_channels_sharded(self, masked):
         x, scale, bias, dy = make_batch((16, 4))
