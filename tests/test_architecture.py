@@ -9,6 +9,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 ORDER = (
     "jaxbn.core.reduction",
+    "jaxbn.core.barriers",
     "jaxbn.core.moments",
     "jaxbn.core.forms",
     "jaxbn.core.local",

@@ -1,6 +1,7 @@
 """The arithmetic of Batch Normalization: pure functions on arrays, jax only.
 
-Data flows one way: `reduction` (how) -> `forms`, `local` (moments of a device) ->
-`sync` (of a group) -> `affine` (the output), `tangent` (its derivative) -> `normalize`
-(the op that joins them), and beside it `running` (the population).
+Data flows one way: `reduction` says how; `forms` and `local` make the moments of one
+device, `sync` those of a group; `affine` makes the output of them and `tangent` its
+derivative; `normalize` is the op that joins them. `running` and `estimators` follow the
+population. `sub_batches` takes a batch apart first, where parts of it share statistics.
 """

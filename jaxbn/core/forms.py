@@ -28,7 +28,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jaxbn.core import moments, reduction
+from jaxbn.core import barriers, moments, reduction
 
 # Up to so many bytes a second pass costs a TPU less than a conditional, which would
 # keep x out of fast memory (VMEM): by ResNet-50 compiled for a v5e with 16, 25, 50 MB.
@@ -71,7 +71,7 @@ def _bytes_on_a_device(x: jax.Array) -> int:
 def fast(axes, dtype, x, mask, count) -> Parts:
     """`E[x^2] - E[x]^2`, whatever that loses."""
     del mask  # Elements outside it are 0 already.
-    one, other = (part.astype(dtype) for part in reduction.apart(x, x))
+    one, other = (part.astype(dtype) for part in barriers.widened_alone(x, x))
     mean = _mean(one, axes, count)
     square = _mean(moments.abs_square(other), axes, count)
     var = jnp.maximum(square - moments.abs_square(mean), 0)
@@ -93,7 +93,7 @@ def checked(axes, dtype, x, mask, count) -> Parts:
 
 def two_pass(axes, dtype, x, mask, count) -> Parts:
     """The mean, then moments about it."""
-    one, other = reduction.apart(x, x)
+    one, other = barriers.widened_alone(x, x)
     center = _scaled_mean(one.astype(dtype), axes, count)
     return _centered(axes, dtype, other, mask, count, center)
 
@@ -163,7 +163,7 @@ def shifted(axes, dtype, x, mask, count) -> Parts:
 def _centered(axes, dtype, x, mask, count, center) -> Parts:
     """Moments about a known centre: one pass over x."""
     # XLA:CPU would store one difference for both sums; others make one of the two.
-    other, unshared = reduction.unshared(x, center)
+    other, unshared = barriers.unshared(x, center)
     left = x.astype(dtype) - jnp.expand_dims(center, axes)
     right = other.astype(dtype) - jnp.expand_dims(unshared, axes)
     if mask is not None:

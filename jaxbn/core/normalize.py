@@ -15,7 +15,7 @@ import jax
 import jax.ad_checkpoint
 import jax.numpy as jnp
 
-from jaxbn.core import affine, moments, reduction, sync, tangent
+from jaxbn.core import affine, barriers, moments, reduction, sync, tangent
 
 _MOMENTS = "jaxbn.moments"
 
@@ -94,7 +94,7 @@ def _normalize_jvp(how, output, primals, tangents):
         _, (dscale, dbias) = jax.jvp(correct, (scale, bias), (dscale, dbias))
     _, _, center, scale, bias, y = made
     if output.in_place or (output.activation is not None and residual is not None):
-        y = reduction.rounded(y)  # The backward pass reads it, or the next residual.
+        y = barriers.rounded(y)  # The backward pass reads it, or the next residual.
     if output.in_place:
         rule = tangent.from_y
         kept = tangent.FromY(y, mask, center.std, scale, bias, residual)

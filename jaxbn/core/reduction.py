@@ -76,39 +76,3 @@ def real_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
 def reduction_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
     """The dtype in which values of `dtype` are summed: float32 or wider."""
     return jnp.promote_types(dtype, jnp.float32)
-
-
-def apart(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """The same arrays, each to be widened for one sum and for nothing else.
-
-    XLA:CPU widens within a sum what only that sum uses, and otherwise stores it.
-    """
-    if all(array.dtype == reduction_dtype(array.dtype) for array in arrays):
-        return arrays
-    # One barrier for all: equal ones would become one again.
-    return _barrier(lambda *given: jax.lax.optimization_barrier(given), arrays, "cpu")
-
-
-def unshared(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """The same arrays; what is made of these XLA:CPU shares with nothing else."""
-    # One by one: under shard_map they may vary over different axes.
-    return _barrier(
-        lambda *given: tuple(jax.lax.optimization_barrier(each) for each in given),
-        arrays,
-        "cpu",
-    )
-
-
-def rounded(array: jax.Array) -> jax.Array:
-    """The same array, kept for the backward pass in its own dtype.
-
-    XLA:GPU would keep the wider one that was rounded to it.
-    """
-    barrier = jax.lax.optimization_barrier
-    return _barrier(lambda given: (barrier(given),), (array,), "cuda", "rocm")[0]
-
-
-def _barrier(function, arrays: tuple[jax.Array, ...], *platforms: str):
-    same = lambda *given: given  # noqa: E731
-    chosen: dict[str, Any] = dict.fromkeys(platforms, function)
-    return jax.lax.platform_dependent(*arrays, default=same, **chosen)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxbn.core import affine, reduction, sync
+from jaxbn.core import affine, barriers, reduction, sync
 
 # Beyond it the derivatives of silu and gelu are those of ReLU, and its cube is finite.
 _SATURATED = 1e4
@@ -85,7 +85,7 @@ def _affine_tangent(how, kept, count, tangents):
     slope = scale.astype(wide) / std
     # Two differences of opposite sign: XLA:CPU would store one that a sum shares with
     # others. The backward pass sums over the one that `p` is multiplied by.
-    other, shift = reduction.unshared(x, mean)
+    other, shift = barriers.unshared(x, mean)
     centered = x.astype(wide) - expand(mean)
     negated = expand(shift) - other.astype(wide)
     keep = None
@@ -195,5 +195,5 @@ def _mean_all(how, mask, count, dx, factor):
         sum_dx, total = sync.group_sum(sums, how.devices)
         sum_product = total if jnp.iscomplexobj(sum_product) else total.real
     # Not a constant, by which XLA:CPU would multiply, for every element again.
-    (divisor,) = reduction.unshared(jnp.maximum(count, 1))
+    (divisor,) = barriers.unshared(jnp.maximum(count, 1))
     return sum_dx / divisor, sum_product / divisor

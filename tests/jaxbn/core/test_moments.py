@@ -11,7 +11,7 @@ import pytest
 from absl.testing import parameterized
 
 import jaxbn
-from jaxbn.core import local, moments, reduction
+from jaxbn.core import barriers, local, moments, reduction
 from tests import reference
 
 
@@ -219,7 +219,7 @@ class ApartTest(chex.TestCase):
 
     def lower(self, platform, dtype):
         def function(x):
-            return reduction.apart(x, x)
+            return barriers.widened_alone(x, x)
 
         traced = jax.jit(function).trace(jnp.ones((8, 3), dtype))
         return traced.lower(lowering_platforms=(platform,)).as_text()
@@ -242,7 +242,7 @@ class ApartTest(chex.TestCase):
             "vmap": jax.vmap(jaxbn.batch_moments),
         }[transform]
         apart = one(x)
-        with mock.patch.object(reduction, "apart", lambda *arrays: arrays):
+        with mock.patch.object(barriers, "widened_alone", lambda *arrays: arrays):
             jax.clear_caches()
             together = one(x)
         chex.assert_trees_all_close(apart, together, rtol=1e-6)  # Order of summation.

@@ -1,0 +1,62 @@
+"""No option of the functional form is forgotten in a layer."""
+
+import dataclasses
+import inspect
+
+import pytest
+
+import jaxbn
+from jaxbn import layer
+from jaxbn.linen import BatchNorm
+
+# Given in the call of a layer, or made by it.
+OF_A_CALL = {"mask", "residual", "name", "estimator"}
+
+# What only a layer decides.
+OF_A_LAYER = {
+    "use_running_average",
+    "param_dtype",
+    "use_bias",
+    "use_scale",
+    "bias_init",
+    "scale_init",
+    "update_running_average",
+    "train_affine",
+    "parent",
+    "name",
+}
+
+KEYWORDS = {
+    parameter.name: parameter.default
+    for parameter in inspect.signature(jaxbn.batch_norm_train).parameters.values()
+    if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in OF_A_CALL
+}
+
+
+@pytest.mark.parametrize("layer_class", [BatchNorm])
+def test_fields_are_the_keywords_with_their_defaults(layer_class):
+    fields = {
+        field.name: field.default
+        for field in dataclasses.fields(layer_class)
+        if field.name not in OF_A_LAYER
+    }
+    assert fields == KEYWORDS
+
+
+def test_all_are_passed_on():
+    assert {*layer._OPTIONS, *layer._GROUPS, "dtype"} == set(KEYWORDS)
+
+
+def test_inference_has_no_defaults_of_its_own():
+    inference = inspect.signature(jaxbn.batch_norm_inference).parameters
+    train = inspect.signature(jaxbn.batch_norm_train).parameters
+    for name, parameter in inference.items():
+        assert parameter.default == train[name].default, name
+
+
+def test_import_is_lazy_and_complete():
+    for name in ("linen", "parallel", "testing", "training"):
+        assert getattr(jaxbn, name).__name__ == f"jaxbn.{name}"
+        assert name in dir(jaxbn)
+    with pytest.raises(AttributeError, match="no attribute 'flax'"):
+        _ = jaxbn.flax
