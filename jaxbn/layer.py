@@ -71,9 +71,8 @@ def switches(
         update_running_average = layer.update_running_average
     if update_running_average is None:
         update_running_average = not use_running_average
-    if train_affine is None:
-        train_affine = layer.train_affine
-    chosen = Switches(use_running_average, update_running_average, train_affine)
+    affine = layer.train_affine if train_affine is None else train_affine
+    chosen = Switches(use_running_average, update_running_average, affine)
     for name, value in chosen._asdict().items():
         if not isinstance(value, bool | np.bool_):
             raise TypeError(
@@ -109,7 +108,7 @@ def apply(
     *,
     mask: jax.typing.ArrayLike | None,
     residual: jax.typing.ArrayLike | None,
-    dtype: jnp.dtype,
+    dtype: jax.typing.DTypeLike,
     initializing: bool,
     name: str | None,
 ) -> tuple[jax.Array, running.BatchStats]:

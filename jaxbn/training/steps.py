@@ -191,11 +191,9 @@ def _donating(step: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(jitted)
     def call(state: TrainState, batch: Batch) -> Any:
-        first = next(iter(jax.tree.leaves(state)), None)
-        concrete = isinstance(first, jax.Array) and not isinstance(
-            first, jax.core.Tracer
-        )
-        if concrete and first.is_deleted():
+        first = (jax.tree.leaves(state) or [None])[0]
+        concrete = not isinstance(first, jax.core.Tracer)
+        if isinstance(first, jax.Array) and concrete and first.is_deleted():
             raise ValueError(
                 "`state` was donated to an earlier step and is gone; go on with the "
                 "state that the step returned, or copy it before."
