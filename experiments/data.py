@@ -17,10 +17,14 @@ import numpy as np
 import PIL.Image
 import sklearn.datasets
 import tensorflow_datasets as tfds
+import tyro
 
 Dataset = Literal["digits", "mnist", "fashion_mnist"]
 IdxDataset = Literal["mnist", "fashion_mnist"]
 _FORMAT = "array_record"  # Read at random, without TensorFlow.
+
+# Beside results; no one asked for anything in the home directory.
+_DIGITS = pathlib.Path(__file__).parents[1] / "runs" / "data"
 
 tfds.disable_progress_bar()
 
@@ -29,7 +33,7 @@ tfds.disable_progress_bar()
 class Prepare:
     """Prepare MNIST or Fashion-MNIST from its four original files (about 10 s)."""
 
-    dataset: IdxDataset
+    dataset: tyro.conf.Positional[IdxDataset]
     """The set to prepare; `digits` needs no preparing."""
     raw_dir: pathlib.Path | None = None
     """Folder with the downloaded originals; left out: download them."""
@@ -50,7 +54,8 @@ def load(
     Args:
       name: of the TFDS data set.
       split: "train" or "test".
-      data_dir: where TFDS keeps its data; default: its own default.
+      data_dir: where TFDS keeps its data; default: its own default, for digits
+        `runs/data` of the project.
 
     Returns:
       Images `[N, H, W, 1]` uint8 and labels `[N]` int32.
@@ -164,6 +169,8 @@ class Digits(_FromArrays, tfds.core.GeneratorBasedBuilder):
 
 
 def _builder(name: Dataset, data_dir: os.PathLike | None) -> Any:
+    if name == "digits" and data_dir is None:
+        data_dir = _DIGITS
     if name not in get_args(Dataset):
         raise ValueError(f"`name` must be one of {get_args(Dataset)}, got {name!r}.")
     cls = Digits if name == "digits" else _idx_builder(name)

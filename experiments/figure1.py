@@ -4,7 +4,9 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import pathlib
+import sys
 from concurrent import futures
 from typing import Any
 
@@ -42,16 +44,61 @@ class Figure1:
 
     def run(self) -> None:
         """Trains, prints a table, writes `figure1_<dataset>.json` and `.png`."""
-        result = figure1_report.summarize(
-            identity(self), recorded_steps(self), train(self)
-        )
-        self.out.mkdir(parents=True, exist_ok=True)
+        check(self)
+        plotting.check_folder(self.out)
         name = self.out / f"figure1_{self.dataset}"
+        if finished := _finished(name.with_suffix(".json"), self):
+            print(figure1_report.table(finished))
+            print(f"\nThis run is finished: {name}.json. Remove it to train again.")
+            return
+        try:
+            records = train(self)
+        except KeyboardInterrupt:
+            sys.exit("Stopped. Run the same command again to resume.")
+        result = figure1_report.summarize(identity(self), recorded_steps(self), records)
         plotting.write_json(name.with_suffix(".json"), result)
         plotting.figure1(name.with_suffix(".png"), result)
         forget(self)
         print(figure1_report.table(result))
         print(f"\nWritten: {name}.png and {name}.json")
+
+
+def check(config: Figure1) -> None:
+    """Checks the options before any work.
+
+    Raises:
+      ValueError: naming the option, what it must be and what it is.
+    """
+    hp = config.hp
+    at_least_one = {
+        "steps": config.steps,
+        "seeds": config.seeds,
+        "record_every": config.record_every,
+        "checkpoint_every": config.checkpoint_every,
+        "batch_size": hp.batch_size,
+        "hidden": min(hp.hidden, default=0),
+    }
+    for name, value in at_least_one.items():
+        if value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+    if config.steps % config.record_every:
+        raise ValueError(
+            "`steps` must be a multiple of `record_every`, got "
+            f"{config.steps} and {config.record_every}."
+        )
+    if config.checkpoint_every % config.record_every:
+        raise ValueError(
+            "`checkpoint_every` must be a multiple of `record_every`, got "
+            f"{config.checkpoint_every} and {config.record_every}."
+        )
+    for name in ("learning_rate", "init_std"):
+        value = getattr(hp, name)
+        if not 0 < value < math.inf:
+            raise ValueError(f"`{name}` must be positive and finite, got {value}.")
+    for name in ("sgd_momentum", "bn_momentum"):
+        value = getattr(hp, name)
+        if not 0 <= value <= 1:
+            raise ValueError(f"`{name}` must lie in [0, 1], got {value}.")
 
 
 def train(config: Figure1) -> figure1_report.Records:
@@ -63,20 +110,15 @@ def train(config: Figure1) -> figure1_report.Records:
       after `record_every` steps.
 
     Raises:
-      ValueError: if `steps` is not a multiple of `record_every`, or that does not
-        divide `checkpoint_every`.
+      ValueError: as `check`, or if a batch is larger than the data set.
     """
-    if config.steps % config.record_every:
-        raise ValueError(
-            "`steps` must be a multiple of `record_every`, got "
-            f"{config.steps} and {config.record_every}."
-        )
-    if config.checkpoint_every % config.record_every:
-        raise ValueError(
-            "`checkpoint_every` must be a multiple of `record_every`, got "
-            f"{config.checkpoint_every} and {config.record_every}."
-        )
+    check(config)
     train_split, test = (_split(config, name) for name in ("train", "test"))
+    if config.hp.batch_size > len(train_split.labels):
+        raise ValueError(
+            f"`batch_size` must be at most the {len(train_split.labels)} training "
+            f"images, got {config.hp.batch_size}."
+        )
     init = functools.partial(mlp.init_states, config.hp, pixels=test.images.shape[1])
     states = jax.vmap(init)(jax.vmap(jax.random.key)(jnp.arange(config.seeds)))
     records = _empty_records(config)
@@ -130,6 +172,14 @@ def identity(config: Figure1) -> dict[str, Any]:
     for name in ("data_dir", "out", "checkpoint_every"):
         del fields[name]
     return json.loads(json.dumps(fields))
+
+
+def _finished(path: pathlib.Path, config: Figure1) -> dict[str, Any] | None:
+    """The result of an earlier run with the same options, if there is one."""
+    if not path.exists():
+        return None
+    result = json.loads(path.read_text())
+    return result if result["config"] == identity(config) else None
 
 
 def _split(config: Figure1, name: str) -> mlp.Split:

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pathlib
+import tempfile
 from typing import Any
 
 import matplotlib
@@ -16,6 +17,21 @@ from experiments import paper
 
 _COLORS = {"with_bn": "tab:blue", "without_bn": "tab:orange"}
 _LABELS = {"with_bn": "with BN", "without_bn": "without BN"}
+
+
+def check_folder(path: pathlib.Path) -> None:
+    """Makes a folder for results.
+
+    Raises:
+      ValueError: if there cannot be one, or nothing can be written into it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise ValueError(
+            f"`out` must be a folder that can be written, got {path}: {error}."
+        ) from error
 
 
 def write_json(path: pathlib.Path, result: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from experiments import __main__ as main
 from experiments import data
 
 
@@ -28,6 +29,18 @@ def test_not_prepared_says_how_and_does_not_download(name, tmp_path, monkeypatch
         FileNotFoundError, match=f"experiments prepare {name} --data-dir"
     ):
         data.load(name, "train", tmp_path)
+
+
+def test_the_command_that_the_message_recommends(originals, tmp_path, capsys):
+    raw_dir, arrays = originals
+    folder = tmp_path / "data"
+    with pytest.raises(FileNotFoundError) as error:
+        data.load("mnist", "train", folder)
+    (command,) = (line for line in str(error.value).splitlines() if "python -m" in line)
+    _, _, arguments = command.partition("experiments ")
+    main.main([*arguments.split(), "--raw-dir", str(raw_dir)])
+    assert "prepared, 12 training images" in capsys.readouterr().out
+    assert len(data.load("mnist", "test", folder)[0]) == len(arrays["test"][0])
 
 
 def test_no_network_fails_at_once(tmp_path, monkeypatch):

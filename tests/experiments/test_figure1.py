@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import __main__ as main
 from experiments import figure1, figure1_report, figure1_sweep, mlp, paper, plotting
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -149,6 +150,27 @@ class TestSummary:
         with pytest.raises(ValueError, match=f"`{field}` must be a multiple"):
             figure1.train(figure1.Figure1(**{field: 777}))
 
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ("--steps 0", "`steps` must be at least 1, got 0"),
+            ("--seeds 0", "`seeds` must be at least 1, got 0"),
+            ("--batch-size 0", "`batch_size` must be at least 1, got 0"),
+            ("--batch-size 2000", "`batch_size` must be at most the 1500"),
+            ("--hidden 100 0", "`hidden` must be at least 1, got 0"),
+            ("--learning-rate -1", "`learning_rate` must be positive"),
+            ("--learning-rate nan", "`learning_rate` must be positive"),
+            ("--bn-momentum 2", r"`bn_momentum` must lie in \[0, 1\], got 2"),
+            ("--out setup.cfg/x", "`out` must be a folder that can be written"),
+        ],
+    )
+    def test_bad_options(self, options, message, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "setup.cfg").touch()
+        options = ["--data-dir", str(tmp_path / "data"), *options.split()]
+        with pytest.raises(SystemExit, match=f"^ValueError: {message}"):
+            main.main(["figure1", *options])
+
 
 def test_paper_tables_are_whole():
     for network in mlp.NETWORKS:
@@ -198,6 +220,21 @@ def run(*args):
     )
 
 
+def ended_by(end, data_dir, out, after):
+    """What a run says on stderr that is ended when step `after` is saved."""
+    process = subprocess.Popen(
+        command(data_dir, out), cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not list(out.glob(f"checkpoints/*/{after}")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(end)
+    _, said = process.communicate()
+    assert process.returncode
+    return said
+
+
 def test_killed_and_resumed_gives_the_numbers_of_an_uninterrupted_run(
     data_dir, tmp_path
 ):
@@ -207,15 +244,10 @@ def test_killed_and_resumed_gives_the_numbers_of_an_uninterrupted_run(
     expected = (tmp_path / "whole" / name).read_bytes()
 
     out = tmp_path / "killed"
-    process = subprocess.Popen(
-        command(data_dir, out), cwd=ROOT, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 120
-    while not list(out.glob("checkpoints/*/[0-9]*0")):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    said = ended_by(signal.SIGINT, data_dir, out, after=100)
+    assert said.endswith("\nStopped. Run the same command again to resume.\n")
+    assert "Traceback" not in said
+    ended_by(signal.SIGKILL, data_dir, out, after=300)
     assert not (out / name).exists()
     (run_dir,) = out.glob("checkpoints/*")
     (run_dir / "500.orbax-checkpoint-tmp-1").mkdir()
@@ -226,9 +258,9 @@ def test_killed_and_resumed_gives_the_numbers_of_an_uninterrupted_run(
     assert (out / name).read_bytes() == expected
     assert not list(out.glob("checkpoints/*"))
 
-    again = run(data_dir, tmp_path / "again")
-    assert again.stdout.replace("again", "whole") in whole.stdout
-    assert (tmp_path / "again" / name).read_bytes() == expected
+    again = run(data_dir, tmp_path / "whole")
+    assert "This run is finished" in again.stdout
+    assert (tmp_path / "whole" / name).read_bytes() == expected
 
 
 def test_seeds_differ(data_dir, tmp_path):
