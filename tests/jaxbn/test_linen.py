@@ -245,6 +245,24 @@ class LayerTest(chex.TestCase):
         chex.assert_shape(out[0], (1, *X.shape))
 
 
+class GroupTest(chex.TestCase):
+    @parameterized.parameters(True, False)
+    def test_pool_groups(self, pool):
+        layer = BatchNorm(False, group_size=2, pool_groups=pool, momentum=0.0)
+        variables = layer.init(jax.random.key(0), X)
+        _, updates = layer.apply(variables, X, mutable=["batch_stats"])
+        _, expected = jaxbn.batch_norm_train(
+            X, None, None, jaxbn.init_batch_stats(3), group_size=2, pool_groups=pool,
+            momentum=0.0,
+        )  # fmt: skip
+        chex.assert_trees_all_equal(updates["batch_stats"], expected._asdict())
+        groups = X.reshape(4, 8, 3).astype(np.float64)
+        mean_of_groups = groups.var(1, ddof=1).mean(0)
+        of_all = X.reshape(-1, 3).astype(np.float64).var(0, ddof=1)
+        var = updates["batch_stats"]["var"]
+        np.testing.assert_allclose(var, of_all if pool else mean_of_groups, rtol=1e-5)
+
+
 class ToolsOfFlaxTest(chex.TestCase):
     """Helpers of the layer are no methods of the user's."""
 

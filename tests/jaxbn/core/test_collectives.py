@@ -7,6 +7,7 @@ import pytest
 
 import jaxbn
 from experiments import hlo
+from jaxbn.core import sync
 from tests import styles
 
 C = 64
@@ -76,10 +77,16 @@ def test_one_forward_one_backward_and_one_where_ill_conditioned(style):
 
 
 def test_many_devices_need_no_rows(monkeypatch):
-    monkeypatch.setattr("jaxbn.core.sync.MAX_ROWS", 4)
+    monkeypatch.setattr(sync, "MAX_ROWS", 4)
     forward = compiled("shard_map", backward=False, axis_name="d")
     assert [c.bytes for c in forward if not c.conditional] == [(2 * C + 1) * 4]
     assert [c.bytes for c in forward if c.conditional] == [2 * C * 4]
+
+
+def test_exactly_as_many_devices_as_rows(monkeypatch):
+    monkeypatch.setattr(sync, "MAX_ROWS", styles.DEVICES)
+    (forward,) = compiled("shard_map", backward=False, axis_name="d")
+    assert forward.bytes > styles.DEVICES * 2 * C * 4
 
 
 @pytest.mark.parametrize("style", ["jit Auto", "jit Explicit"])

@@ -108,6 +108,30 @@ class InPlaceTest(chex.TestCase):
 
         chex.assert_trees_all_close(*map(hessian_product, (False, True)), atol=2e-3)
 
+    @parameterized.parameters(None, "leaky_relu")
+    def test_hessian_by_scale(self, activation):
+        """Against differences of the gradient; a scale of 0 stays without one."""
+        x, dy, _ = make_batch((6, 3))
+        scale = np.float64([0, 1, -2])
+
+        def gradient(scale):
+            def loss(scale):
+                y = train(x, scale, BIAS, activation=activation, in_place=True)
+                return jnp.sum(jnp.square(y) * dy)
+
+            return jax.grad(loss)(scale)
+
+        with jax.enable_x64(True):
+            x, dy = np.float64(x), np.float64(dy)
+            actual = jax.jacobian(gradient)(scale)
+            chex.assert_tree_all_finite(actual)
+            np.testing.assert_array_equal(actual[0], 0)
+            for i in (1, 2):
+                step = np.zeros(3)
+                step[i] = 1e-6
+                numeric = (gradient(scale + step) - gradient(scale - step)) / 2e-6
+                np.testing.assert_allclose(actual[i], numeric, rtol=1e-5, atol=1e-6)
+
     @parameterized.product(style=tuple(STYLES), activation=(None, "leaky_relu"))
     def test_every_style(self, style, activation):
         x, dy, _ = make_batch((16, 3))

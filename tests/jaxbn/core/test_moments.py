@@ -160,8 +160,23 @@ class BatchMomentsTest(chex.TestCase):
         assert_moments_close(actual, reference.moments(x))
 
     def test_mask_that_could_mean_two_things(self):
-        with pytest.raises(ValueError, match="`mask` must broadcast"):
+        with pytest.raises(ValueError, match=r"`mask` .* could belong to"):
             jaxbn.batch_moments(jnp.ones((8, 8)), mask=np.ones(8, bool))
+
+    @parameterized.product(value=(0.1, 1 / 3, -1e4 / 3), rows=(3, 7, 64, 1000))
+    def test_a_constant_that_is_no_float_has_no_negative_variance(self, value, rows):
+        x = jnp.full((rows, 2), value, jnp.float32)
+        whole = jaxbn.batch_moments(x)
+        merged = jaxbn.merge_moments(*(jaxbn.batch_moments(p) for p in (x[:2], x[2:])))
+        for var in (whole.var, merged.var):
+            # Rounding of the mean, squared.
+            assert np.all((var >= 0) & (var <= 1e-13 * value**2))
+
+    def test_one_dimensional_mask_of_the_last_axis_with_channels_first(self):
+        x = np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32)
+        mask = np.arange(8) < 5
+        actual = jaxbn.batch_moments(x, axis=0, mask=mask)
+        assert_moments_close(actual, reference.moments(x[:, :5], axis=0))
 
     @parameterized.parameters(2, -3, [(0, 0)], [(1, -1)])
     def test_bad_axis(self, axis):

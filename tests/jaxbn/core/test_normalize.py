@@ -203,6 +203,44 @@ class MaskTest(chex.TestCase):
         np.testing.assert_array_equal(y, np.broadcast_to(bias, y.shape))
         chex.assert_tree_all_finite(vjp(dy))
 
+    @parameterized.parameters("jvp", "vjp")
+    def test_a_channel_without_a_valid_element(self, mode):
+        """Its statistics are the constants 0 and 0."""
+        x, scale, bias, dy = make_batch()
+        mask = np.ones(x.shape, bool)
+        mask[:, 1] = False
+
+        def column(x, scale, bias):
+            return train(x, scale, bias, mask=mask)[:, 1]
+
+        def expected(x, scale, bias):
+            return x[:, 1] * (scale[1] / np.float32(np.sqrt(1e-5))) + bias[1]
+
+        def derivative(function):
+            if mode == "jvp":
+                return jax.jvp(function, (x, scale, bias), (dy, scale, bias))
+            y, vjp = jax.vjp(function, x, scale, bias)
+            dx, dscale, dbias = vjp(dy[:, 1])
+            return y, dx, dscale, dbias
+
+        chex.assert_trees_all_close(
+            derivative(column), derivative(expected), rtol=1e-4, atol=1e-2
+        )
+
+    def test_large_content_beside_a_small_deviation(self):
+        x = (1e-12 * np.random.default_rng(0).standard_normal((16, 2))).astype("f")
+        mask = np.arange(16)[:, None] < 12
+        hidden = np.where(mask, x, np.float32(1e30))
+        ones, dy = np.ones(2, np.float32), np.where(mask, np.float32(1), 0) * x * 1e12
+
+        def results(x):
+            function = lambda *args: train(*args, mask=mask, epsilon=0.0)  # noqa: E731
+            y, vjp = jax.vjp(function, x, ones, 0 * ones)
+            return jnp.where(mask, y, 0), vjp(dy)
+
+        chex.assert_tree_all_finite(results(hidden))
+        chex.assert_trees_all_close(results(hidden), results(np.where(mask, x, 0)))
+
 
 class DerivativeTest(chex.TestCase):
     """Against autodiff of the plain formula, in float64 to see only the rule."""

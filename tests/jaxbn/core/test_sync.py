@@ -1,5 +1,7 @@
 """Statistics over devices: one device with the whole batch is the reference."""
 
+from unittest import mock
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -105,6 +107,19 @@ class EveryStyleTest(chex.TestCase):
         np.testing.assert_allclose(
             actual.stats.var, reference.moments(x).var, rtol=1e-4
         )
+
+    @parameterized.product(style=tuple(styles.ALL), max_rows=(4, 64))
+    def test_mean_at_a_large_mean(self, style, max_rows):
+        x, dy = make_batch(channels=16)
+        x = (1e4 + x).astype(np.float32)
+        stats = jaxbn.init_batch_stats(16)
+        with mock.patch.object(sync, "MAX_ROWS", max_rows):
+            actual = styles.ALL[style](
+                x, np.ones((len(x), 1), bool), dy, np.ones(16), np.zeros(16), stats,
+                momentum=0.0,
+            )  # fmt: skip
+        exact = x.astype(np.float64).mean(0)
+        assert np.all(np.abs(actual.stats.mean - exact) <= np.spacing(np.float32(1e4)))
 
 
 def grouped_reference(x, mask, dy, groups):
@@ -236,6 +251,33 @@ class GroupTest(chex.TestCase):
                 jaxbn.batch_norm_train(
                     np.ones((examples, 3)), None, None, stats, group_size="local"
                 )
+
+    def test_forward_mode_within_groups(self):
+        x, dx = (a.reshape(8, ROWS, 3) for a in make_batch())
+        stats = jaxbn.init_batch_stats(3)
+
+        def split(x):
+            return jax.vmap(
+                lambda x: jaxbn.batch_norm_train(
+                    x, SCALE, BIAS, stats, axis_name="d", group_size=2
+                )[0],
+                axis_name="d",
+            )(x)
+
+        def in_parts(x):
+            y, _ = jaxbn.batch_norm_train(
+                x.reshape(-1, 3), SCALE, BIAS, stats, group_size=2 * ROWS
+            )
+            return y.reshape(x.shape)
+
+        actual, expected = (jax.jvp(f, (x,), (dx,)) for f in (split, in_parts))
+        chex.assert_trees_all_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+    def test_parts_of_one_axis(self):
+        x = jnp.arange(6.0)
+        stats = jaxbn.init_batch_stats(6)
+        with pytest.raises(ValueError, match=r"`group_size` needs a batch axis"):
+            jaxbn.batch_norm_train(x, None, None, stats, group_size=2)
 
     def test_local_needs_to_see_the_mesh(self):
         mesh = jax.make_mesh((8,), ("a",), axis_types=(styles.AUTO,))
