@@ -69,7 +69,7 @@ def normalize(
     mine, groups = _batch_moments(how, x, mask)
     center = affine.center_of(mine.mean, mine.var, mine.tail, output.epsilon)
     y = affine.apply(output, how.feature_axes, x, mask, center, scale, bias, residual)
-    return y, groups
+    return reduction.rounded(y) if _is_read_again(output, residual) else y, groups
 
 
 @normalize.defjvp
@@ -79,7 +79,7 @@ def _normalize_jvp(how, output, primals, tangents):
     mine, groups = _batch_moments(how, x, mask)
     center = affine.center_of(mine.mean, mine.var, mine.tail, output.epsilon)
     y = affine.apply(output, how.feature_axes, x, mask, center, scale, bias, residual)
-    if output.in_place or (output.activation is not None and residual is not None):
+    if output.in_place or _is_read_again(output, residual):
         y = reduction.rounded(y)  # The backward pass reads it, or the next residual.
     if output.in_place:
         rule = tangent.from_y
@@ -133,7 +133,13 @@ def standardize(
     """
     center = affine.center_of(mean, var, 0.0, output.epsilon)
     apply = _recomputed(affine.apply, output, feature_axes)
-    return apply(x, None, center, scale, bias, residual)
+    y = apply(x, None, center, scale, bias, residual)
+    return reduction.rounded(y) if _is_read_again(output, residual) else y
+
+
+def _is_read_again(output: affine.Output, residual: jax.Array | None) -> bool:
+    """Whether the output ends a block, so that it is the next one's residual too."""
+    return output.activation is not None and residual is not None
 
 
 @functools.lru_cache
