@@ -93,9 +93,9 @@ def _normalize_jvp(how, output, primals, tangents):
         correct = functools.partial(_corrected, output, made.mine, context)
         _, (dscale, dbias) = jax.jvp(correct, (scale, bias), (dscale, dbias))
     _, _, center, scale, bias, y = made
-    if output.in_place or (output.activation is not None and residual is not None):
-        y = barriers.rounded(y)  # The backward pass reads it, or the next residual.
     if output.in_place:
+        if not _is_read_again(output, residual):
+            y = barriers.rounded(y)  # The backward pass reads it.
         rule = tangent.from_y
         kept = tangent.FromY(y, mask, center.std, scale, bias, residual)
     else:
@@ -116,6 +116,7 @@ def _forward(how, output, x, scale, bias, mask, residual, context) -> _Forward:
     if output.correct is not None:
         scale, bias = _corrected(output, mine, context, scale, bias)
     y = affine.apply(output, how.feature_axes, x, mask, center, scale, bias, residual)
+    y = barriers.rounded(y) if _is_read_again(output, residual) else y
     return _Forward(mine, groups, center, scale, bias, y)
 
 
@@ -162,7 +163,13 @@ def standardize(
     """
     center = affine.center_of(mean, var, 0.0, output.epsilon)
     apply = _recomputed(affine.apply, output, feature_axes)
-    return apply(x, None, center, scale, bias, residual)
+    y = apply(x, None, center, scale, bias, residual)
+    return barriers.rounded(y) if _is_read_again(output, residual) else y
+
+
+def _is_read_again(output: affine.Output, residual: jax.Array | None) -> bool:
+    """Whether the output ends a block, so that it is the next one's residual too."""
+    return output.activation is not None and residual is not None
 
 
 @functools.lru_cache

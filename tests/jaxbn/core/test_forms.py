@@ -199,17 +199,17 @@ class PlatformTest(parameterized.TestCase):
 
 
 class RoundedTest(parameterized.TestCase):
-    """XLA:GPU keeps an output in its own dtype where the backward pass reads it."""
+    """XLA:GPU keeps an output in its own dtype where something later reads it."""
 
     @parameterized.parameters(
-        # Options, with a residual, barriers on a GPU.
-        ({"activation": "relu"}, False, 0),
-        ({"activation": "relu"}, True, 1),
-        ({}, True, 0),
-        ({"in_place": True}, False, 1),
-        ({"in_place": True, "activation": "leaky_relu"}, True, 1),
+        # Options, with a residual, barriers on a GPU with and without a backward pass.
+        ({"activation": "relu"}, False, 0, 0),
+        ({"activation": "relu"}, True, 1, 1),
+        ({}, True, 0, 0),
+        ({"in_place": True}, False, 1, 0),
+        ({"in_place": True, "activation": "leaky_relu"}, True, 1, 1),
     )
-    def test_only_on_a_gpu(self, options, residual, expected):
+    def test_only_on_a_gpu(self, options, residual, backward, forward):
         x = jnp.ones((64, 8, 8, 4), jnp.bfloat16)
         stats = jaxbn.init_batch_stats(4)
         given = {"residual": x} if residual else {}
@@ -218,10 +218,18 @@ class RoundedTest(parameterized.TestCase):
             y, _ = jaxbn.batch_norm_train(x, None, None, stats, **given, **options)
             return jnp.sum(y.astype(jnp.float32) ** 2)
 
+        def inference(x):
+            activation = options.get("activation")
+            return jaxbn.batch_norm_inference(
+                x, None, None, stats, **given, activation=activation
+            )
+
         for function, platform, barriers in (
-            (jax.grad(loss), "cuda", expected),
+            (jax.grad(loss), "cuda", backward),
             (jax.grad(loss), "tpu", 0),
-            (loss, "cuda", 0),
+            (loss, "cuda", forward),
+            (inference, "cuda", forward),
+            (inference, "tpu", 0),
         ):
             traced = jax.jit(function).trace(x)
             text = traced.lower(lowering_platforms=(platform,)).as_text()
