@@ -112,7 +112,8 @@ def group_sum(values: jax.Array, devices: Devices) -> jax.Array:
         return jax.lax.psum(values, axis_name)
     if len(groups[0]) == 1:
         return values
-    mine = jnp.arange(len(groups)) == _group_index(devices)
+    index = _group_index(devices)
+    mine = jnp.arange(len(groups)) == index
     mine = jnp.expand_dims(mine, range(1, values.ndim + 1))
     slots = jax.lax.psum(jnp.where(mine, values[None], 0), axis_name)
     return jnp.sum(jnp.where(mine, slots, 0), 0)
