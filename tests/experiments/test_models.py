@@ -52,7 +52,7 @@ def test_outputs_of_the_inception_modules():
     assert tuple(widths) == outputs
 
 
-def test_trains_on_small_images():
+def test_output_and_statistics_of_small_images():
     model = models.BNInception(classes=3)
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 64, 64, 3)))
     y, variables = jax.jit(

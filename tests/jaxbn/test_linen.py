@@ -113,6 +113,12 @@ class LikeFlaxTest(chex.TestCase):
             )
 
 
+class Block(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        return nn.relu(BatchNorm(use_running_average=False)(nn.Dense(3)(x))), None
+
+
 class LayerTest(chex.TestCase):
     def test_running_variance_is_unbiased_by_default(self):
         layer = BatchNorm(use_running_average=False, momentum=0.0)
@@ -211,14 +217,7 @@ class LayerTest(chex.TestCase):
         np.testing.assert_array_equal(y, 0)
         chex.assert_trees_all_equal(updates["batch_stats"], variables["batch_stats"])
 
-    def test_scan_over_layers_remat_and_vmap(self):
-        class Block(nn.Module):
-            @nn.compact
-            def __call__(self, x, _):
-                return nn.relu(
-                    BatchNorm(use_running_average=False)(nn.Dense(3)(x))
-                ), None
-
+    def test_scan_over_layers_with_remat_equals_layers_in_a_row(self):
         stacked = nn.scan(
             nn.remat(Block),
             variable_axes={"params": 0, "batch_stats": 0},
@@ -228,21 +227,45 @@ class LayerTest(chex.TestCase):
         variables = stacked.init(jax.random.key(0), X, None)
 
         @jax.jit
-        def loss(variables):
-            (y, _), updates = stacked.apply(variables, X, None, mutable=["batch_stats"])
-            return jnp.sum(y**2), updates
+        def scanned(variables, x):
+            (y, _), updates = stacked.apply(variables, x, None, mutable=["batch_stats"])
+            return jnp.sum(jnp.sin(y)), updates["batch_stats"]
 
-        grads, updates = jax.grad(loss, has_aux=True)(variables)
-        chex.assert_tree_all_finite(grads)
-        jaxbn.testing.assert_valid_batch_stats(updates["batch_stats"])
+        @jax.jit
+        def in_a_row(variables, x):
+            updates = []
+            for i in range(4):
+                layer = jax.tree.map(lambda leaf, i=i: leaf[i], variables)
+                (x, _), update = Block().apply(layer, x, None, mutable=["batch_stats"])
+                updates.append(update["batch_stats"])
+            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *updates)
+            return jnp.sum(jnp.sin(x)), stacked
+
+        results = [
+            jax.value_and_grad(loss, (0, 1), has_aux=True)(variables, X)
+            for loss in (scanned, in_a_row)
+        ]
+        chex.assert_trees_all_close(*results, rtol=1e-4, atol=1e-5)
+
+    def test_vmap_over_layers_equals_each_layer(self):
         mapped = nn.vmap(
             Block,
             in_axes=(0, None),
             variable_axes={"params": 0, "batch_stats": 0},
             split_rngs={"params": True},
         )()
-        out, variables = mapped.init_with_output(jax.random.key(0), X[None], None)
-        chex.assert_shape(out[0], (1, *X.shape))
+        x = jnp.stack([X, 2 * X[::-1] + 1])
+        variables = mapped.init(jax.random.key(0), x, None)
+        (y, _), updates = mapped.apply(variables, x, None, mutable=["batch_stats"])
+        for i in range(2):
+            layer = jax.tree.map(lambda leaf, i=i: leaf[i], variables)
+            (expected, _), update = Block().apply(
+                layer, x[i], None, mutable=["batch_stats"]
+            )
+            actual = y[i], jax.tree.map(lambda leaf, i=i: leaf[i], updates)
+            chex.assert_trees_all_close(
+                actual, (expected, update), rtol=1e-5, atol=1e-6
+            )
 
 
 class GroupTest(chex.TestCase):

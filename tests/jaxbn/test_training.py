@@ -139,7 +139,14 @@ class TrainStepTest(chex.TestCase):
 
     def test_optimiser_whose_state_holds_the_parameters(self):
         state = make_state(tx=optax.contrib.prodigy())
-        training.make_train_step(loss_fn)(state, BATCH)
+        before = jax.tree.map(np.array, state.params)
+        step = training.make_train_step(loss_fn)
+        for _ in range(30):
+            state, metrics = step(state, BATCH)
+        assert int(state.step) == 30
+        assert float(metrics["loss"]) < 1
+        # What the optimiser remembers is where it began, not where it is.
+        chex.assert_trees_all_close(state.opt_state.params0, before)
 
     def test_dropout_differs_from_step_to_step(self):
         state = make_state(Net(batch_norm=False, dropout=0.5), optax.sgd(0.0))
