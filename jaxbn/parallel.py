@@ -51,10 +51,11 @@ def shard_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
       Arrays of the shape of the global batch.
 
     Raises:
-      ValueError: if N is no multiple of this process's devices.
+      ValueError: if N is no multiple of this process's devices, or an array a scalar.
     """
     sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
     local = len(mesh.local_devices)
+    _check_no_scalar(batch)
     for name, value in batch.items():
         if np.shape(value)[0] % local:
             raise ValueError(
@@ -79,8 +80,9 @@ def pad_batch(batch: Mapping[str, Any], multiple: int) -> dict[str, np.ndarray]:
       that nothing it passes through becomes NaN.
 
     Raises:
-      ValueError: if the batch is empty or its arrays differ in N.
+      ValueError: if the batch is empty, its arrays differ in N or one is a scalar.
     """
+    _check_no_scalar(batch)
     arrays = {name: np.asarray(value) for name, value in batch.items()}
     sizes = {len(value) for value in arrays.values()}
     if len(sizes) != 1 or 0 in sizes:
@@ -97,3 +99,13 @@ def pad_batch(batch: Mapping[str, Any], multiple: int) -> dict[str, np.ndarray]:
     }
     padded["mask"][size:] = False
     return padded
+
+
+def _check_no_scalar(batch: Mapping[str, Any]) -> None:
+    for name, value in batch.items():
+        if np.ndim(value) == 0:
+            raise ValueError(
+                f"`batch[{name!r}]` must be an array [N, ...] with one entry per "
+                f"example, got the scalar {value!r}; give what is the same for all "
+                "examples to the loss function in another way."
+            )

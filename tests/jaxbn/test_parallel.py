@@ -134,3 +134,12 @@ class BatchTest(parameterized.TestCase):
             parallel.pad_batch({"x": np.ones(0)}, 8)
         with pytest.raises(ValueError, match=r"multiple of 8 examples.*pad_batch"):
             parallel.shard_batch({"x": np.ones(5)}, parallel.data_mesh())
+        batch = {"x": np.ones(8), "temperature": 0.5}
+        for function, argument in (
+            (parallel.pad_batch, 8),
+            (parallel.shard_batch, parallel.data_mesh()),
+        ):
+            with pytest.raises(
+                ValueError, match=r"batch\['temperature'\].* scalar 0.5"
+            ):
+                function(batch, argument)
