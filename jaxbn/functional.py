@@ -158,7 +158,7 @@ def batch_norm_train(
         x, mask, feature_axes, position = sub_batches.split(
             x, mask, feature_axes, examples
         )
-        # A check of all groups at once would need a collective.
+        # One conditional for all groups would need a collective for its predicate.
         variance = "unconditional" if variance == "auto" else variance
         scale, bias = (jnp.expand_dims(array, position) for array in (scale, bias))
         residual = None if residual is None else residual.reshape(x.shape)
@@ -226,7 +226,7 @@ def batch_norm_inference(
     x, scale, bias, feature_axes = checks.as_arrays(x, scale, bias, batch_stats, axis)
     residual = checks.as_residual(residual, x)
     output = checks.as_output(x, epsilon=epsilon, dtype=dtype, activation=activation)
-    # As the parameters.
+    # On a mesh of Explicit axes statistics may be split otherwise than the input.
     channels = reduction.channel_sharding(x, feature_axes)
     mean, var = (reduction.resharded(part, channels) for part in batch_stats)
     return normalize.standardize(

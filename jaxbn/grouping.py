@@ -19,7 +19,7 @@ from jaxbn.core import reduction
 
 GroupSize = int | Literal["local"]
 
-# Frames between the user's line and a warning.
+# Packages whose frames lie between the user's line and a warning.
 _PACKAGES = ("jaxbn", "flax", "jax", "contextlib", "functools")
 
 
@@ -90,7 +90,8 @@ def check_split(x: jax.Array, devices: reduction.Devices | None) -> None:
     names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
     manual = jax.sharding.get_abstract_mesh().manual_axes
     same = [name for name in names if name in manual and name not in varying]
-    if varying and same:  # Empty: not split at all, or shard_map does not check.
+    # Where nothing varies, `x` is not split at all or shard_map does not keep track.
+    if varying and same:
         raise ValueError(
             f"`axis_name` must name axes over which `x` is split, got {axis_name!r}; "
             f"`x` is split over {sorted(varying)} and the same along {same}."

@@ -133,7 +133,7 @@ def apply(
     def train() -> tuple[jax.Array, running.BatchStats]:
         groups = {} if initializing else {o: getattr(layer, o) for o in _GROUPS}
         with warnings.catch_warnings():
-            if initializing:  # Often done with one example, on purpose.
+            if initializing:  # One example is often enough for that.
                 warnings.simplefilter("ignore", UserWarning)
             return functional.batch_norm_train(
                 x,
@@ -149,7 +149,7 @@ def apply(
             )
 
     if on.use_running_average:
-        # Of training, but seen in inference too: a mistake shows at the first call.
+        # They matter only in training, but a mistake should show at the first call.
         checks.check_momentum(layer.momentum)
         checks.as_variance(layer.variance, layer.use_fast_variance)
         checks.check_activation(x, layer.activation, layer.in_place)

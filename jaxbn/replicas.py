@@ -39,7 +39,7 @@ def sync_batch_stats(batch_stats: Any, axis_name: reduction.AxisName) -> Any:
       >>> jax.vmap(merge, axis_name="replica")(stats).var[0]
       Array([2.], dtype=float32)
     """
-    grouping.axis_size(axis_name)  # For its message.
+    grouping.axis_size(axis_name)  # Raises if the name is not bound.
 
     def merge(mean: jax.Array, var: jax.Array) -> tuple[jax.Array, jax.Array]:
         merged = jax.lax.pmean(mean, axis_name)

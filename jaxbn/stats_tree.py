@@ -48,7 +48,7 @@ def _places(tree: Any) -> dict[Path, tuple[int, int]]:
     found: dict[Path, dict[str, int]] = {}
     for place, (keys, _) in enumerate(jax.tree_util.tree_leaves_with_path(tree)):
         path = tuple(jax.tree_util.keystr((key,), simple=True) for key in keys)
-        if path and path[-1] == "value":  # Of a box, such as an NNX variable.
+        if path and path[-1] == "value":  # It is in a box, such as an NNX variable.
             path = path[:-1]
         if path and path[-1] in running.BatchStats._fields:
             found.setdefault(path[:-1], {})[path[-1]] = place

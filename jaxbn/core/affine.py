@@ -20,18 +20,18 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": jax.nn.gelu,
 }
 
-# Slopes below 0 of the activations whose derivative the sign of the output shows.
+# The slope below 0 of every activation whose derivative the sign of its output shows.
 NEGATIVE_SLOPES: dict[str | None, float] = {
     None: 1.0,
     "relu": 0.0,
     "leaky_relu": 0.01,
 }
 
-# Those of them that `in_place` can undo.
+# Those whose input can be solved from the output, as `in_place` does.
 INVERTIBLE = tuple(name for name, slope in NEGATIVE_SLOPES.items() if slope)
 
-# Made of the moments of the batch and of other arrays: constants `gain` and `shift`,
-# `[C]` each, such that `gain * x_hat + shift` is what scale and bias are applied to.
+# A function of the moments of the batch and of other arrays. It returns two constants,
+# `gain` and `shift`, `[C]` each; scale and bias are applied to `gain * x_hat + shift`.
 # Batch Renormalization corrects by them (Ioffe, arXiv:1702.03275).
 Correct = Callable[[moments.Moments, Any], tuple[jax.Array, jax.Array]]
 
@@ -40,10 +40,10 @@ class Output(NamedTuple):
     """What is made of moments and input: hashable, so `jit` can hold it static."""
 
     epsilon: float
-    dtype: jnp.dtype  # Of the result.
+    dtype: jnp.dtype  # The dtype of y.
     activation: str | None = None  # One of ACTIVATIONS.
-    in_place: bool = False  # Keep y instead of x; activation one of INVERTIBLE.
-    correct: Correct | None = None
+    in_place: bool = False  # Keep y instead of x. Activations: INVERTIBLE.
+    correct: Correct | None = None  # None: x_hat as it is.
 
 
 class Center(NamedTuple):
@@ -114,13 +114,13 @@ def activation(output: Output) -> Callable[[jax.Array], jax.Array]:
 
 
 def wide_dtype(*arrays: jax.Array) -> jnp.dtype:
-    """In which the arrays are combined: float32 or wider."""
+    """The dtype in which the arrays are combined: float32 or wider."""
     return reduction.reduction_dtype(jnp.result_type(*arrays))
 
 
 def expander(
     feature_axes: tuple[int, ...], x: jax.Array
 ) -> Callable[[jax.Array], jax.Array]:
-    """Gives `[C]` arrays the rank of `x`."""
+    """A function that gives `[C]` arrays the rank of `x`."""
     axes = reduction.reduction_axes(x.ndim, feature_axes)
     return lambda array: jnp.expand_dims(array, axes)

@@ -19,13 +19,13 @@ def widened_alone(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     """
     if all(array.dtype == reduction.reduction_dtype(array.dtype) for array in arrays):
         return arrays
-    # One barrier for all: equal ones would become one again.
+    # One barrier for all of them. XLA would merge several equal ones.
     return _barrier(lambda *given: jax.lax.optimization_barrier(given), arrays, "cpu")
 
 
 def unshared(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     """The same arrays; what is made of these XLA:CPU shares with nothing else."""
-    # One by one: under shard_map they may vary over different axes.
+    # A barrier each, because under shard_map they may vary over different axes.
     return _barrier(
         lambda *given: tuple(jax.lax.optimization_barrier(each) for each in given),
         arrays,

@@ -30,17 +30,18 @@ import jax.numpy as jnp
 
 from jaxbn.core import barriers, moments, reduction
 
-# Up to so many bytes a second pass costs a TPU less than a conditional, which would
-# keep x out of fast memory (VMEM): by ResNet-50 compiled for a v5e with 16, 25, 50 MB.
+# Up to this many bytes a second pass costs a TPU less than a conditional, which would
+# keep x out of fast memory (VMEM). Chosen by compiling ResNet-50 for a v5e with 16, 25
+# and 50 MB.
 _FAST_MEMORY = 25 * 2**20
 
-# Slices that a TPU adds before it sums: with more of them it makes several kernels.
+# How many slices a TPU adds before it sums. With more it makes several kernels.
 _SLICES = 8
 
-# The part of x that gives "shifted" its shift is at least a 64th of x.
+# "shifted" takes its shift from at least a 64th of x.
 _PARTS = 64
 
-# Mean, variance, tail of the mean.
+# Mean, variance, and what the mean rounds away.
 Parts = tuple[jax.Array, jax.Array, jax.Array]
 
 
@@ -52,7 +53,7 @@ def auto(axes, dtype, x, mask, count) -> Parts:
 
 
 def unconditional(axes, dtype, x, mask, count) -> Parts:
-    """The same among those that have no conditional."""
+    """The cheapest stable form that has no conditional."""
     return _on_platform(axes, dtype, x, mask, count, cpu=two_pass, tpu=sliced)
 
 
@@ -69,7 +70,7 @@ def _bytes_on_a_device(x: jax.Array) -> int:
 
 
 def fast(axes, dtype, x, mask, count) -> Parts:
-    """`E[x^2] - E[x]^2`, whatever that loses."""
+    """`E[x^2] - E[x]^2`, however much precision that loses."""
     del mask  # Elements outside it are 0 already.
     one, other = (part.astype(dtype) for part in barriers.widened_alone(x, x))
     mean = _mean(one, axes, count)
@@ -83,7 +84,7 @@ def checked(axes, dtype, x, mask, count) -> Parts:
     mean, var, tail = fast(axes, dtype, x, mask, count)
 
     def again() -> Parts:
-        # Where the sum overflowed, so do the squares of that pass.
+        # Where the sum overflowed the squares do so too, about any centre.
         center = jnp.where(jnp.isfinite(mean), mean, 0)
         return _centered(axes, dtype, x, mask, count, center)
 
@@ -118,7 +119,7 @@ def sliced(axes, dtype, x, mask, count) -> Parts:
         varies = array.shape[whole[0]] > 1
         return jnp.split(array, slices, whole[0]) if varies else [array] * slices
 
-    # Split before anything is computed, or the differences would be stored.
+    # Splitting comes first. Differences that are split afterwards would be stored.
     parts = [part.astype(dtype) - expanded for part in split(x)]
     if mask is not None:
         parts = [
@@ -131,7 +132,7 @@ def sliced(axes, dtype, x, mask, count) -> Parts:
 
 
 def _added(parts: list[jax.Array]) -> jax.Array:
-    """The sum of arrays, in pairs."""
+    """The sum of the arrays, added in pairs."""
     while len(parts) > 1:
         pairs = zip(parts[::2], parts[1::2], strict=False)
         odd = parts[-1:] if len(parts) % 2 else []
@@ -155,14 +156,15 @@ def shifted(axes, dtype, x, mask, count) -> Parts:
         part = jax.lax.slice_in_dim(part, 0, size, axis=axis)
         parts = max(1, parts * size // x.shape[axis])
     center = _mean(part.astype(dtype), axes, count * (part.size / x.size))
-    # Where its sum overflowed, so do the squares of the pass.
+    # Where that sum overflowed the squares do so too, about any centre.
     center = jnp.where(jnp.isfinite(center), center, 0)
     return _centered(axes, dtype, x, None, count, center)
 
 
 def _centered(axes, dtype, x, mask, count, center) -> Parts:
     """Moments about a known centre: one pass over x."""
-    # XLA:CPU would store one difference for both sums; others make one of the two.
+    # XLA:CPU would store a difference that two sums share, so each has its own. On other
+    # platforms they are one.
     other, unshared = barriers.unshared(x, center)
     left = x.astype(dtype) - jnp.expand_dims(center, axes)
     right = other.astype(dtype) - jnp.expand_dims(unshared, axes)

@@ -14,8 +14,8 @@ from jaxbn.core import forms, moments, reduction
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-# Jitted because eager `lax.cond` would compile its branches anew at every call; inlined
-# where there is a jit already, and traced once for all layers of one shape.
+# Without jit, an eager `lax.cond` would compile its branches at every call. It is inlined
+# into an outer jit, and traced once for all layers of one shape.
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def local_moments(
     how: reduction.Reduction, x: jax.Array, mask: jax.Array | None
@@ -32,7 +32,7 @@ def local_moments(
     """
     axes = reduction.reduction_axes(x.ndim, how.feature_axes)
     dtype = jnp.dtype(how.dtype or reduction.reduction_dtype(x.dtype))
-    if mask is not None:  # Before anything else, or its NaN would reach derivatives.
+    if mask is not None:  # First of all, or masked NaN would reach derivatives.
         x = jnp.where(mask, x, 0)
     count = _count(x, axes, mask)
     form = forms.FORMS[how.variance]

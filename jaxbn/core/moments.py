@@ -96,14 +96,15 @@ def about(
       offset: mean of the differences from it, `[C]`.
       square: mean of their absolute squares, `[C]`.
     """
-    # Where a difference overflows, its mean may be NaN; the variance says so.
+    # A difference that overflows may have a mean of NaN. The infinite variance tells of
+    # it, so that the mean stays finite.
     overflow = jnp.isinf(square)
     offset = jnp.where(overflow & ~jnp.isfinite(offset), 0, offset)
     mean = center + offset
     var = square - jnp.where(overflow, 0, abs_square(offset))
     eps = float(jnp.finfo(mean.dtype).eps)
     noise = 100 * eps * abs_square(offset) + jnp.square(16 * eps**2 * jnp.abs(mean))
-    # Written so that NaN stays NaN.
+    # The comparison is false for NaN, which therefore stays.
     var = jnp.where((var <= noise) & ~overflow, 0, var)
     return mean, var, (center - mean) + offset
 

@@ -41,10 +41,10 @@ def dots_and_moments_saveable(*args, **params):
 class _Forward(NamedTuple):
     """What the forward pass makes on its way to the output."""
 
-    mine: moments.Moments  # Of this device's group.
-    groups: moments.Moments  # Of all groups.
+    mine: moments.Moments  # The moments of this device's group.
+    groups: moments.Moments  # Those of all groups.
     center: affine.Center
-    scale: jax.Array  # Corrected, as the bias.
+    scale: jax.Array  # Scale and bias after `output.correct`.
     bias: jax.Array
     y: jax.Array
 

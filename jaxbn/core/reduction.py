@@ -10,7 +10,7 @@ import jax.numpy as jnp
 AxisName = Hashable  # One name, or a tuple of names.
 AxisIndexGroups = tuple[tuple[int, ...], ...]
 
-# How the variance is computed; see `forms`.
+# The form in which the variance is computed; see `forms`.
 Variance = Literal[
     "auto", "unconditional", "fast", "checked", "two_pass", "sliced", "shifted"
 ]
@@ -20,8 +20,8 @@ class Devices(NamedTuple):
     """The devices along a mapped axis, and which of them share statistics."""
 
     axis_name: AxisName  # Bound by pmap, vmap or shard_map.
-    size: int  # Of the axis.
-    groups: AxisIndexGroups | None = None  # Of one size; None: all are one group.
+    size: int  # How many there are.
+    groups: AxisIndexGroups | None = None  # All of one size; None: one group.
 
 
 class Reduction(NamedTuple):
@@ -29,8 +29,8 @@ class Reduction(NamedTuple):
 
     feature_axes: tuple[int, ...]  # Canonical; all other axes are reduced.
     variance: Variance = "auto"
-    dtype: jnp.dtype | None = None  # Of squares and moments; None: float32 or wider.
-    devices: Devices | None = None  # Whose moments are merged; None: this one's only.
+    dtype: jnp.dtype | None = None  # For squares and moments; None: float32 or wider.
+    devices: Devices | None = None  # Their moments are merged; None: only one device.
 
 
 def reduction_axes(ndim: int, feature_axes: tuple[int, ...]) -> tuple[int, ...]:

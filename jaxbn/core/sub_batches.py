@@ -17,8 +17,8 @@ class SubBatches(NamedTuple):
 
     x: jax.Array
     mask: jax.Array | None
-    feature_axes: tuple[int, ...]  # The axis of the groups among them.
-    position: int  # Of the groups among the feature axes.
+    feature_axes: tuple[int, ...]  # The axis of the groups is one of them.
+    position: int  # Where the groups stand among the feature axes.
 
 
 def split(

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 from jaxbn.core import local, moments, reduction
 from jaxbn.core.reduction import AxisName, Devices
 
-# By the cost model of `python -m experiments sync_cost` rows take at most 1.25 times as
-# long as one collective of sums until here; sums would need a branch as well and, where
-# the data are ill conditioned, a second collective.
+# Up to this many devices one collective of rows takes at most 1.25 times as long as one
+# of sums, by the cost model of `python -m experiments sync_cost`. Sums need a branch as
+# well and, where the data are ill conditioned, a second collective.
 MAX_ROWS = 32
 
 
@@ -59,7 +59,7 @@ def sync_moments(
     members = jnp.array(devices.groups)  # [groups, size]
     grouped = jax.tree.map(lambda part: part[members], rows)
     groups = jax.vmap(moments.merge_rows)(grouped)
-    if len(devices.groups[0]) == 1:  # Need not wait for the others.
+    if len(devices.groups[0]) == 1:  # It need not wait for the others.
         return Synced(moments.count_per_channel(mine), groups)
     index = _group_index(devices)
     return Synced(jax.tree.map(lambda part: part[index], groups), groups)

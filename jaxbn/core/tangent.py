@@ -20,12 +20,13 @@ import jax.numpy as jnp
 
 from jaxbn.core import affine, barriers, reduction, sync
 
-# Beyond it the derivatives of silu and gelu are those of ReLU, and its cube is finite.
+# Beyond this value silu and gelu have the derivative of ReLU. Its cube, which occurs in
+# gelu, is still finite.
 _SATURATED = 1e4
 
 
 class Tangents(NamedTuple):
-    """Of the arguments of the op."""
+    """The tangents of the arguments of the op."""
 
     x: jax.Array
     scale: jax.Array
@@ -41,8 +42,8 @@ class FromX(NamedTuple):
     center: affine.Center
     scale: jax.Array
     bias: jax.Array
-    residual: jax.Array | None  # For activations whose derivative needs z.
-    y: jax.Array | None  # Instead, where its sign shows the derivative.
+    residual: jax.Array | None  # Given where the derivative of the activation needs z.
+    y: jax.Array | None  # Given instead where its sign shows that derivative.
 
 
 class FromY(NamedTuple):
@@ -63,7 +64,7 @@ def from_x(
     count: jax.Array,
     tangents: Tangents,
 ) -> jax.Array:
-    """The tangent of the output, of its shape and dtype."""
+    """The tangent of the output, in its shape and dtype."""
     with jax.named_scope("jaxbn.tangent"):
         dz = _affine_tangent(how, kept, count, tangents)
         if tangents.residual is not None:
@@ -83,21 +84,22 @@ def _affine_tangent(how, kept, count, tangents):
     expand = affine.expander(how.feature_axes, x)
     dx, dscale, dbias = (t.astype(wide) for t in tangents[:3])
     slope = scale.astype(wide) / std
-    # Two differences of opposite sign: XLA:CPU would store one that a sum shares with
-    # others. The backward pass sums over the one that `p` is multiplied by.
+    # XLA:CPU stores a difference that a sum shares with other results, so there are two
+    # of opposite sign. The backward pass sums over the one that `p` is multiplied by.
     other, shift = barriers.unshared(x, mean)
     centered = x.astype(wide) - expand(mean)
     negated = expand(shift) - other.astype(wide)
     keep = None
     if mask is not None:
-        # Where content outside the mask gives nothing finite, y is the bias.
+        # Content outside the mask that gives nothing finite came out as the bias.
         keep = mask | jnp.isfinite(centered * expand(slope))
         centered, negated = (jnp.where(keep, c, 0) for c in (centered, negated))
     mean_dx, mean_product = _mean_all(how, mask, count, dx, centered)
     mean_product = mean_product - (jnp.conj(tail) * mean_dx).real
-    # A sum that overflows where x_hat is 0 counts for nothing.
+    # Where std is infinite x_hat is 0, and a sum that overflowed must not matter.
     p = jnp.where(jnp.isinf(std), 0, (dscale - slope * (mean_product / std)) / std)
-    # `p` is negated, not the product: the transpose would negate every element of dy.
+    # Negating `p` costs nothing; negating the product would make the transpose negate
+    # every element of dy.
     dz = expand(slope) * dx + negated * expand(-p)
     q = -(slope * mean_dx + tail * p)
     if keep is None:
@@ -118,8 +120,8 @@ def _times_gain(how, output, kept, dz):
     if needs_residual(output):
         z = jnp.clip(z, -_SATURATED, _SATURATED)
         return jax.jvp(affine.activation(output), (z,), (dz,))[1].astype(output.dtype)
-    # Cast first: the backward pass then masks `dy` where it is made, in its own dtype,
-    # and stores it masked.
+    # The cast comes first, so that the backward pass masks `dy` in its own dtype in the
+    # kernel that makes it.
     dz = dz.astype(output.dtype)
     if output.activation == "relu":
         return jnp.where(z > 0, dz, 0)
@@ -141,7 +143,7 @@ def from_y(
         scale, bias = scale.astype(wide), bias.astype(wide)
         dx, dscale, dbias = (t.astype(wide) for t in tangents[:3])
         keep = None
-        if mask is not None:  # As `_affine_tangent`; y came out as the bias.
+        if mask is not None:  # What is not finite came out as the activated bias.
             constant = expand(affine.activation(output)(bias).astype(y.dtype))
             keep = jnp.isfinite(y) & (y != constant)
             if residual is not None:
@@ -152,7 +154,7 @@ def from_y(
         y = y.astype(wide)
 
         def activated(values):
-            """Times the derivative of the activation."""
+            """The values times the derivative of the activation."""
             if output.activation is None:
                 return values
             slope = affine.NEGATIVE_SLOPES[output.activation]
@@ -161,9 +163,9 @@ def from_y(
         z = y  # What the activation was given.
         if output.activation is not None:
             z = jnp.where(y < 0, y / affine.NEGATIVE_SLOPES[output.activation], y)
-        # Where scale is 0 no gradient reaches x, and that of scale is unknown: 0.
+        # Where the scale is 0, y does not show x_hat: both gradients are taken as 0.
         inverse = jnp.where(scale == 0, 0, 1 / jnp.where(scale == 0, 1, scale))
-        # `activated(z)` is y, so that the transpose sums y * dy, not x_hat * dy.
+        # `activated(z)` is y, so the transpose sums y * dy and need not make x_hat.
         scaled = y
         if residual is not None:
             residual = residual.astype(wide)
@@ -194,6 +196,7 @@ def _mean_all(how, mask, count, dx, factor):
         sums = jnp.stack([sum_dx, sum_product])
         sum_dx, total = sync.group_sum(sums, how.devices)
         sum_product = total if jnp.iscomplexobj(sum_product) else total.real
-    # Not a constant, by which XLA:CPU would multiply, for every element again.
+    # XLA:CPU would turn a division by a constant into a product that it then computes
+    # for every element; hidden behind a barrier the count is no constant.
     (divisor,) = barriers.unshared(jnp.maximum(count, 1))
     return sum_dx / divisor, sum_product / divisor

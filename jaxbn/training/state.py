@@ -119,7 +119,7 @@ class TrainState(train_state.TrainState):
 
 
 def _to_state_dict(state: TrainState) -> dict[str, Any]:
-    """For `flax.serialization`, which knows no typed keys."""
+    """The state as `flax.serialization` wants it; it knows no typed keys."""
     parts = {name: getattr(state, name) for name in _names(state)}
     parts["key"] = _data(state.key)
     return {name: serialization.to_state_dict(part) for name, part in parts.items()}

@@ -64,7 +64,7 @@ def value_and_grad(
     def gradient(state: TrainState, batch: Batch) -> Gradient:
         key = jax.random.fold_in(state.key, state.step)
         if axis_name is not None:
-            grouping.axis_size(axis_name)  # For its message.
+            grouping.axis_size(axis_name)  # Raises if the name is not bound.
             key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
         keys = dict(zip(rngs, jax.random.split(key, len(rngs)), strict=True))
 
