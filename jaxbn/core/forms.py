@@ -163,8 +163,8 @@ def shifted(axes, dtype, x, mask, count) -> Parts:
 
 def _centered(axes, dtype, x, mask, count, center) -> Parts:
     """Moments about a known centre: one pass over x."""
-    # XLA:CPU would store a difference that two sums share, so each has its own. On other
-    # platforms they are one.
+    # XLA:CPU would store a difference that two sums share, so each has its own. Other
+    # platforms make one of the two.
     other, unshared = barriers.unshared(x, center)
     left = x.astype(dtype) - jnp.expand_dims(center, axes)
     right = other.astype(dtype) - jnp.expand_dims(unshared, axes)

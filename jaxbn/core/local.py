@@ -14,8 +14,8 @@ from jaxbn.core import forms, moments, reduction
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-# Without jit, an eager `lax.cond` would compile its branches at every call. It is inlined
-# into an outer jit, and traced once for all layers of one shape.
+# Without jit an eager `lax.cond` would compile its branches at every call. In an outer
+# jit this one is inlined, and traced once for all layers of one shape.
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def local_moments(
     how: reduction.Reduction, x: jax.Array, mask: jax.Array | None
