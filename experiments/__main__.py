@@ -5,9 +5,14 @@ import sys
 import absl.logging
 import tyro
 
-from experiments import accuracy, benchmark, data, figure1, figure1_sweep, sync_cost
+from experiments import datasets
 from experiments.accelerators import study as accelerators
+from experiments.accuracy import study as accuracy
+from experiments.benchmark import study as benchmark
 from experiments.device import study as device
+from experiments.figure1 import study as figure1
+from experiments.figure1 import sweep as figure1_sweep
+from experiments.sync_cost import study as sync_cost
 
 COMMANDS = {
     "accuracy": accuracy.Accuracy,
@@ -16,7 +21,7 @@ COMMANDS = {
     "device": device.Device,
     "figure1": figure1.Figure1,
     "figure1_sweep": figure1_sweep.Figure1Sweep,
-    "prepare": data.Prepare,
+    "prepare": datasets.Prepare,
     "sync_cost": sync_cost.SyncCost,
 }
 

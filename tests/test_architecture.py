@@ -92,3 +92,27 @@ def test_core_imports_jax_only(name, path):
 def test_no_catch_all_modules():
     for name, _ in modules():
         assert name.split(".")[-1] not in ("utils", "util", "misc", "common", "helpers")
+
+
+STUDIES = sorted(path.parent.name for path in ROOT.glob("experiments/*/study.py"))
+
+
+def study_of(name):
+    """The study that a module belongs to; None for machinery and the library."""
+    parts = name.split(".")
+    return parts[1] if parts[0] == "experiments" and parts[1:2][0] in STUDIES else None
+
+
+@pytest.mark.parametrize(
+    ("name", "path"), [m for m in modules() if m[0].startswith("experiments.")]
+)
+def test_studies_stand_alone(name, path):
+    if name == "experiments.__main__":  # Lists them all.
+        return
+    for other in imported(path):
+        if other.startswith("experiments.") and study_of(other):
+            assert study_of(other) == study_of(name), f"{name} imports {other}"
+
+
+def test_there_are_studies():
+    assert {"accelerators", "benchmark", "figure1", "sync_cost"} <= set(STUDIES)

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from experiments.accelerators import cases, targets
+from experiments.programs import cases, targets
 
 STEP = {"tpu": 16, "gpu": 128}  # Images.
 FIRST = {"tpu": (256, 448), "gpu": (1024, 2048)}

@@ -12,7 +12,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.accelerators import cases, compare, process, report, targets
+from experiments.accelerators import compare, process, report
+from experiments.programs import cases, targets
 
 COMMITTED = pathlib.Path(__file__).parent / "results" / "accelerators.json"
 TOLERANCE = 0.03  # Of the ratio: compilers of a new version move cycles a little.

@@ -6,8 +6,9 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from experiments import plotting
-from experiments.accelerators import compare, targets
+from experiments import output
+from experiments.accelerators import compare
+from experiments.programs import targets
 
 PROGRAM = "resnet50"
 COLORS = {
@@ -50,7 +51,7 @@ def draw(path: pathlib.Path, result: Mapping[str, Any]) -> None:
         fontsize=11,
     )
     figure.tight_layout()
-    plotting.save(path, figure)
+    output.save(path, figure)
 
 
 def _bars(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -2,15 +2,14 @@
 
 from collections.abc import Iterable, Iterator
 
-from experiments.accelerators import cases
+from experiments.networks import norms
+from experiments.programs import cases
 
 OTHER_TPUS = ("v5p:2x2x1", "v6e:2x2", "v4:2x2x1")
 DTYPES = ("bfloat16", "float32")
 
-FOUR = ("none", "flax", "flax stable", "jaxbn")
-ALL = (*FOUR, "jaxbn, activation outside", "haiku", "jaxbn, recomputed",
+ALL = (*norms.FOUR, "jaxbn, activation outside", "haiku", "jaxbn, recomputed",
        "jaxbn, fast variance")  # fmt: skip
-FORMS = ("jaxbn, checked", "jaxbn, two_pass", "jaxbn, sliced", "jaxbn, shifted")
 LEAKY = ("flax", "jaxbn", "jaxbn, in_place", "jaxbn, recomputed")
 TWO = ("flax", "jaxbn")
 STABLE = ("flax", "flax stable", "jaxbn")
@@ -53,10 +52,10 @@ def memory_cases() -> list[cases.Case]:
 def _layers() -> Iterator[cases.Case]:
     for dtype in DTYPES:
         for target in ("v5e:2x2", "h200"):
-            chosen = (*ONE_LAYER, *FORMS)
+            chosen = (*ONE_LAYER, *norms.FORMS)
             yield from _each(chosen, target=target, program="layer", dtype=dtype)
     for target in OTHER_TPUS:
-        yield from _each(FOUR, target=target, program="layer")
+        yield from _each(norms.FOUR, target=target, program="layer")
     for target in ("v5e:2x2", "h200"):
         yield from _each(
             LEAKY[:-1], target=target, program="layer", activation="leaky_relu"
@@ -66,8 +65,8 @@ def _layers() -> Iterator[cases.Case]:
 def _small_networks() -> Iterator[cases.Case]:
     program = "small_network"
     for target in ("v5e:2x2", "h200"):
-        for dtype, chosen in (("bfloat16", ALL), ("float32", FOUR)):
-            chosen = (*chosen, *FORMS)
+        for dtype, chosen in (("bfloat16", ALL), ("float32", norms.FOUR)):
+            chosen = (*chosen, *norms.FORMS)
             yield from _each(chosen, target=target, program=program, dtype=dtype)
         yield from _each(LEAKY, target=target, program=program, activation="leaky_relu")
     for target in OTHER_TPUS:
@@ -92,7 +91,7 @@ def _cast() -> Iterator[cases.Case]:
     for target in ("v5e:2x2", "h200"):
         for program in ("layer", "small_network", "resnet50"):
             on = {"target": target, "program": program, "parameters": "cast"}
-            yield from _each((*FOUR, "jaxbn, fast variance"), **on)
+            yield from _each((*norms.FOUR, "jaxbn, fast variance"), **on)
     for target in ("v5p:2x2x1", "v6e:2x2"):
         on = {"target": target, "program": "resnet50", "parameters": "cast"}
         yield from _each(TWO, **on)

@@ -8,8 +8,8 @@ from typing import Any
 
 import jax
 
-from experiments import hlo
-from experiments.accelerators import cases, targets
+from experiments.measuring import hlo
+from experiments.programs import cases, targets
 
 VERSION = 1  # Of the meaning of a row: raised, all programs are compiled again.
 

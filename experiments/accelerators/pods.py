@@ -4,17 +4,18 @@ from typing import Any
 
 import jax
 
-from experiments import alpha_beta, models
-from experiments.accelerators import programs
+from experiments.measuring import alpha_beta
+from experiments.networks import models
+from experiments.programs import steps
 
-GROUPS = (programs.GROUP, 64, 256)
+GROUPS = (steps.GROUP, 64, 256)
 
 
 def predictions() -> dict[str, Any]:
     """Of each program: normalisation layers, milliseconds of collectives by group."""
     jax.config.update("jax_platforms", "cpu")  # An accelerator here is not asked.
-    channels = programs.Layer.features[0]
-    short = programs.PROGRAMS["short_resnet"].network()
+    channels = steps.Layer.features[0]
+    short = steps.PROGRAMS["short_resnet"].network()
     layers = {
         "layer": [models.NormLayer(channels, 56 * 56)],
         "short_resnet": models.norm_layers(short),

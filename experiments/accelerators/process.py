@@ -7,7 +7,7 @@ import subprocess
 import sys
 from typing import Any
 
-from experiments.accelerators import cases, targets
+from experiments.programs import cases, targets
 
 Row = dict[str, Any]
 SECONDS = 1800  # A program that is far too large is tried again and again.

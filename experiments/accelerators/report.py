@@ -3,8 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from experiments import norms, plotting
-from experiments.accelerators import compare, report_devices, targets
+from experiments import output
+from experiments.accelerators import compare, report_devices
+from experiments.networks import norms
+from experiments.programs import targets
 
 Row = Mapping[str, Any]
 
@@ -113,7 +115,7 @@ def _ratios(
     header += [
         f"{targets.NAMES[t]}, {'traffic' if t == 'h200' else 'cycles'}" for t in columns
     ]
-    return plotting.markdown(header, lines) if lines else ""
+    return output.markdown(header, lines) if lines else ""
 
 
 def _details(rows: Sequence[Row]) -> str:
@@ -133,7 +135,7 @@ def _details(rows: Sequence[Row]) -> str:
         for row in rows
         if "error" not in row
     ]  # fmt: skip
-    return plotting.markdown(header, lines) if lines else ""
+    return output.markdown(header, lines) if lines else ""
 
 
 def _failures(rows: Sequence[Row]) -> str:
@@ -148,4 +150,4 @@ def _failures(rows: Sequence[Row]) -> str:
         for row in rows
         if "error" in row and not row["images"]
     ]  # fmt: skip
-    return plotting.markdown(header, lines) if lines else ""
+    return output.markdown(header, lines) if lines else ""

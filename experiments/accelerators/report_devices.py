@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from experiments import plotting
-from experiments.accelerators import capacity, compare, targets
+from experiments import output
+from experiments.accelerators import capacity, compare
+from experiments.programs import targets
 
 Row = Mapping[str, Any]
 
@@ -53,7 +54,7 @@ def _parallel(rows: Sequence[Row]) -> str:
                 counts["kernels_beside"], beside,
             ]
         )  # fmt: skip
-    return plotting.markdown(header, lines) if lines else ""
+    return output.markdown(header, lines) if lines else ""
 
 
 def _pods(rows: Sequence[Row], pods: Mapping[str, Any]) -> str:
@@ -78,7 +79,7 @@ def _pods(rows: Sequence[Row], pods: Mapping[str, Any]) -> str:
                 counts["gradients"], f"{row['cycles'] / 1e6:.2f}", f"{predicted:.3f}",
             ]
         )  # fmt: skip
-    return plotting.markdown(header, lines) if lines else ""
+    return output.markdown(header, lines) if lines else ""
 
 
 def _largest(rows: Sequence[Row]) -> str:
@@ -99,4 +100,4 @@ def _largest(rows: Sequence[Row]) -> str:
         step = capacity.STEP["gpu" if target == "h200" else "tpu"]
         largest = capacity.largest(points, step)
         lines.append([targets.NAMES[target], norm, largest, ", ".join(needed)])
-    return plotting.markdown(header, lines) if lines else ""
+    return output.markdown(header, lines) if lines else ""

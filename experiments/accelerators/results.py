@@ -7,8 +7,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from experiments import plotting
-from experiments.accelerators import cases, process
+from experiments import output
+from experiments.accelerators import process
+from experiments.programs import cases
 
 _FIELDS = [field.name for field in dataclasses.fields(cases.Case)]
 
@@ -47,4 +48,4 @@ class Results:
     def write(self) -> None:
         """Writes the file, whole or not at all."""
         self.content["rows"] = [self._rows[place] for place in sorted(self._rows)]
-        plotting.write_json(self.path, self.content)
+        output.write_json(self.path, self.content)

@@ -10,17 +10,9 @@ from typing import Literal
 
 import tqdm
 
-from experiments import plotting
-from experiments.accelerators import (
-    capacity,
-    cases,
-    figure,
-    lists,
-    pods,
-    report,
-    results,
-    targets,
-)
+from experiments import output
+from experiments.accelerators import capacity, figure, lists, pods, report, results
+from experiments.programs import cases, targets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +59,7 @@ class Accelerators:
             sys.exit(f"Stopped; {path} has what was done, the same command goes on.")
         known.content["pods"] = pods.predictions()
         known.write()
-        plotting.write_text(path.with_suffix(".md"), report.table(known.content))
+        output.write_text(path.with_suffix(".md"), report.table(known.content))
         figure.draw(path.with_suffix(".png"), known.content)
         print(report.table(known.content))
 

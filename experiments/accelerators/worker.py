@@ -17,7 +17,7 @@ import traceback
 
 import tyro
 
-from experiments.accelerators import cases, targets
+from experiments.programs import cases, targets
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,10 +35,11 @@ class Worker(cases.Case):
         """Prints a line when the program is lowered, and one when it is compiled."""
         os.environ.update(targets.ENVIRONMENT[self.platform])
         # Only now: importing jax reads the environment.
-        from experiments.accelerators import measures, programs
+        from experiments.accelerators import measures
+        from experiments.programs import steps
 
         try:
-            lowered = programs.lower(self)
+            lowered = steps.lower(self)
         except Exception as error:
             # In full here; the row has one line of it.
             traceback.print_exc()

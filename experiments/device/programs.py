@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import hlo
-from experiments.accelerators import cases
-from experiments.accelerators import programs as described
+from experiments.measuring import hlo
+from experiments.programs import cases
+from experiments.programs import steps as described
 
 
 class Runnable(NamedTuple):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments import plotting
+from experiments import output
 
 Row = Mapping[str, Any]
 
@@ -49,7 +49,7 @@ def _table(rows: Sequence[Row], group: Sequence[Any]) -> str:
     lines += [[row["norm"], row["error"], *[""] * 5] for row in rows if "error" in row]
     header = ["normalisation", "ms", "over flax", "traffic over flax's",
               "share of the traffic", "conditionals", "temporary MB"]  # fmt: skip
-    return plotting.markdown(header, lines)
+    return output.markdown(header, lines)
 
 
 def _predicted(row: Row, flax: Row) -> str:

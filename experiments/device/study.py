@@ -8,7 +8,7 @@ import subprocess
 import sys
 from typing import Any
 
-from experiments import plotting
+from experiments import output
 from experiments.device import report
 
 # With command buffers a GPU runs conditionals without its host.
@@ -66,5 +66,5 @@ class Device:
 
     def _write(self, result: dict[str, Any]) -> None:
         path = self.out / "device.json"
-        plotting.write_json(path, result)
-        plotting.write_text(path.with_suffix(".md"), report.table(result))
+        output.write_json(path, result)
+        output.write_text(path.with_suffix(".md"), report.table(result))

@@ -16,17 +16,18 @@ from typing import Any
 import jax
 import tyro
 
-from experiments import interleaved
-from experiments.accelerators import cases, lists
-from experiments.accelerators import programs as described
 from experiments.device import programs
+from experiments.measuring import interleaved
+from experiments.networks import norms
+from experiments.programs import cases
+from experiments.programs import steps as described
 
-FORMS = (*lists.FORMS, "jaxbn, fast variance")
+FORMS = (*norms.FORMS, "jaxbn, fast variance")
 NORMS = {
-    "layer": (*lists.FOUR, *FORMS, "torch"),
-    "small_network": (*lists.FOUR, *FORMS),
-    "short_resnet": (*lists.FOUR, "torch"),
-    "resnet50": (*lists.FOUR, *FORMS, "torch"),
+    "layer": (*norms.FOUR, *FORMS, "torch"),
+    "small_network": (*norms.FOUR, *FORMS),
+    "short_resnet": (*norms.FOUR, "torch"),
+    "resnet50": (*norms.FOUR, *FORMS, "torch"),
 }
 
 # Program, dtype and images. The arrays of the layers have 103, 206 and 411 MB.

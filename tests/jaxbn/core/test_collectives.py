@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxbn
-from experiments import hlo
+from experiments.measuring import hlo
 from jaxbn.core import sync
 from tests import styles
 

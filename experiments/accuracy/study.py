@@ -1,0 +1,173 @@
+"""How exact output and gradients are where the mean is large, beside Flax and PyTorch.
+
+One layer, `x = ratio + N(0, 1)` per channel, rounded to its dtype; the reference is
+computed from the rounded values in float64. Expected: the error of the gradient of the
+scale stays at the rounding of its sum, because means are known to two floats; with one
+float it grows with the ratio and with the mean of the cotangent.
+"""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import output
+from jaxbn import linen
+
+# Beyond 100 a bfloat16 holds nothing of a deviation of 1.
+RATIOS = {"float32": (1.0, 1e1, 1e2, 1e3, 1e4), "bfloat16": (1.0, 1e1, 1e2)}
+CHANNELS = 4
+NAMES = ("jaxbn", "flax fast", "flax stable", "torch")
+QUANTITIES = ("y", "dx", "dscale")
+
+
+@dataclasses.dataclass(frozen=True)
+class Accuracy:
+    """Errors of output and gradients at a large mean (a minute)."""
+
+    elements: tuple[int, ...] = (4096, 1_000_000)
+    """Elements per channel."""
+    out: pathlib.Path = pathlib.Path("runs")
+    """Folder for table and JSON."""
+
+    def run(self) -> None:
+        """Writes `accuracy.json` and `accuracy.md`."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        rows = [
+            measure(elements, ratio, mean, dtype)
+            for dtype, ratios in RATIOS.items()
+            for elements in self.elements
+            for mean in (0.0, 1.0)
+            for ratio in ratios
+        ]
+        result = {
+            "study": "accuracy",
+            "device": jax.devices()[0].device_kind,
+            "jax": jax.__version__,
+            "rows": rows,
+        }
+        path = self.out / "accuracy.json"
+        output.write_json(path, result)
+        text = table(json.loads(path.read_text()))
+        output.write_text(path.with_suffix(".md"), text)
+        print(text)
+
+
+def measure(elements: int, ratio: float, mean: float, dtype: str) -> dict[str, Any]:
+    """Errors of one batch: root mean squares, over those of what they are errors of.
+
+    That of the gradient of the scale is over `sqrt(sum(dy^2))`, the size that it has
+    where `dy` is not correlated with the input.
+
+    Args:
+      elements: per channel.
+      ratio: mean of the input over its standard deviation.
+      mean: of the cotangent, whose deviations are N(0, 1).
+      dtype: of the input and the cotangent.
+    """
+    rng = np.random.default_rng(0)
+    x, dy = rng.standard_normal((2, elements, CHANNELS))
+    x, dy = (_rounded(x + ratio, dtype), _rounded(dy + mean, dtype))
+    expected = _reference(np.float64(x), np.float64(dy))
+    sizes = [_rms(expected[0]), _rms(expected[1]), np.sqrt((dy**2).sum(0)).mean()]
+    errors = {
+        name: {
+            quantity: float(f"{_rms(np.float64(value) - truth) / size:.1e}")
+            for quantity, value, truth, size in zip(
+                QUANTITIES, made, expected, sizes, strict=True
+            )
+        }
+        for name, made in _computed(x, dy, dtype).items()
+    }
+    about = {"elements": elements, "ratio": ratio, "mean": mean, "dtype": dtype}
+    return about | {"errors": errors}
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as Markdown."""
+    names = [name for name in NAMES if name in result["rows"][0]["errors"]]
+    parts = [
+        f"{result['device']}, JAX {result['jax']}. Root mean square errors against "
+        "float64, over the root mean square of what they are errors of; those of the "
+        "scale's gradient over `sqrt(sum(dy^2))`."
+    ]
+    for quantity in QUANTITIES:
+        rows = [
+            [
+                row["dtype"], row["elements"], f"N({row['mean']:.0f}, 1)",
+                f"{row['ratio']:.0f}",
+                *(f"{row['errors'][name][quantity]:.1e}" for name in names),
+            ]
+            for row in result["rows"]
+        ]  # fmt: skip
+        header = ["dtype", "elements", "dy", "mean / std", *names]
+        parts.append(f"`{quantity}`:\n\n" + output.markdown(header, rows))
+    return "\n\n".join(parts) + "\n"
+
+
+def _reference(x, dy, epsilon=1e-5):
+    """The paper's formulas; scale 1 and bias 0."""
+    centered = x - x.mean(0)
+    std = np.sqrt((centered**2).mean(0) + epsilon)
+    x_hat = centered / std
+    product = (dy * x_hat).sum(0)
+    dx = (dy - dy.mean(0) - x_hat * product / len(x)) / std
+    return x_hat, dx, product
+
+
+def _computed(x, dy, dtype) -> dict[str, tuple[Any, Any, Any]]:
+    layers = {
+        "jaxbn": linen.BatchNorm(use_running_average=False),
+        "flax fast": nn.BatchNorm(use_running_average=False),
+        "flax stable": nn.BatchNorm(use_running_average=False, use_fast_variance=False),
+    }
+    made = {name: _jax(layer, x, dy, dtype) for name, layer in layers.items()}
+    with contextlib.suppress(ImportError):
+        made["torch"] = _torch(x, dy, dtype)
+    return {name: tuple(np.float64(a) for a in each) for name, each in made.items()}
+
+
+def _jax(layer, x, dy, dtype):
+    x, dy = (jnp.asarray(a, dtype) for a in (x, dy))
+    layer = layer.clone(dtype=x.dtype)
+    variables = layer.init(jax.random.key(0), x[:2])
+
+    @jax.jit
+    def both(params, x, dy):
+        def apply(params, x):
+            given = variables | {"params": params}
+            return layer.apply(given, x, mutable=["batch_stats"])[0]
+
+        y, vjp = jax.vjp(apply, params, x)
+        dparams, dx = vjp(dy)
+        return y, dx, dparams["scale"]
+
+    return both(variables["params"], x, dy)
+
+
+def _torch(x, dy, dtype):
+    import torch
+
+    x, dy = (torch.tensor(a).to(getattr(torch, dtype)) for a in (x, dy))
+    scale, bias = torch.ones(CHANNELS), torch.zeros(CHANNELS)
+    x.requires_grad_()
+    scale.requires_grad_()
+    stats = torch.zeros(CHANNELS), torch.ones(CHANNELS)
+    y = torch.nn.functional.batch_norm(x, *stats, scale, bias, training=True)
+    dx, dscale = torch.autograd.grad(y, (x, scale), dy)
+    return [a.detach().float().numpy() for a in (y, dx, dscale)]
+
+
+def _rounded(values, dtype) -> np.ndarray:
+    """Float32 values that `dtype` holds."""
+    return np.asarray(jnp.asarray(values, dtype), np.float32)
+
+
+def _rms(values) -> float:
+    return float(np.sqrt(np.mean(np.square(values))))

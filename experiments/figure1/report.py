@@ -1,0 +1,127 @@
+"""Figure 1 in numbers: a JSON, a table, the distance to the paper's curves."""
+
+from typing import Any
+
+import numpy as np
+
+from experiments.figure1 import paper
+from experiments.networks import mlp
+
+Records = dict[str, np.ndarray]
+
+
+def summarize(
+    config: dict[str, Any], steps: np.ndarray, records: Records
+) -> dict[str, Any]:
+    """Everything that is plotted or printed, as JSON holds it.
+
+    Args:
+      config: what decided the numbers.
+      steps: after which records were made, `[records]`.
+      records: as `figure1.train` returns them.
+    """
+    result: dict[str, Any] = {
+        "study": "figure1",
+        "config": config,
+        "step": steps.tolist(),
+        "accuracy": {},
+        "percentiles": {},
+        "unit": {},
+    }
+    mean = {}
+    for network in mlp.NETWORKS:
+        accuracy = records[f"{network}/accuracy"]
+        mean[network] = accuracy.mean(1)
+        result["accuracy"][network] = _rounded(accuracy)
+        traces = records[f"{network}/percentiles"][:, 0]
+        unit = typical_unit(traces)
+        result["unit"][network] = unit
+        result["percentiles"][network] = _rounded(traces[:, :, unit])
+    result["table"] = _table(steps, mean)
+    if config["dataset"] == "mnist":
+        result["distance_to_paper"] = {
+            network: distance_to_paper(network, steps, mean[network])
+            for network in mlp.NETWORKS
+        }
+    return result
+
+
+def typical_unit(traces: np.ndarray) -> int:
+    """The unit whose percentile traces lie nearest to the median over all units.
+
+    Args:
+      traces: `[records, percentiles, units]`.
+    """
+    median = np.median(traces, axis=-1, keepdims=True)
+    return int(np.abs(traces - median).mean((0, 1)).argmin())
+
+
+def distance_to_paper(
+    network: str, steps: np.ndarray, accuracy: np.ndarray
+) -> float | None:
+    """Mean absolute difference from the paper's accuracies, from 4,000 steps on.
+
+    Taken where the paper's curve has its vertices, about every 4,000 steps; None for a
+    run that ends before the first.
+    """
+    pairs = zip(paper.ACCURACY_STEPS, paper.ACCURACY[network], strict=False)
+    differences = [
+        abs(float(np.interp(step, steps, accuracy)) - value)
+        for step, value in pairs
+        if step <= steps[-1]
+    ]
+    return round(float(np.mean(differences)), 4) if differences else None
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result in a few lines of text (Markdown)."""
+    rows = result["table"]
+    at = list(rows["with_bn"]["accuracy"])
+    lines = [
+        f"Test accuracy, mean of {result['config']['seeds']} seed(s), "
+        f"{result['config']['dataset']}:",
+        "",
+        f"| network | {' | '.join(f'{int(s):,} steps' for s in at)} | best |"
+        " steps to the best accuracy without BN |",
+        "| --- |" + " --- |" * (len(at) + 2),
+    ]
+    for network, row in rows.items():
+        name = network.replace("_", " ").replace("bn", "BN")
+        steps = row["steps_to_best_without_bn"]
+        values = [f"{value:.4f}" for value in (*row["accuracy"].values(), row["best"])]
+        cells = [name, *values, "never" if steps is None else f"{steps:,}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    with_bn, without_bn = (
+        rows[network]["steps_to_best_without_bn"] for network in mlp.NETWORKS
+    )
+    if with_bn:
+        ratio = f"{without_bn / with_bn:.1f}"
+        lines += ["", f"With BN that takes {ratio} times fewer steps."]
+    for network, distance in result.get("distance_to_paper", {}).items():
+        if distance is not None:
+            name = network.replace("_", " ").replace("bn", "BN")
+            lines.append(f"Mean distance to the paper's curve {name}: {distance:.4f}.")
+    return "\n".join(lines)
+
+
+def _table(steps: np.ndarray, mean: dict[str, np.ndarray]) -> dict[str, Any]:
+    best = mean["without_bn"].max()
+    rows = {}
+    for network, accuracy in mean.items():
+        reached = np.flatnonzero(accuracy >= best)
+        rows[network] = {
+            "accuracy": {
+                str(step): round(float(np.interp(step, steps, accuracy)), 4)
+                for step in sorted({4000, 12_000, 50_000, int(steps[-1])})
+                if steps[0] <= step <= steps[-1]
+            },
+            "best": round(float(accuracy.max()), 4),
+            "steps_to_best_without_bn": int(steps[reached[0]])
+            if len(reached)
+            else None,
+        }
+    return rows
+
+
+def _rounded(array: np.ndarray) -> list:
+    return np.round(array.astype(np.float64), 5).tolist()

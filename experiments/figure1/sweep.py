@@ -1,0 +1,122 @@
+"""What the paper leaves open in Figure 1: a sweep against its own curves."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from experiments import output
+from experiments.figure1 import paper, report, study
+from experiments.networks import mlp
+
+# Learning rate and initial scale; then one change each at the pair that comes nearest.
+_CHANGES: tuple[dict[str, Any], ...] = (
+    *(
+        {"learning_rate": rate, "init_std": std}
+        for rate, std in (
+            (0.05, 0.1),
+            (0.1, 0.05),
+            (0.1, 0.06),
+            (0.12, 0.05),
+            (0.15, 0.04),
+            (0.15, 0.05),
+            (0.2, 0.04),
+            (0.3, 0.03),
+        )
+    ),
+    {},
+    {"replacement": True},
+    {"learning_rate": 0.015, "sgd_momentum": 0.9},
+    {"exact_population": True},
+    {"bn_momentum": 0.9},
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure1Sweep:
+    """Learning rate, initial scale and more for figure1 on MNIST (about 20 min)."""
+
+    steps: int = 50_000
+    """Mini-batches per network and row."""
+    seeds: int = 1
+    """Runs per row."""
+    data_dir: pathlib.Path | None = None
+    """Where TFDS keeps its data; default: its own default."""
+    out: pathlib.Path = pathlib.Path("runs")
+    """Folder for table and JSON."""
+
+    def run(self) -> None:
+        """Writes `figure1_sweep.json` and `.md` after each row; skips rows done."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        path = self.out / "figure1_sweep.json"
+        rows = json.loads(path.read_text())["rows"] if path.exists() else []
+        for change in _CHANGES:
+            config = study.Figure1(
+                dataset="mnist",
+                steps=self.steps,
+                seeds=self.seeds,
+                record_every=1000,
+                hp=mlp.Hyperparameters(**change),
+                data_dir=self.data_dir,
+                out=self.out,
+            )
+            if any(row["config"] == study.identity(config) for row in rows):
+                continue
+            print(change or "the defaults")
+            rows.append(make_row(config, change))
+            output.write_json(path, {"study": "figure1_sweep", "rows": rows})
+            output.write_text(path.with_suffix(".md"), table(rows))
+            study.forget(config)
+        print(table(rows))
+
+
+def make_row(config: study.Figure1, change: dict[str, Any]) -> dict[str, Any]:
+    """Trains one configuration and compares it with the paper."""
+    records = study.train(config)
+    steps = study.recorded_steps(config)
+    mean = {n: records[f"{n}/accuracy"].mean(1) for n in mlp.NETWORKS}
+    return {
+        "change": change,
+        "config": study.identity(config),
+        "accuracy": {
+            network: [
+                round(float(accuracy[steps == step][0]), 4)
+                for step in paper.ACCURACY_STEPS
+                if step <= steps[-1]
+            ]
+            for network, accuracy in mean.items()
+        },
+        "distance_to_paper": {
+            network: report.distance_to_paper(network, steps, accuracy)
+            for network, accuracy in mean.items()
+        },
+        "with_bn_above": bool(np.all(mean["with_bn"] > mean["without_bn"])),
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as Markdown."""
+    steps = ("4K", "8K", "12K", "24K", "44K")
+    at = [paper.ACCURACY_STEPS.index(int(step[:-1]) * 1000) for step in steps]
+    lines = [
+        f"| configuration | with BN at {' / '.join(steps)} | without BN |"
+        " distance with | distance without | BN above everywhere |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+
+    def accuracies(values) -> str:
+        return " ".join(f"{values[i]:.3f}" for i in at if i < len(values))
+
+    paper_cells = (accuracies(paper.ACCURACY[network]) for network in mlp.NETWORKS)
+    lines.append(f"| the paper's curves | {' | '.join(paper_cells)} | | | |")
+    for row in rows:
+        hp = row["config"]["hp"]
+        names = dict.fromkeys(("learning_rate", "init_std", *row["change"]))
+        name = ", ".join(f"{key} {hp[key]}" for key in names)
+        cells = [accuracies(row["accuracy"][network]) for network in mlp.NETWORKS]
+        cells += [f"{row['distance_to_paper'][network]}" for network in mlp.NETWORKS]
+        cells.append("yes" if row["with_bn_above"] else "no")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,130 @@
+"""Normalisations to compare, each in the place that jaxbn's layer has in a network.
+
+All take the fields `scale_init`, `activation`, `dtype` and `axis_name`, and are called
+with `x`, `use_running_average` and perhaps a `residual`.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+from flax.linen import dtypes
+
+import jaxbn
+from jaxbn import linen
+
+
+class Apart(nn.Module):
+    """A layer that only normalises: residual and activation come after it."""
+
+    norm: Callable[..., nn.Module]
+    scale_init: Any = nn.initializers.ones
+    activation: str | None = None
+    dtype: Any = None
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x, use_running_average, residual=None):
+        norm = self.norm(
+            scale_init=self.scale_init, dtype=self.dtype, axis_name=self.axis_name
+        )
+        x = norm(x, use_running_average=use_running_average)
+        x = x if residual is None else x + residual
+        return x if self.activation is None else getattr(nn, self.activation)(x)
+
+
+class NoNorm(nn.Module):
+    """Only a scale and a bias."""
+
+    scale_init: Any = nn.initializers.ones
+    dtype: Any = None
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x, use_running_average):
+        shape = x.shape[-1:]
+        scale = self.param("scale", self.scale_init, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        x, scale, bias = dtypes.promote_dtype(x, scale, bias, dtype=self.dtype)
+        full = (1,) * (x.ndim - 1) + shape
+        return x * scale.reshape(full) + bias.reshape(full)
+
+
+class Haiku(nn.Module):
+    """`haiku.BatchNorm`; its state is a variable of this module."""
+
+    scale_init: Any = nn.initializers.ones
+    dtype: Any = None
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x, use_running_average):
+        import haiku as hk
+
+        axis_name = None if self.is_initializing() else self.axis_name
+
+        def normalise(x, training):
+            layer = hk.BatchNorm(True, True, 0.99, cross_replica_axis=axis_name)
+            return layer(x, is_training=training)
+
+        layer = hk.transform_with_state(normalise)
+        state = self.variable(
+            "batch_stats", "haiku", lambda: layer.init(jax.random.key(0), x, True)[1]
+        )
+        shape = x.shape[-1:]
+        scale = self.param("scale", self.scale_init, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        # Haiku's own are of the dtype of its input, and of its rank.
+        x, scale, bias = dtypes.promote_dtype(x, scale, bias, dtype=self.dtype)
+        full = (1,) * (x.ndim - 1) + shape
+        params = {"scale": scale.reshape(full), "offset": bias.reshape(full)}
+        y, new = layer.apply(
+            {"batch_norm": params}, state.value, None, x, not use_running_average
+        )
+        if not self.is_initializing() and not use_running_average:
+            state.value = new
+        return y
+
+
+JAXBN = linen.BatchNorm
+FLAX = functools.partial(Apart, nn.BatchNorm)
+NONE = functools.partial(Apart, NoNorm)
+
+
+class Normalisation(NamedTuple):
+    """A layer, and what `nn.remat` keeps of a block where it is recomputed."""
+
+    layer: Callable[..., nn.Module]
+    policy: Callable[..., Any] | None = None
+
+
+def _jaxbn(**options: Any) -> Normalisation:
+    return Normalisation(functools.partial(JAXBN, **options))
+
+
+ALL = {
+    "none": Normalisation(NONE),
+    "flax": Normalisation(FLAX),
+    "flax stable": Normalisation(
+        functools.partial(
+            Apart, functools.partial(nn.BatchNorm, use_fast_variance=False)
+        )
+    ),
+    "haiku": Normalisation(functools.partial(Apart, Haiku)),
+    "jaxbn": Normalisation(JAXBN),
+    "jaxbn, activation outside": Normalisation(functools.partial(Apart, JAXBN)),
+    "jaxbn, in_place": _jaxbn(in_place=True),
+    "jaxbn, recomputed": Normalisation(JAXBN, jaxbn.dots_and_moments_saveable),
+    "jaxbn, fast variance": _jaxbn(use_fast_variance=True),
+    "jaxbn, checked": _jaxbn(variance="checked"),
+    "jaxbn, two_pass": _jaxbn(variance="two_pass"),
+    "jaxbn, sliced": _jaxbn(variance="sliced"),
+    "jaxbn, shifted": _jaxbn(variance="shifted"),
+}
+
+# What every table compares, and jaxbn with each form of the variance.
+FOUR = ("none", "flax", "flax stable", "jaxbn")
+FORMS = ("jaxbn, checked", "jaxbn, two_pass", "jaxbn, sliced", "jaxbn, shifted")
+"""By name; the last five force one form of the variance."""

@@ -1,0 +1,46 @@
+"""What synchronised statistics add to a step, and how well the model predicts it."""
+
+import pathlib
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from experiments import output
+
+
+def draw(path: pathlib.Path, result: dict[str, Any]) -> None:
+    """Predicted cost and share of a step, and predicted against published steps."""
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4))
+    colors = {"TPU v3": "tab:blue", "GPU, nodes of 8": "tab:green"}
+    groups = np.array(result["groups"][1:])
+    for network, style in zip(result["milliseconds"], ("-", "--"), strict=True):
+        for hardware, values in result["milliseconds"][network].items():
+            added = np.array(values[1:])
+            share = added / (added + result["unsynchronised"][network][hardware]["ms"])
+            line = {"color": colors[hardware], "label": f"{network}, {hardware}"}
+            left.loglog(groups, added, style, **line)
+            middle.semilogx(groups, 100 * share, style, **line)
+    for axes, title in ((left, "ms added to a step"), (middle, "% of the step")):
+        axes.set(title=f"{title} (model)", xlabel="devices that share statistics")
+    left.legend()
+    limits = [10, 200]
+    right.loglog(limits, limits, color="tab:gray", lw=1)
+    for i, row in enumerate(result["mlperf"]["runs"]):
+        right.plot(
+            row["published_ms"],
+            row["predicted_ms"],
+            "o" if row["fitted"] else "^",
+            color="tab:blue" if row["fitted"] else "tab:red",
+        )
+        right.annotate(
+            f"{row['run']}, {row['cores']} cores, groups of {row['group']}",
+            (row["published_ms"], row["predicted_ms"]),
+            xytext=(8, -10 if i % 2 else 4),
+            textcoords="offset points",
+            fontsize=7,
+        )
+    right.set_title("ResNet-50 on TPU v3, ms per step: fitted (o), predicted (^)")
+    right.set(xlabel="published (MLPerf)", ylabel="model", xlim=(10, 400))
+    figure.tight_layout()
+    output.save(path, figure)
