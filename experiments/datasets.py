@@ -23,7 +23,7 @@ Dataset = Literal["digits", "mnist", "fashion_mnist"]
 IdxDataset = Literal["mnist", "fashion_mnist"]
 _FORMAT = "array_record"  # Read at random, without TensorFlow.
 
-# Beside results; no one asked for anything in the home directory.
+# Kept in the project, so that the home directory stays untouched.
 _DIGITS = pathlib.Path(__file__).parents[1] / "runs" / "data"
 
 tfds.disable_progress_bar()

@@ -1,8 +1,8 @@
 """Every error that an array or an option of a user can cause, and its text.
 
 `check_...` only raises; `as_...` also converts to what the core expects. All of it is
-static: shapes, dtypes, and values that are known while tracing. What shares statistics
-with what is checked in `grouping`.
+static: shapes, dtypes, and values that are known while tracing. Groups
+of devices and of examples are checked in `grouping`.
 """
 
 import operator
@@ -64,8 +64,9 @@ def as_arrays(
             "`init_batch_stats(shape, x.dtype)`."
         )
     # On a mesh of Explicit axes parameters may be split otherwise than the input.
-    channels = reduction.channel_sharding(x, feature_axes)
-    scale, bias = (reduction.resharded(each, channels) for each in (scale, bias))
+    scale, bias = (
+        reduction.split_as_channels(each, x, feature_axes) for each in (scale, bias)
+    )
     return Arrays(x, scale, bias, feature_axes)
 
 

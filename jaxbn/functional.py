@@ -93,8 +93,8 @@ def batch_norm_train(
       use_fast_variance: the same as `variance="fast"`.
       force_float32_reductions: False squares half-precision `x`, and rounds its
         moments, in its own dtype.
-      estimator: how the running statistics follow the batches, of whose state
-        `batch_stats` then is; `momentum` and `unbiased` stand for `ema(momentum,
+      estimator: how the running statistics follow the batches. `batch_stats` is then
+        its state, and not a `BatchStats`; `momentum` and `unbiased` stand for `ema(momentum,
         unbiased)` of `jaxbn.core.estimators`.
       name: of the layer, for warnings.
 
@@ -178,7 +178,9 @@ def batch_norm_train(
             batch_stats = estimator.update(batch_stats, moments_lib.merge_rows(moments))
         else:
             each = jax.vmap(estimator.update, (None, 0))(batch_stats, moments)
-            batch_stats = jax.tree.map(lambda part: jnp.mean(part, 0), each)
+            batch_stats = jax.tree.map(
+                lambda part: jnp.mean(part, 0).astype(part.dtype), each
+            )
     return y.reshape(shape), batch_stats
 
 
@@ -227,8 +229,9 @@ def batch_norm_inference(
     residual = checks.as_residual(residual, x)
     output = checks.as_output(x, epsilon=epsilon, dtype=dtype, activation=activation)
     # On a mesh of Explicit axes statistics may be split otherwise than the input.
-    channels = reduction.channel_sharding(x, feature_axes)
-    mean, var = (reduction.resharded(part, channels) for part in batch_stats)
+    mean, var = (
+        reduction.split_as_channels(part, x, feature_axes) for part in batch_stats
+    )
     return normalize.standardize(
         output, feature_axes, x, scale, bias, mean, var, residual
     )

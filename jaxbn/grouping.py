@@ -200,12 +200,16 @@ def _check_partition(groups: reduction.AxisIndexGroups, size: int) -> None:
 
 
 def _shards(x: jax.Array, axis: int) -> int:
-    """Devices over which an axis is split under jit."""
+    """Devices over which an axis is split, without an axis name."""
+    if not isinstance(x, jax.core.Tracer):
+        return x.shape[axis] // x.sharding.shard_shape(x.shape)[axis] if x.size else 1
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty and isinstance(x, jax.core.Tracer) and len(jax.devices()) > 1:
+    if mesh.empty:  # What is known of `x` may name one.
+        mesh = jax.typeof(x).sharding.mesh
+    if mesh.empty and len(jax.devices()) > 1:
         raise ValueError(
-            "`group_size` 'local' needs to see the mesh, got a program without one; "
-            "trace it within `jax.set_mesh(mesh)`, use a mesh of Explicit axes, or "
+            "`group_size` 'local' needs to see the mesh, got a traced program without "
+            "one; trace it within `jax.set_mesh(mesh)`, use a mesh of Explicit axes or "
             "give the number of examples per device."
         )
     auto = [

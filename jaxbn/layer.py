@@ -1,4 +1,4 @@
-"""What the layers of every framework share, without any of them.
+"""What the layers of all frameworks share; it imports none of them.
 
 A layer holds fields and variables. Which statistics normalise, which of them move and
 what is trained is decided here, and the functional form is called.
@@ -8,6 +8,7 @@ import warnings
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -49,7 +50,7 @@ class Layer(Protocol):
 
 
 class Switches(NamedTuple):
-    """What Flax ties together, one by one."""
+    """Three choices that Flax makes with one flag."""
 
     use_running_average: bool  # Which statistics normalise: those of the batch if not.
     update_running_average: bool
@@ -65,21 +66,39 @@ def switches(
     """The switches of one call: what it says, else the layer, else the default.
 
     Raises:
-      TypeError: if one is not a bool.
+      TypeError: if one is not True or False, or not known while tracing.
     """
+    use = _as_bool("use_running_average", use_running_average)
     if update_running_average is None:
         update_running_average = layer.update_running_average
     if update_running_average is None:
-        update_running_average = not use_running_average
+        update_running_average = not use
     affine = layer.train_affine if train_affine is None else train_affine
-    chosen = Switches(use_running_average, update_running_average, affine)
-    for name, value in chosen._asdict().items():
-        if not isinstance(value, bool | np.bool_):
-            raise TypeError(
-                f"`{name}` must be True or False, got {value!r}; the number of "
-                "channels is taken from the input and not given to the layer."
-            )
-    return chosen
+    return Switches(
+        use,
+        _as_bool("update_running_average", update_running_average),
+        _as_bool("train_affine", affine),
+    )
+
+
+def _as_bool(name: str, value: Any) -> bool:
+    if isinstance(value, jax.core.Tracer):
+        raise TypeError(
+            f"`{name}` must be known while tracing, got {value}; mark it static, or "
+            "trace a program for each value."
+        )
+    if (
+        np.ndim(value) == 0
+        and np.asarray(value).dtype.kind in "biu"
+        and value in (0, 1)
+    ):
+        return bool(value)
+    remedy = ""
+    if isinstance(value, int):
+        remedy = (
+            "; the number of channels is that of the input and not given to a layer"
+        )
+    raise TypeError(f"`{name}` must be True or False, got {value!r}{remedy}.")
 
 
 def channels(layer: Layer, x: jax.Array) -> tuple[int, ...]:

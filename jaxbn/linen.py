@@ -125,8 +125,8 @@ class BatchNorm(nn.Module):
           `y` of the shape of `x`.
 
         Raises:
-          ValueError, TypeError: as `jaxbn.batch_norm_train`; in inference not for what
-            concerns only training.
+          ValueError, TypeError: as `jaxbn.batch_norm_train`; in inference not for
+            groups, masks and axis names.
         """
         switches = layer.switches(
             self,

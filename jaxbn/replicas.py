@@ -70,6 +70,8 @@ def in_sync(tree: Any, axis_name: reduction.AxisName) -> jax.Array:
     grouping.axis_size(axis_name)
     differ = jnp.zeros((), jnp.int32)
     for leaf in jax.tree.leaves(tree):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
         parts = (leaf.real, leaf.imag) if jnp.iscomplexobj(leaf) else (leaf,)
         for part in parts:
             low, high = jax.lax.pmin(part, axis_name), jax.lax.pmax(part, axis_name)

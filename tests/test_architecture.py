@@ -32,6 +32,7 @@ ORDER = (
     "jaxbn.training.metrics",
     "jaxbn.training.weight_decay",
     "jaxbn.training.state",
+    "jaxbn.training.gradient",
     "jaxbn.training.steps",
     "jaxbn.training",
     "jaxbn.testing",

@@ -40,7 +40,7 @@ class Figure1:
     """Steps between two checkpoints; a killed run goes on from the last."""
     hp: mlp.Hyperparameters = dataclasses.field(default_factory=mlp.Hyperparameters)
     data_dir: pathlib.Path | None = None
-    """Where TFDS keeps its data; default: its own default."""
+    """Where TFDS keeps its data; default: its own, for digits `runs/data`."""
     out: pathlib.Path = pathlib.Path("runs")
     """Folder for figure and JSON."""
 
@@ -50,8 +50,13 @@ class Figure1:
         output.check_folder(self.out)
         name = self.out / f"figure1_{self.dataset}"
         if finished := _finished(name.with_suffix(".json"), self):
+            figure.draw(name.with_suffix(".png"), finished)
+            forget(self)
             print(report.table(finished))
-            print(f"\nThis run is finished: {name}.json. Remove it to train again.")
+            print(
+                f"\nThis run is finished: {name}.json. Remove it, or give another "
+                "`--out`, to train again."
+            )
             return
         try:
             records = train(self)
@@ -181,7 +186,7 @@ def _finished(path: pathlib.Path, config: Figure1) -> dict[str, Any] | None:
     if not path.exists():
         return None
     result = json.loads(path.read_text())
-    return result if result["config"] == identity(config) else None
+    return result if result.get("config") == identity(config) else None
 
 
 def _split(config: Figure1, name: str) -> mlp.Split:

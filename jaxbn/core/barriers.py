@@ -1,4 +1,4 @@
-"""What a compiler must not share or store: barriers, for the platforms that need them.
+"""Barriers that stop XLA from merging or storing intermediate arrays.
 
 XLA's fusion decides how often arrays are read and written. Where it decides badly an
 `optimization_barrier` hides from it that two arrays are the same. On all other
@@ -15,7 +15,8 @@ from jaxbn.core import reduction
 def widened_alone(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     """The same arrays, each to be widened for one sum and for nothing else.
 
-    XLA:CPU widens within a sum what only that sum uses, and otherwise stores it.
+    XLA:CPU casts inside the sum if only that sum uses the cast. Otherwise it stores the
+    float32 copy.
     """
     if all(array.dtype == reduction.reduction_dtype(array.dtype) for array in arrays):
         return arrays
@@ -24,7 +25,7 @@ def widened_alone(*arrays: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def unshared(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """The same arrays; what is made of these XLA:CPU shares with nothing else."""
+    """The same arrays; XLA:CPU recomputes results of these rather than store."""
     # A barrier each, because under shard_map they may vary over different axes.
     return _barrier(
         lambda *given: tuple(jax.lax.optimization_barrier(each) for each in given),

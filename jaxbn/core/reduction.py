@@ -46,18 +46,26 @@ def explicit_shards(x: jax.Array, axis: int) -> int:
     return math.prod(sharding.mesh.shape[name] for name in names)
 
 
-def channel_sharding(x: jax.Array, feature_axes: tuple[int, ...]) -> Any:
-    """How a mesh of Explicit axes splits the channels of `x`."""
+def split_as_channels(
+    array: jax.Array, x: jax.Array, feature_axes: tuple[int, ...]
+) -> jax.Array:
+    """`array`, `[C]`, split as a mesh of Explicit axes splits the channels of `x`."""
     sharding = jax.typeof(x).sharding
-    spec = jax.P(*(sharding.spec[a] for a in feature_axes))
-    return jax.NamedSharding(sharding.mesh, spec)
-
-
-def resharded(array: jax.Array, sharding: Any) -> jax.Array:
-    """The same array, split as `sharding` says, where its mesh has Explicit axes."""
-    if sharding.mesh.empty or jax.typeof(array).sharding.spec == sharding.spec:
+    if sharding.mesh.empty:
         return array
-    return jax.sharding.reshard(array, sharding)
+    return _resharded(array, jax.P(*(sharding.spec[a] for a in feature_axes)))
+
+
+def split_as(array: jax.Array, other: jax.Array) -> jax.Array:
+    """`array` split as a mesh of Explicit axes splits `other`, of the same shape."""
+    return _resharded(array, jax.typeof(other).sharding.spec)
+
+
+def _resharded(array: jax.Array, spec: jax.P) -> jax.Array:
+    given = jax.typeof(array).sharding
+    if given.mesh.empty or given.spec == spec:
+        return array
+    return jax.sharding.reshard(array, jax.NamedSharding(given.mesh, spec))
 
 
 def varying_axes(x: jax.Array) -> frozenset[Any]:

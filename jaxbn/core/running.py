@@ -80,11 +80,11 @@ def update_batch_stats(
 
     # On a mesh of Explicit axes the state keeps the sharding it came with.
     def move(old: jax.Array, batch: jax.Array) -> jax.Array:
-        batch = reduction.resharded(batch, jax.typeof(old).sharding)
+        batch = reduction.split_as(batch, old)
         return jnp.asarray(momentum * old + (1 - momentum) * batch, old.dtype)
 
     new = jax.tree.map(move, batch_stats, BatchStats(mean, var))
-    count = reduction.resharded(count, jax.typeof(batch_stats.var).sharding)
+    count = reduction.split_as(count, batch_stats.var)
     usable = (count > 1) & jnp.isfinite(new.mean) & jnp.isfinite(new.var)
     kept = jax.tree.map(lambda n, old: jnp.where(usable, n, old), new, batch_stats)
     return jax.lax.stop_gradient(kept)

@@ -133,7 +133,7 @@ def _concatenate(parts: tuple[Any, ...]) -> jax.Array:
 
 
 def _split(row: jax.Array, like: tuple[Any, ...]) -> list[jax.Array]:
-    """Takes a row that `_concatenate` made apart again, into shapes as in `like`."""
+    """Splits a row made by `_concatenate` into arrays shaped as in `like`."""
     parts, start = [], 0
     for part in like:
         piece: Any = row[start : start + part.size]

@@ -39,13 +39,13 @@ written with the parts that a step is made of:
   ...     return gradient.applied_to(state), gradient.metrics, norm
 """
 
+from jaxbn.training.gradient import Gradient as Gradient
+from jaxbn.training.gradient import LossFn as LossFn
+from jaxbn.training.gradient import value_and_grad as value_and_grad
 from jaxbn.training.metrics import Metric as Metric
 from jaxbn.training.metrics import Metrics as Metrics
 from jaxbn.training.state import TrainState as TrainState
-from jaxbn.training.steps import Gradient as Gradient
-from jaxbn.training.steps import LossFn as LossFn
 from jaxbn.training.steps import make_eval_step as make_eval_step
 from jaxbn.training.steps import make_multi_step as make_multi_step
 from jaxbn.training.steps import make_train_step as make_train_step
-from jaxbn.training.steps import value_and_grad as value_and_grad
 from jaxbn.training.weight_decay import weight_decay_mask as weight_decay_mask

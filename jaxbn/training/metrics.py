@@ -71,7 +71,7 @@ def reduce(values: Mapping[str, jax.Array], mask: jax.Array | None) -> Metrics:
         valid = jnp.ones(value.shape, bool) if mask is None else mask.astype(bool)
         # Not a product: the value of a padded example may be NaN.
         total = jnp.sum(
-            jnp.where(valid, value, jnp.zeros_like(value)), dtype=jnp.float32
+            jnp.where(valid, value, jnp.zeros((), value.dtype)), dtype=jnp.float32
         )
         metrics[name] = Metric(total, jnp.sum(valid, dtype=jnp.int32))
     return metrics

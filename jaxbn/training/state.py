@@ -1,13 +1,14 @@
 """The state of a training: Flax's `TrainState`, with batch statistics and a key."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import serialization, struct
+from flax import core, serialization, struct
 from flax.training import train_state
 
 
@@ -28,6 +29,10 @@ class TrainState(train_state.TrainState):
 
     batch_stats: Any = struct.field(default_factory=dict)
     key: jax.Array = struct.field(default_factory=lambda: jax.random.key(0))
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _register(cls)  # Flax has just registered its own way, which fails for keys.
 
     @classmethod
     def create(
@@ -53,13 +58,14 @@ class TrainState(train_state.TrainState):
           params: the parameters, instead of `variables`.
           batch_stats: the running statistics, beside `params`.
           key: for dropout; default `jax.random.key(0)`.
-          **fields: those of a subclass.
+          **fields: those of a subclass, copied as well.
 
         Raises:
           ValueError: if `variables` holds no `params`, or a collection that a step
-            would not keep, or comes together with `params`.
+            would not keep, or comes together with `params` or `batch_stats`.
         """
-        if (variables is None) == (params is None):
+        twice = variables is not None and batch_stats is not None
+        if (variables is None) == (params is None) or twice:
             raise ValueError(
                 "Give `variables`, all that `init` returned, or `params` (and perhaps "
                 "`batch_stats`), and not both."
@@ -81,7 +87,9 @@ class TrainState(train_state.TrainState):
                 )
             params = variables["params"]
             batch_stats = variables.get("batch_stats", {})
-        params, batch_stats = jax.tree.map(jnp.array, (params, batch_stats or {}))
+        # A FrozenDict would become a dict after the first step.
+        batch_stats = core.unfreeze(batch_stats or {})
+        params, batch_stats, fields = _copied((params, batch_stats, fields))
         state = super().create(
             apply_fn=apply_fn,
             params=params,
@@ -92,7 +100,7 @@ class TrainState(train_state.TrainState):
         )
         # Copied: some optimisers keep the parameters themselves, and a donated buffer
         # may occur once.
-        opt_state = jax.tree.map(jnp.array, state.opt_state)
+        opt_state = _copied(state.opt_state)
         return state.replace(step=jnp.zeros((), jnp.int32), opt_state=opt_state)
 
     def apply_gradients(
@@ -103,19 +111,38 @@ class TrainState(train_state.TrainState):
         Args:
           grads: a gradient for every parameter.
           extra_args: for transformations that take more than a gradient, such as
-            `value` for `optax.contrib.reduce_on_plateau`.
+            `value` for `optax.contrib.reduce_on_plateau`. What `tx` does not take is
+            left out.
           **fields: to replace, such as `batch_stats`.
         """
-        if not extra_args:
+        taken = _taken_by(self.tx.update, extra_args or {})
+        if not taken:
             return super().apply_gradients(grads=grads, **fields)
-        tx = optax.with_extra_args_support(self.tx)
-        updates, opt_state = tx.update(grads, self.opt_state, self.params, **extra_args)
+        update: Callable[..., Any] = self.tx.update
+        updates, opt_state = update(grads, self.opt_state, self.params, **taken)
         return self.replace(
             step=self.step + 1,
             params=optax.apply_updates(self.params, updates),
             opt_state=opt_state,
             **fields,
         )
+
+
+def _copied(tree: Any) -> Any:
+    """The tree with a copy of every array; what is no array stays as it is."""
+    return jax.tree.map(
+        lambda leaf: jnp.array(leaf) if hasattr(leaf, "dtype") else leaf, tree
+    )
+
+
+def _taken_by(
+    function: Callable[..., Any], arguments: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """Those of the keyword arguments that the function has."""
+    parameters = inspect.signature(function).parameters
+    if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+        return arguments
+    return {name: value for name, value in arguments.items() if name in parameters}
 
 
 def _to_state_dict(state: TrainState) -> dict[str, Any]:
@@ -126,9 +153,12 @@ def _to_state_dict(state: TrainState) -> dict[str, Any]:
 
 
 def _from_state_dict(state: TrainState, parts: dict[str, Any]) -> TrainState:
-    missing = set(_names(state)) - set(parts)
-    if missing:
-        raise ValueError(f"The saved state lacks the fields {sorted(missing)}.")
+    names = set(_names(state))
+    if names != set(parts):
+        raise ValueError(
+            f"The saved state must have the fields {sorted(names)}, got "
+            f"{sorted(parts)}; restore it into a state of its own kind."
+        )
     fields = {
         name: serialization.from_state_dict(getattr(state, name), parts[name])
         for name in _names(state)
@@ -136,7 +166,8 @@ def _from_state_dict(state: TrainState, parts: dict[str, Any]) -> TrainState:
     }
     key = jnp.asarray(parts["key"])
     if jnp.issubdtype(state.key.dtype, jax.dtypes.prng_key):
-        key = jax.random.wrap_key_data(key, impl=jax.random.key_impl(state.key))
+        like = jnp.empty((), state.key.dtype)  # The state may hold shapes only.
+        key = jax.random.wrap_key_data(key, impl=jax.random.key_impl(like))
     return state.replace(key=key, **fields)
 
 
@@ -153,6 +184,10 @@ def _data(key: jax.Array) -> jax.Array:
     return jax.random.key_data(key) if typed else key
 
 
-serialization.register_serialization_state(
-    TrainState, _to_state_dict, _from_state_dict, override=True
-)
+def _register(cls: type[TrainState]) -> None:
+    serialization.register_serialization_state(
+        cls, _to_state_dict, _from_state_dict, override=True
+    )
+
+
+_register(TrainState)

@@ -344,6 +344,22 @@ class ErrorTest(parameterized.TestCase):
         with pytest.raises(TypeError, match="`use_running_average` must be True or"):
             BatchNorm(64).init(jax.random.key(0), X)
 
+    def test_what_is_as_good_as_a_switch(self):
+        layer = BatchNorm()
+        variables = layer.init(jax.random.key(0), X, use_running_average=True)
+        expected = layer.apply(variables, X, use_running_average=True)
+        for value in (1, np.bool_(True), jnp.array(True)):
+            actual = layer.apply(variables, X, use_running_average=value)
+            chex.assert_trees_all_equal(actual, expected)
+
+    def test_traced_switch(self):
+        layer = BatchNorm()
+        variables = layer.init(jax.random.key(0), X, use_running_average=True)
+        with pytest.raises(TypeError, match=r"must be known while tracing.*static"):
+            jax.jit(lambda v, t: layer.apply(v, X, use_running_average=t))(
+                variables, True
+            )
+
     def test_warning_names_the_layer_and_the_line_of_the_user(self):
         class Net(nn.Module):
             @nn.compact

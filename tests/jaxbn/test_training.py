@@ -1,4 +1,7 @@
+from typing import Any
+
 import chex
+import flax.core
 import flax.linen as nn
 import flax.serialization
 import jax
@@ -37,6 +40,13 @@ def loss_fn(model, batch, train):
     logits = model(batch["x"], train=train, mask=batch.get("mask"))
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"])
     return {"loss": loss, "accuracy": logits.argmax(-1) == batch["y"]}
+
+
+def mean_loss_fn(model, batch, train):
+    """Without an indexed sum, which a mesh of Explicit axes does not take."""
+    logits = model(batch["x"], train=train, mask=batch.get("mask"))
+    labels = jax.nn.one_hot(batch["y"], 3)
+    return {"loss": optax.safe_softmax_cross_entropy(logits, labels)}
 
 
 def make_state(net=None, tx=None):
@@ -187,6 +197,62 @@ class TrainStepTest(chex.TestCase):
         else:
             assert float(state.opt_state[1].scale) < 0.2
 
+    def test_line_search_is_the_same_on_all_devices(self):
+        """Under vmap a sum over devices is not differentiated as the steps need it."""
+        states = []
+        for axis_name in (None, "d"):
+            step = training.make_train_step(loss_fn, axis_name=axis_name)
+            state = make_state(Net(batch_norm=False), optax.lbfgs(1.0))
+            batch = BATCH
+            if axis_name:
+                batch = {k: v.reshape(4, 3, *v.shape[1:]) for k, v in BATCH.items()}
+                step = jax.vmap(step, (None, 0), axis_name="d")
+            for _ in range(2):
+                new, _ = step(state, batch)
+                first = jax.tree.map(lambda leaf: leaf[0], new) if axis_name else new
+                if axis_name:
+                    testing.assert_in_sync(new.params, axis=0)
+                state = first
+            states.append(state.params)
+        chex.assert_trees_all_close(*states, rtol=1e-3, atol=1e-4)
+
+    @parameterized.parameters("sam", "multi_steps")
+    def test_optimisers_that_take_only_some_of_it(self, name):
+        if name == "sam":
+            tx = optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.05), sync_period=2)
+        else:
+            plateau = optax.contrib.reduce_on_plateau(0.5, patience=1, rtol=0.5)
+            tx = optax.MultiSteps(optax.chain(optax.sgd(0.1), plateau), 2)
+            tx = tx.gradient_transformation()
+        state, step = make_state(tx=tx), training.make_train_step(loss_fn)
+        before = jax.tree.map(np.array, state.params)
+        for _ in range(4):
+            state, _ = step(state, BATCH)
+        with pytest.raises(AssertionError):
+            chex.assert_trees_all_close(state.params, before)
+
+    @parameterized.parameters(False, True)
+    def test_explicit_mesh(self, masked):
+        mesh = jax.make_mesh((4,), ("d",))
+        batch = BATCH | ({"mask": np.arange(12) < 9} if masked else {})
+        _, expected = training.make_train_step(loss_fn)(make_state(), batch)
+        with jax.set_mesh(mesh):
+            # The mask on every device, as one that was never sharded.
+            put = lambda v, s: jax.device_put(v, jax.NamedSharding(mesh, s))  # noqa: E731
+            batch = {
+                k: put(v, jax.P() if k == "mask" else jax.P("d"))
+                for k, v in batch.items()
+            }
+            _, metrics = training.make_train_step(mean_loss_fn)(make_state(), batch)
+        chex.assert_trees_all_close(
+            jax.tree.leaves(metrics), jax.tree.leaves(expected["loss"]), rtol=1e-5
+        )
+
+    def test_names_are_not_split_into_letters(self):
+        for options in ({"rngs": "dropout"}, {"mutable": "losses"}):
+            with pytest.raises(TypeError, match="must be a sequence of names, got"):
+                training.make_train_step(loss_fn, **options)
+
     def test_parts_of_a_step(self):
         state = make_state()
         gradient = jax.jit(
@@ -298,6 +364,37 @@ class TrainStateTest(chex.TestCase):
         chex.assert_trees_all_equal(jax.tree.leaves(restored), jax.tree.leaves(state))
         assert restored.key.dtype == state.key.dtype
 
+    def test_bytes_of_a_subclass(self):
+        class WithAverage(training.TrainState):
+            average: Any = None
+
+        net = Net()
+        variables = net.init(jax.random.key(0), BATCH["x"], train=False)
+        make = lambda: WithAverage.create(  # noqa: E731
+            net.apply, variables, optax.sgd(0.1), average=variables["params"]
+        )
+        saved = flax.serialization.to_bytes(make())
+        for target in (make(), jax.eval_shape(make)):
+            restored = flax.serialization.from_bytes(target, saved)
+            chex.assert_trees_all_equal(
+                jax.tree.leaves(restored), jax.tree.leaves(make())
+            )
+        with pytest.raises(ValueError, match="must have the fields"):
+            flax.serialization.from_bytes(make_state(), saved)
+        state, _ = training.make_train_step(loss_fn)(make(), BATCH)
+        assert isinstance(state, WithAverage)
+        chex.assert_tree_all_finite(variables)  # Copied, not donated.
+
+    def test_frozen_variables(self):
+        net = Net()
+        variables = net.init(jax.random.key(0), BATCH["x"], train=False)
+        state = training.TrainState.create(
+            net.apply, flax.core.freeze(variables), optax.sgd(0.1)
+        )
+        batches = jax.tree.map(lambda a: a[None], BATCH)
+        state, _ = training.make_multi_step(loss_fn)(state, batches)
+        assert int(state.step) == 1
+
     def test_wrong_arguments(self):
         net = Net()
         variables = net.init(jax.random.key(0), BATCH["x"], train=False)
@@ -306,6 +403,8 @@ class TrainStateTest(chex.TestCase):
             create(net.apply, variables["params"], tx)
         with pytest.raises(ValueError, match="and not both"):
             create(net.apply, variables, tx, params=variables["params"])
+        with pytest.raises(ValueError, match="and not both"):
+            create(net.apply, variables, tx, batch_stats=variables["batch_stats"])
         with pytest.raises(ValueError, match="`tx` must be"):
             create(net.apply, variables)
 

@@ -359,9 +359,10 @@ class ExplicitShardingTest(parameterized.TestCase):
         given = put(x, *split), *put((scale, bias, stats), channels)
         for function in (jaxbn.batch_norm_train, jaxbn.batch_norm_inference):
             result = jax.jit(function)(*given)
-            chex.assert_trees_all_close(
-                result, function(x, scale, bias, stats), rtol=1e-5, atol=1e-6
-            )
+            expected = function(x, scale, bias, stats)
+            chex.assert_trees_all_close(result, expected, rtol=1e-5, atol=1e-6)
+            plain = function(given[0], None, None, jaxbn.init_batch_stats(4))
+            assert jax.tree.leaves(plain)[0].sharding.spec == jax.P(*split)
             y, *new = jax.tree.leaves(result)
             assert y.sharding.spec == jax.P(*split)
             assert all(part.sharding.spec == jax.P(channels) for part in new)

@@ -285,8 +285,26 @@ class GroupTest(chex.TestCase):
         train = lambda x: jaxbn.batch_norm_train(  # noqa: E731
             x, None, None, jaxbn.init_batch_stats(3), group_size="local"
         )
+        actual = jax.jit(train)(x)
+        expected = jaxbn.batch_norm_train(
+            x, None, None, jaxbn.init_batch_stats(3), group_size=ROWS
+        )
+        chex.assert_trees_all_close(actual, expected, rtol=1e-5, atol=1e-6)
         with pytest.raises(ValueError, match=r"needs to see the mesh.*jax.set_mesh"):
-            jax.jit(train)(x)
+            jax.jit(train)(np.asarray(x))
+
+    def test_local_parts_of_an_array_that_says_where_it_is(self):
+        x, _ = make_batch()
+        mesh = jax.make_mesh((8,), ("a",), axis_types=(styles.AUTO,))
+        stats = jaxbn.init_batch_stats(3)
+        train = lambda x, size: jaxbn.batch_norm_train(  # noqa: E731
+            x, None, None, stats, group_size=size
+        )
+        split = jax.device_put(x, jax.NamedSharding(mesh, jax.P("a")))
+        for given, size in ((split, ROWS), (x, len(x))):
+            chex.assert_trees_all_close(
+                train(jnp.asarray(given), "local"), train(x, size), rtol=1e-5, atol=1e-6
+            )
 
     def test_parts_of_an_empty_batch(self):
         stats = jaxbn.init_batch_stats(3)

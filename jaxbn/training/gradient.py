@@ -1,0 +1,175 @@
+"""The gradient of one batch: the part of a step that comes before the optimiser."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from jaxbn import grouping
+from jaxbn.core import reduction
+from jaxbn.training import metrics as metrics_lib
+from jaxbn.training.state import TrainState
+
+Batch = Mapping[str, Any]
+
+
+class LossFn(Protocol):
+    """Values per example, "loss" among them; the other names are up to the user."""
+
+    def __call__(
+        self, model: Any, batch: Batch, train: bool
+    ) -> Mapping[str, jax.Array]: ...
+
+
+class Gradient(NamedTuple):
+    """Gradient, metrics and new running statistics of one batch."""
+
+    grads: Any  # Of the mean loss, for every parameter.
+    metrics: metrics_lib.Metrics
+    batch_stats: Any
+
+    def applied_to(
+        self, state: TrainState, value_fn: Callable[[Any], jax.Array] | None = None
+    ) -> TrainState:
+        """The state after one step of its optimiser.
+
+        Args:
+          state: what the gradient was taken of.
+          value_fn: the mean loss by the parameters, for optimisers that search along a
+            line. They are given the loss as `value`, and `grad`, in any case.
+        """
+        extra_args = {"value": self.metrics["loss"].mean, "grad": self.grads}
+        if value_fn is not None:
+            extra_args["value_fn"] = value_fn
+        return state.apply_gradients(
+            grads=self.grads, extra_args=extra_args, batch_stats=self.batch_stats
+        )
+
+
+class Options(NamedTuple):
+    """What a step is made with, besides the loss."""
+
+    axis_name: reduction.AxisName | None
+    rngs: tuple[str, ...]
+    mutable: tuple[str, ...]
+
+
+def value_and_grad(
+    loss_fn: LossFn,
+    *,
+    axis_name: reduction.AxisName | None = None,
+    rngs: Sequence[str] = ("dropout",),
+    mutable: Sequence[str] = (),
+) -> Callable[[TrainState, Batch], Gradient]:
+    """A function from state and batch to the gradient, neither jitted nor donating.
+
+    `make_train_step` is this function, `Gradient.applied_to` and `jax.jit`, and has its
+    arguments.
+
+    Raises:
+      ValueError, TypeError: when called, as `make_train_step`.
+    """
+    options = as_options(axis_name, rngs, mutable)
+    return functools.partial(gradient_of, loss_fn, options)
+
+
+def as_options(
+    axis_name: reduction.AxisName | None, rngs: Sequence[str], mutable: Sequence[str]
+) -> Options:
+    """The options, checked.
+
+    Raises:
+      TypeError: if a name stands where several are expected.
+    """
+    for name, value in (("rngs", rngs), ("mutable", mutable)):
+        if isinstance(value, str):
+            raise TypeError(f"`{name}` must be a sequence of names, got {value!r}.")
+    return Options(axis_name, tuple(rngs), tuple(mutable))
+
+
+def gradient_of(
+    loss_fn: LossFn,
+    options: Options,
+    state: TrainState,
+    batch: Batch,
+    params: Any = None,
+) -> Gradient:
+    """The gradient at the parameters of the state, or at others."""
+    axis_name = options.axis_name
+    key = jax.random.fold_in(state.key, state.step)
+    if axis_name is not None:
+        grouping.axis_size(axis_name)  # Raises if the name is not bound.
+        key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+    keys = jax.random.split(key, len(options.rngs))
+    rngs = dict(zip(options.rngs, keys, strict=True))
+
+    def objective(params: Any) -> tuple[jax.Array, tuple[Any, metrics_lib.Metrics]]:
+        values, updates = state.apply_fn(
+            variables_of(params, state.batch_stats),
+            batch,
+            train=True,
+            method=loss_fn,
+            rngs=rngs,
+            mutable=["batch_stats", *options.mutable],
+        )
+        local = metrics_lib.reduce(values, batch.get("mask"))
+        metrics = over_devices(local, axis_name)
+        count = jnp.maximum(metrics["loss"].count, 1)
+        loss = local["loss"].total / count.astype(local["loss"].total.dtype)
+        return loss, (updates.get("batch_stats", state.batch_stats), metrics)
+
+    params = _varying(state.params if params is None else params, axis_name)
+    grads, (batch_stats, metrics) = jax.grad(objective, has_aux=True)(params)
+    return Gradient(over_devices(grads, axis_name), metrics, batch_stats)
+
+
+def mean_loss(
+    loss_fn: LossFn, options: Options, state: TrainState, batch: Batch
+) -> Callable[[Any], jax.Array]:
+    """The mean loss of all devices by the parameters.
+
+    Its derivative is that of `gradient_of`: a sum over devices that is differentiated
+    like any other gives gradients that depend on the parallel style.
+    """
+
+    def value_and_grads(params: Any) -> tuple[jax.Array, Any]:
+        gradient = gradient_of(loss_fn, options, state, batch, params)
+        return gradient.metrics["loss"].mean, gradient.grads
+
+    @jax.custom_vjp
+    def value_fn(params: Any) -> jax.Array:
+        return value_and_grads(params)[0]
+
+    def backward(grads: Any, cotangent: jax.Array) -> tuple[Any]:
+        return (jax.tree.map(lambda g: cotangent.astype(g.dtype) * g, grads),)
+
+    value_fn.defvjp(value_and_grads, backward)
+    return value_fn
+
+
+def over_devices(tree: Any, axis_name: reduction.AxisName | None) -> Any:
+    """Sums over the devices of a mapped axis."""
+    return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+
+
+def _varying(params: Any, axis_name: reduction.AxisName | None) -> Any:
+    """Marks parameters as each device's own, so that their gradients are too.
+
+    A checked shard_map would add up the gradients of replicated parameters by itself;
+    this makes all styles alike.
+    """
+    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+    manual = jax.sharding.get_abstract_mesh().manual_axes  # Those of shard_map.
+
+    def mark(param: Any) -> Any:
+        varying = reduction.varying_axes(param)
+        new = tuple(name for name in names if name in manual and name not in varying)
+        return jax.lax.pcast(param, new, to="varying") if new else param
+
+    return jax.tree.map(mark, params)
+
+
+def variables_of(params: Any, batch_stats: Any) -> dict[str, Any]:
+    return {"params": params} | ({"batch_stats": batch_stats} if batch_stats else {})
