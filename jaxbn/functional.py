@@ -67,8 +67,8 @@ def batch_norm_train(
       group_size: with `axis_name`, the same for groups of that many neighbours; without,
         examples per group: the batch is normalised in parts (Ghost Batch
         Normalization), without a collective where parts follow the shards. "local": a
-        device each; under jit on a mesh of Explicit axes, or on one of a single axis
-        given by `jax.set_mesh`.
+        device each; under jit on a mesh of Explicit axes, or on one of a single axis,
+        on which `x` lies or that `jax.set_mesh` gives.
       unbiased: move the running variance towards `var * m / (m - 1)` (the paper,
         PyTorch), m counting the global batch; False: towards `var` (Flax).
       pool_groups: True: the running statistics of groups are those of the whole batch
