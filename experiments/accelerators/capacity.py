@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from experiments.programs import cases, targets
 
-STEP = {"tpu": 16, "gpu": 128}  # Images.
+STEP = {"tpu": 64, "gpu": 128}  # Images.
 FIRST = {"tpu": (256, 448), "gpu": (1024, 2048)}
 MOST = 9  # Compilations.
 
