@@ -236,7 +236,8 @@ def test_the_largest_batch_of_a_compiler_that_refuses():
         return made(case, temporary_MB=total / 1e6, argument_MB=0.0)
 
     points = capacity.search(case, compile_case)
-    assert capacity.largest(points, capacity.STEP["tpu"]) == "832"  # (limit - 10.24e9) / 8e6
+    # (limit - 10.24e9) / 8e6
+    assert capacity.largest(points, capacity.STEP["tpu"]) == "832"
 
 
 def test_first_sizes_that_do_not_fit():
