@@ -236,21 +236,27 @@ class GroupTest(chex.TestCase):
         for size, error in ((5, ValueError), (2.5, TypeError)):
             with pytest.raises(error, match=f"`group_size` must .* got {size}"):
                 jaxbn.batch_norm_train(x, None, None, stats, group_size=size)
+
+        def local(examples):
+            return jax.jit(
+                lambda x: jaxbn.batch_norm_train(
+                    x, None, None, stats, group_size="local"
+                )
+            )(np.ones((examples, 3), np.float32))
+
         mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(styles.AUTO,) * 2)
         with (
             jax.set_mesh(mesh),
             pytest.raises(ValueError, match="'local' is not clear"),
         ):
-            jaxbn.batch_norm_train(x, None, None, stats, group_size="local")
+            local(32)
         mesh = jax.make_mesh((8,), ("a",), axis_types=(styles.AUTO,))
         for examples in (7, 12):  # Groups would not be those of the devices.
             with (
                 jax.set_mesh(mesh),
                 pytest.raises(ValueError, match=f"8 devices divide, got {examples}"),
             ):
-                jaxbn.batch_norm_train(
-                    np.ones((examples, 3)), None, None, stats, group_size="local"
-                )
+                local(examples)
 
     def test_forward_mode_within_groups(self):
         x, dx = (a.reshape(8, ROWS, 3) for a in make_batch())
