@@ -21,7 +21,7 @@ def pairs(tree: Any) -> dict[Path, running.BatchStats]:
       >>> list(pairs({"block": [{"mean": 0.0, "var": 1.0}], "step": 3}))
       [('block', '0')]
     """
-    leaves = [leaf for _, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+    leaves = jax.tree.leaves(tree)
     return {
         path: running.BatchStats(leaves[mean], leaves[var])
         for path, (mean, var) in _places(tree).items()

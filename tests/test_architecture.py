@@ -3,6 +3,7 @@
 import ast
 import pathlib
 import sys
+import tomllib
 
 import pytest
 
@@ -88,6 +89,15 @@ def test_core_imports_jax_only(name, path):
     if name.startswith("jaxbn.core"):
         allowed = {"jax", "jaxbn", *sys.stdlib_module_names}
         assert {other.split(".")[0] for other in imported(path)} <= allowed
+
+
+def test_every_folder_of_the_library_is_installed():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    folders = {
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for path in ROOT.glob("jaxbn/**/__init__.py")
+    }
+    assert set(project["tool"]["setuptools"]["packages"]) == folders
 
 
 def test_no_catch_all_modules():

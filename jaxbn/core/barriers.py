@@ -35,9 +35,10 @@ def unshared(*arrays: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def rounded(array: jax.Array) -> jax.Array:
-    """The same array, kept for the backward pass in its own dtype.
+    """The same array, which later kernels read in its own dtype.
 
-    XLA:GPU would keep the wider one that was rounded to it.
+    XLA:GPU would store the wider one that was rounded to it, for the backward pass or
+    for the next residual.
     """
     barrier = jax.lax.optimization_barrier
     return _barrier(lambda given: (barrier(given),), (array,), "cuda", "rocm")[0]

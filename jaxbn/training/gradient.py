@@ -172,4 +172,5 @@ def _varying(params: Any, axis_name: reduction.AxisName | None) -> Any:
 
 
 def variables_of(params: Any, batch_stats: Any) -> dict[str, Any]:
+    """What a model's `apply` takes; no collection where there are no statistics."""
     return {"params": params} | ({"batch_stats": batch_stats} if batch_stats else {})

@@ -35,8 +35,6 @@ def lower(case):
 @pytest.mark.parametrize("norm", norms.ALL)
 @pytest.mark.parametrize("dtype", lists.DTYPES)
 def test_every_normalisation_lowers(norm, dtype, tiny):
-    if norm == "haiku":
-        pytest.importorskip("haiku")
     program = "layer" if norms.ALL[norm].policy is None else "small_network"
     activation = "leaky_relu" if norm == "jaxbn, in_place" else "relu"
     case = cases.Case(program=program, norm=norm, dtype=dtype, activation=activation)
