@@ -5,7 +5,7 @@ import sys
 import absl.logging
 import tyro
 
-from experiments import datasets
+from experiments import datasets, pages
 from experiments.accelerators import study as accelerators
 from experiments.accuracy import study as accuracy
 from experiments.benchmark import study as benchmark
@@ -21,6 +21,7 @@ COMMANDS = {
     "device": device.Device,
     "figure1": figure1.Figure1,
     "figure1_sweep": figure1_sweep.Figure1Sweep,
+    "pages": pages.Pages,
     "prepare": datasets.Prepare,
     "sync_cost": sync_cost.SyncCost,
 }

@@ -9,56 +9,51 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+_OPTIONS = ocp.CheckpointManagerOptions(
+    max_to_keep=2,
+    cleanup_tmp_directories=True,  # Half-written when a run was killed.
+    enable_async_checkpointing=False,
+)
+
 
 class Checkpoints:
-    """The last checkpoints of one run, written atomically by orbax.
+    """The last two checkpoints of one run, written atomically by orbax.
 
     Where several processes run together, all call every method at the same step.
 
     Args:
-      directory: of this run alone; made on the first save.
+      directory: of this run alone; made if there is none.
     """
 
     def __init__(self, directory: pathlib.Path):
         self._directory = directory.resolve()
-        self._checkpointer = ocp.Checkpointer(ocp.StandardCheckpointHandler())
+        self._manager = ocp.CheckpointManager(self._directory, options=_OPTIONS)
 
     def save(self, step: int, tree: Any) -> None:
-        """Writes a checkpoint, then removes the older ones but one."""
-        path = self._directory / str(step)
-        # Forced: an unreadable one may be in the way.
-        self._checkpointer.save(path, _without_keys(tree), force=True)
-        if jax.process_index() == 0:
-            for old in self._steps()[:-2]:
-                shutil.rmtree(self._directory / str(old))
+        """Writes a checkpoint; of the older ones, one is kept."""
+        args = ocp.args.StandardSave(_without_keys(tree))
+        self._manager.save(step, args=args)
 
     def restore(self, template: Any) -> Any | None:
-        """The newest checkpoint that can be read, or None; says what it ignores."""
-        if not self._directory.is_dir():
-            return None
-        for path in self._directory.iterdir():
-            if not path.name.isdigit():
-                print(f"Ignored a half-written checkpoint: {path.name}.")
-        plain = _without_keys(template)
-        for step in reversed(self._steps()):
-            path = self._directory / str(step)
+        """The newest checkpoint that can be read, or None.
+
+        Removes those that cannot be read, and says so.
+        """
+        args = ocp.args.StandardRestore(_without_keys(template))
+        for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                restored = self._checkpointer.restore(
-                    path, args=ocp.args.StandardRestore(plain)
-                )
+                restored = self._manager.restore(step, args=args)
             except Exception as error:  # Whatever a damaged file makes orbax raise.
-                print(f"Ignored an unreadable checkpoint: {path.name} ({error}).")
-                continue
-            return _with_keys(restored, template)
+                print(f"Removed an unreadable checkpoint: {step} ({error}).")
+                self._manager.delete(step)
+            else:
+                return _with_keys(restored, template)
         return None
 
     def clear(self) -> None:
         """Removes everything."""
+        self._manager.close()
         shutil.rmtree(self._directory, ignore_errors=True)
-
-    def _steps(self) -> list[int]:
-        names = (path.name for path in self._directory.iterdir())
-        return sorted(int(name) for name in names if name.isdigit())
 
 
 def _is_key(leaf: Any) -> bool:

@@ -1,16 +1,25 @@
-"""What studies write: JSON, Markdown and figures, each file whole or not at all."""
+"""What studies write: JSON, Markdown and figures, each file whole or not at all.
 
+A study writes a JSON with `write_result`; `write_pages` makes the rest from it alone.
+"""
+
+import hashlib
 import io
 import json
 import os
 import pathlib
 import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+
+from experiments import provenance
+
+Result = Mapping[str, Any]
 
 
 def check_folder(path: pathlib.Path) -> None:
@@ -28,9 +37,51 @@ def check_folder(path: pathlib.Path) -> None:
         ) from error
 
 
-def write_json(path: pathlib.Path, result: dict[str, Any]) -> None:
+def write_result(path: pathlib.Path, study: str, config: Any, result: Result) -> None:
+    """Writes the JSON of a study, with what made it.
+
+    Args:
+      path: of the JSON; `write_pages` gives its other files the same name.
+      study: the command that made it, as `python -m experiments` lists it.
+      config: the dataclass of its options.
+      result: all else, with the `device` where another process measured.
+    """
+    about = provenance.of(study, config, result.get("device"))
+    write_json(path, {"study": study, **about, **result})
+
+
+def write_json(path: pathlib.Path, result: Result) -> None:
     """Writes `result` with sorted keys: equal results give equal files."""
     write_text(path, json.dumps(result, sort_keys=True, indent=1) + "\n")
+
+
+def write_pages(
+    path: pathlib.Path,
+    table: Callable[[Result], str],
+    figures: Mapping[str, Callable[[Result], Any]],
+) -> str:
+    """Writes `.md` and `.png` beside the JSON at `path`, from what it holds.
+
+    Args:
+      path: of the JSON.
+      table: makes the text (Markdown).
+      figures: make the figures; a name is added to that of the JSON.
+
+    Returns:
+      The text.
+    """
+    content = path.read_bytes()
+    result = json.loads(content)
+    text = f"{provenance.line(result)}\n\n{table(result).rstrip()}\n"
+    write_text(path.with_suffix(".md"), text)
+    for name, draw in figures.items():
+        save(path.with_name(f"{path.stem}{name}.png"), draw(result), digest(content))
+    return text
+
+
+def digest(content: bytes) -> str:
+    """Of a JSON; its figures carry it, so that a stale one can be told."""
+    return hashlib.sha256(content).hexdigest()
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
@@ -38,17 +89,24 @@ def write_text(path: pathlib.Path, text: str) -> None:
     _write(path, text.encode())
 
 
-def markdown(header: list[str], rows: list[list[Any]]) -> str:
+def markdown(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
     """A table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
-def save(path: pathlib.Path, figure: Any) -> None:
-    """As PNG, in one step; closes the figure."""
+def save(path: pathlib.Path, figure: Any, source: str) -> None:
+    """Writes a figure as PNG and closes it.
+
+    Args:
+      path: of the PNG.
+      figure: of matplotlib.
+      source: written into the file as its `Source`.
+    """
     buffer = io.BytesIO()
     # No version in the file: equal results give equal files.
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    metadata = {"Software": None, "Source": source}
+    figure.savefig(buffer, format="png", dpi=110, metadata=metadata)
     plt.close(figure)
     _write(path, buffer.getvalue())
 

@@ -130,8 +130,8 @@ def apply(
     dtype: jax.typing.DTypeLike,
     initializing: bool,
     name: str | None,
-) -> tuple[jax.Array, running.BatchStats]:
-    """The output of a layer, and its running statistics after the call.
+) -> tuple[jax.Array, running.BatchStats | None]:
+    """The output of a layer, and its new running statistics; None where they stay.
 
     Args:
       layer: its fields.
@@ -183,8 +183,7 @@ def apply(
             activation=layer.activation,
             dtype=dtype,
         )
-        moved = train()[1] if on.update_running_average else batch_stats
+        moved = train()[1] if on.update_running_average else None
     else:
         y, moved = train()
-    keep = initializing or not on.update_running_average
-    return y, batch_stats if keep else moved
+    return y, moved if on.update_running_average and not initializing else None

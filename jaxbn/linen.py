@@ -141,7 +141,7 @@ class BatchNorm(nn.Module):
         mean, var = self._batch_stats(shape, x.dtype)
         scale = self._param("scale", shape) if self.use_scale else None
         bias = self._param("bias", shape) if self.use_bias else None
-        y, batch_stats = layer.apply(
+        y, moved = layer.apply(
             self,
             switches,
             x,
@@ -154,8 +154,8 @@ class BatchNorm(nn.Module):
             initializing=self.is_initializing(),
             name="/".join(self.path) or None,
         )
-        if switches.update_running_average and not self.is_initializing():
-            mean.value, var.value = batch_stats
+        if moved is not None:
+            mean.value, var.value = moved
         return y
 
     @nn.nowrap

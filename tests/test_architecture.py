@@ -118,7 +118,7 @@ def study_of(name):
     ("name", "path"), [m for m in modules() if m[0].startswith("experiments.")]
 )
 def test_studies_stand_alone(name, path):
-    if name == "experiments.__main__":  # Lists them all.
+    if name in ("experiments.__main__", "experiments.pages"):  # Of all of them.
         return
     for other in imported(path):
         if other.startswith("experiments.") and study_of(other):
@@ -127,3 +127,22 @@ def test_studies_stand_alone(name, path):
 
 def test_there_are_studies():
     assert {"accelerators", "benchmark", "figure1", "sync_cost"} <= set(STUDIES)
+
+
+def names_in(folder, pattern):
+    """Paths of Python files without suffix, `test_` left out."""
+    root = ROOT / folder
+    for path in root.glob(pattern):
+        name = path.name.removesuffix(".py").removeprefix("test_")
+        name = {"__main__": "main"}.get(name, name)
+        if name != "__init__":
+            yield (path.relative_to(root).parent / name).as_posix()
+
+
+def test_tests_mirror_the_source():
+    for folder in ("jaxbn", "experiments"):
+        source = set(names_in(folder, "**/*.py"))
+        tests = set(names_in(f"tests/{folder}", "**/test_*.py"))
+        assert sorted(tests - source) == []
+        if folder == "jaxbn":
+            assert sorted(source - tests) == []

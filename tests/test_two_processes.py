@@ -2,47 +2,19 @@
 
 import functools
 import itertools
-import pathlib
 import signal
-import socket
 import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 import jaxbn
+from experiments.measuring import processes
 from tests import reference, two_processes, two_processes_training
-
-ROOT = pathlib.Path(__file__).parent.parent
-
-
-def start(module, out, *options):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    return [
-        subprocess.Popen(
-            [sys.executable, "-m", module.__name__, str(process), str(port), str(out),
-             *options],
-            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for process in (0, 1)
-    ]  # fmt: skip
-
-
-def finish(module, out):
-    """Runs both to their end; what they print."""
-    outputs = []
-    for process in start(module, out):
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, output
-        outputs.append(output)
-    return outputs
 
 
 def test_equals_one_process(tmp_path):
-    finish(two_processes, tmp_path)
+    processes.finish(two_processes.__name__, str(tmp_path))
     scale, bias = two_processes.SCALE, two_processes.BIAS
     for style, case in itertools.product(("jit", "shard_map"), two_processes.MASKED):
         x, mask, dy = two_processes.make_batch(case).values()
@@ -64,13 +36,17 @@ def test_equals_one_process(tmp_path):
                 assert_close(part[key], value, atol=1e-4 if key in affine else 0)
 
 
+TRAINING = two_processes_training.__name__
+
+
+@pytest.mark.exhaustive
 def test_a_run_whose_process_died_goes_on_with_the_same_statistics(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir()
     broken.mkdir()
-    finish(two_processes_training, whole)
+    processes.finish(TRAINING, str(whole))
 
-    survivor, dead = start(two_processes_training, broken, "die")
+    survivor, dead = processes.start(TRAINING, str(broken), "die")
     try:
         survivor.communicate(timeout=240)
         dead.communicate(timeout=60)
@@ -83,7 +59,7 @@ def test_a_run_whose_process_died_goes_on_with_the_same_statistics(tmp_path):
     assert survivor.returncode != 0
     assert not (broken / "end 0.npz").exists()
 
-    for output in finish(two_processes_training, broken):
+    for output in processes.finish(TRAINING, str(broken)):
         assert f"starts at step {two_processes_training.DIES_AT}" in output
     ends = [
         np.load(out / f"end {process}.npz")

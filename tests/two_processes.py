@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 import jaxbn
+from experiments.measuring import processes
 from jaxbn import parallel
 
 P = jax.P
@@ -38,12 +39,7 @@ def make_batch(case):
 
 def connect(process, port):
     """Joins the two processes; a mesh of all four devices."""
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", 2)
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(
-        f"localhost:{port}", 2, int(process), heartbeat_timeout_seconds=10
-    )
+    processes.join(int(process), int(port))
     return parallel.data_mesh(axis_name="d")
 
 

@@ -1,12 +1,11 @@
 """What a training step costs over that with Flax, by accelerator."""
 
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
-from experiments import output
 from experiments.accelerators import compare
 from experiments.programs import targets
 
@@ -25,11 +24,10 @@ _TITLES = {
 }
 
 
-def draw(path: pathlib.Path, result: Mapping[str, Any]) -> None:
+def draw(result: Mapping[str, Any]) -> Figure:
     """Bars of the normalisations, for each accelerator that has them.
 
     Args:
-      path: of the PNG.
       result: what the JSON holds.
     """
     rows = [
@@ -51,7 +49,7 @@ def draw(path: pathlib.Path, result: Mapping[str, Any]) -> None:
         fontsize=11,
     )
     figure.tight_layout()
-    output.save(path, figure)
+    return figure
 
 
 def _bars(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:

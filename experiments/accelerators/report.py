@@ -1,10 +1,11 @@
 """The tables of the study, made from its JSON alone."""
 
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from experiments import output
-from experiments.accelerators import compare, report_devices
+from experiments.accelerators import compare, figure, report_devices, report_summary
 from experiments.networks import norms
 from experiments.programs import targets
 
@@ -19,6 +20,11 @@ PROGRAMS = {
     "bn_inception": "BN-Inception, training step, 64 images of 224x224",
     "inference": "ResNet-50, inference, 64 images of 224x224",
 }
+
+
+def write(path: pathlib.Path) -> str:
+    """Writes `.md` and `.png` beside the JSON at `path`; returns the text."""
+    return output.write_pages(path, table, {"": figure.draw})
 
 
 def line(row: Row) -> str:
@@ -43,6 +49,11 @@ def table(result: Mapping[str, Any]) -> str:
     rows = sorted(result["rows"], key=_order)
     single = [row for row in rows if row["style"] == "one" and not row["images"]]
     sections = [
+        (
+            "In short: a training step, over that with Flax's default",
+            report_summary.headline(rows),
+        ),
+        ("What was aimed at, over Flax's fast form", report_summary.aims(rows)),
         ("A step, over that with Flax's fast form", _ratios(single, compare.over_flax)),
         (
             "What a step costs more than with a scale and a bias only, over the same "

@@ -11,6 +11,12 @@ from experiments import output
 from experiments.accelerators import process
 from experiments.programs import cases
 
+# Each row is made by a process of its own, and has the versions of its compiler.
+ABOUT = {
+    "study": "accelerators",
+    "command": "python -m experiments.accelerators.worker --target ... --program ...",
+    "device": "no device: compiled, not run; the options are the fields of a row",
+}
 _FIELDS = [field.name for field in dataclasses.fields(cases.Case)]
 
 
@@ -24,9 +30,10 @@ class Results:
 
     def __init__(self, path: pathlib.Path):
         self.path = path
-        self.content: dict[str, Any] = {"study": "accelerators", "rows": []}
+        self.content: dict[str, Any] = {"rows": []}
         if path.exists():
             self.content |= json.loads(path.read_text())
+        self.content |= ABOUT
         self._rows = {key(row): row for row in self.content["rows"]}
         self._lock = threading.Lock()
 

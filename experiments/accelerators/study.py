@@ -11,7 +11,7 @@ from typing import Literal
 import tqdm
 
 from experiments import output
-from experiments.accelerators import capacity, figure, lists, pods, report, results
+from experiments.accelerators import capacity, lists, pods, report, results
 from experiments.programs import cases, targets
 
 
@@ -40,7 +40,7 @@ class Accelerators:
             raise ValueError(
                 f"`network` must be one of {programs}, not {self.network}."
             )
-        self.out.mkdir(parents=True, exist_ok=True)
+        output.check_folder(self.out)
         path = self.out / "accelerators.json"
         known = results.Results(path)
         platforms = targets.PLATFORMS if self.platform == "all" else (self.platform,)
@@ -59,9 +59,7 @@ class Accelerators:
             sys.exit(f"Stopped; {path} has what was done, the same command goes on.")
         known.content["pods"] = pods.predictions()
         known.write()
-        output.write_text(path.with_suffix(".md"), report.table(known.content))
-        figure.draw(path.with_suffix(".png"), known.content)
-        print(report.table(known.content))
+        print(report.write(path))
 
     def _chosen(self, from_these: list[cases.Case], ready: Sequence[str]):
         return [

@@ -8,7 +8,6 @@ float it grows with the ratio and with the mean of the cotangent.
 
 import contextlib
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
@@ -18,13 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import output
+from experiments.accuracy import report
 from jaxbn import linen
 
 # Beyond 100 a bfloat16 holds nothing of a deviation of 1.
 RATIOS = {"float32": (1.0, 1e1, 1e2, 1e3, 1e4), "bfloat16": (1.0, 1e1, 1e2)}
 CHANNELS = 4
-NAMES = ("jaxbn", "flax fast", "flax stable", "torch")
-QUANTITIES = ("y", "dx", "dscale")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,11 +32,11 @@ class Accuracy:
     elements: tuple[int, ...] = (4096, 1_000_000)
     """Elements per channel."""
     out: pathlib.Path = pathlib.Path("runs")
-    """Folder for table and JSON."""
+    """Folder for figure, table and JSON."""
 
     def run(self) -> None:
-        """Writes `accuracy.json` and `accuracy.md`."""
-        self.out.mkdir(parents=True, exist_ok=True)
+        """Writes `accuracy.json`, `.md` and `.png`."""
+        output.check_folder(self.out)
         rows = [
             measure(elements, ratio, mean, dtype)
             for dtype, ratios in RATIOS.items()
@@ -46,17 +44,9 @@ class Accuracy:
             for mean in (0.0, 1.0)
             for ratio in ratios
         ]
-        result = {
-            "study": "accuracy",
-            "device": jax.devices()[0].device_kind,
-            "jax": jax.__version__,
-            "rows": rows,
-        }
         path = self.out / "accuracy.json"
-        output.write_json(path, result)
-        text = table(json.loads(path.read_text()))
-        output.write_text(path.with_suffix(".md"), text)
-        print(text)
+        output.write_result(path, "accuracy", self, {"rows": rows})
+        print(report.write(path))
 
 
 def measure(elements: int, ratio: float, mean: float, dtype: str) -> dict[str, Any]:
@@ -80,35 +70,13 @@ def measure(elements: int, ratio: float, mean: float, dtype: str) -> dict[str, A
         name: {
             quantity: float(f"{_rms(np.float64(value) - truth) / size:.1e}")
             for quantity, value, truth, size in zip(
-                QUANTITIES, made, expected, sizes, strict=True
+                report.QUANTITIES, made, expected, sizes, strict=True
             )
         }
         for name, made in _computed(x, dy, dtype).items()
     }
     about = {"elements": elements, "ratio": ratio, "mean": mean, "dtype": dtype}
     return about | {"errors": errors}
-
-
-def table(result: dict[str, Any]) -> str:
-    """The result as Markdown."""
-    names = [name for name in NAMES if name in result["rows"][0]["errors"]]
-    parts = [
-        f"{result['device']}, JAX {result['jax']}. Root mean square errors against "
-        "float64, over the root mean square of what they are errors of; those of the "
-        "scale's gradient over `sqrt(sum(dy^2))`."
-    ]
-    for quantity in QUANTITIES:
-        rows = [
-            [
-                row["dtype"], row["elements"], f"N({row['mean']:.0f}, 1)",
-                f"{row['ratio']:.0f}",
-                *(f"{row['errors'][name][quantity]:.1e}" for name in names),
-            ]
-            for row in result["rows"]
-        ]  # fmt: skip
-        header = ["dtype", "elements", "dy", "mean / std", *names]
-        parts.append(f"`{quantity}`:\n\n" + output.markdown(header, rows))
-    return "\n\n".join(parts) + "\n"
 
 
 def _reference(x, dy, epsilon=1e-5):

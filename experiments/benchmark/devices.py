@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.measuring import interleaved, peers
+from experiments.measuring import interleaved, peers, styles
 from jaxbn import linen
 
 SHAPE = (32, 28, 28, 128)
-STYLES = ("jit", "shard_map")
+STYLES = {"jit": "jit Auto", "shard_map": "shard_map"}
 
 
 def measure(rounds: int) -> dict[str, Any]:
@@ -38,39 +38,27 @@ def compare(style: str, devices: int, rounds: int) -> dict[str, Any]:
     }
 
 
-def program(cls, style: str, devices: int) -> Callable[[], Any]:
+def program(cls: Callable[..., nn.Module], style: str, devices: int):
     """Without arguments: y, new statistics and gradients, of the whole batch."""
-    P, auto = jax.P, jax.sharding.AxisType.Auto
+
+    def normalize(x, mask, scale, bias, stats, axis_name):
+        del mask
+        layer = cls(use_running_average=False, axis_name=axis_name)
+        params = {"scale": scale, "bias": bias}
+        variables = {"params": params, "batch_stats": stats}
+        return layer.apply(variables, x, mutable=["batch_stats"])
+
     mesh = jax.make_mesh(
-        (devices,), ("d",), axis_types=(auto,), devices=jax.devices()[:devices]
+        (devices,), ("d",), (styles.AUTO,), devices=jax.devices()[:devices]
     )
-    split = jax.sharding.NamedSharding(mesh, P("d"))
-    whole = jax.sharding.NamedSharding(mesh, P())
-    layer = cls(
-        use_running_average=False, axis_name="d" if style == "shard_map" else None
-    )
+
+    def put(array, *spec):
+        return jax.device_put(array, jax.NamedSharding(mesh, jax.P(*spec)))
+
     channels = SHAPE[-1]
-    stats = {"mean": jnp.zeros(channels), "var": jnp.ones(channels)}
-
-    def both(x, dy, scale, bias):
-        def apply(x, scale, bias):
-            params = {"scale": scale, "bias": bias}
-            variables = {"params": params, "batch_stats": stats}
-            return layer.apply(variables, x, mutable=["batch_stats"])
-
-        y, vjp, state = jax.vjp(apply, x, scale, bias, has_aux=True)
-        return y, state, vjp(dy)
-
-    if style == "shard_map":
-        both = jax.shard_map(
-            both,
-            mesh=mesh,
-            in_specs=(P("d"), P("d"), P(), P()),
-            out_specs=(P("d"), P(), (P("d"), P(), P())),
-        )
-    x, dy = (jax.device_put(a, split) for a in peers.make_batch(SHAPE, "float32"))
-    scale, bias = (
-        jax.device_put(a, whole) for a in (jnp.ones(channels), stats["mean"])
-    )
-    compiled = jax.jit(both)
-    return lambda: jax.block_until_ready(compiled(x, dy, scale, bias))
+    x, dy = (put(a, "d") for a in peers.make_batch(SHAPE, "float32"))
+    mask = put(jnp.ones((SHAPE[0], 1), bool), "d")
+    scale, bias = put(jnp.ones(channels)), put(jnp.zeros(channels))
+    stats = {"mean": bias, "var": scale}
+    step = styles.ALL[STYLES[style]](normalize, devices)
+    return lambda: jax.block_until_ready(step(x, mask, dy, scale, bias, stats))

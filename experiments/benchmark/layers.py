@@ -1,7 +1,7 @@
 """One layer: time in training and inference, what it keeps, what its kernels move."""
 
 import math
-import platform
+from collections.abc import Iterable
 from typing import Any
 
 import flax.linen as nn
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.measuring import hlo, interleaved, peers
+from experiments.measuring.kept import kept_bytes
 from jaxbn import linen
 
 SHAPES = {
@@ -25,27 +26,42 @@ SHAPES = {
 DTYPES = ("float32", "bfloat16")
 
 
-def measure(rounds: int) -> dict[str, Any]:
-    """All of it, with a line for each part as it is done."""
-    two = ("jaxbn", "flax.linen")
-    shapes = SHAPES["cpu" if jax.default_backend() == "cpu" else "gpu"]
+QUICK_SHAPES = ((32, 28, 28, 128), (256, 1024))
+
+
+def times(dtype: str, rounds: int, quick: bool) -> dict[str, Any]:
+    """Every peer at every shape, with a line for each as it is done."""
+    shapes = QUICK_SHAPES if quick else _shapes()
+    rows = [_note(f"{dtype} {s}", compare(s, dtype, rounds)) for s in shapes]
+    return {"layers": {dtype: rows}}
+
+
+def sizes(rounds: int) -> dict[str, Any]:
+    """Flax over jaxbn by number of elements and of channels."""
+
+    def rows(shapes: Iterable[tuple[int, ...]]) -> list[dict[str, Any]]:
+        two = ("jaxbn", "flax.linen")
+        return [_note(f"{s}", compare(s, "float32", rounds, two)) for s in shapes]
+
     return {
-        "layers": [
-            _note(f"{dtype} {shape}", compare(shape, dtype, rounds))
-            for dtype in DTYPES
-            for shape in shapes
-        ],
-        "elements": [
-            _note(f"elements {n}", compare((n, 64), "float32", rounds, two))
-            for n in (16, 160, 1600, 16000, 160000)
-        ],
-        "channels": [
-            _note(f"channels {c}", compare((2**20 // c, c), "float32", rounds, two))
-            for c in (4, 16, 64, 256, 1024)
-        ],
-        "kept": {dtype: kept(dtype) for dtype in DTYPES},
-        "traffic": {dtype: traffic(dtype, shapes[1]) for dtype in DTYPES},
+        "sizes": {
+            "elements": rows((n, 64) for n in (16, 160, 1600, 16000, 160000)),
+            "channels": rows((2**20 // c, c) for c in (4, 16, 64, 256, 1024)),
+        }
     }
+
+
+def traffic_and_kept() -> dict[str, Any]:
+    """What the kernels of a layer move, and what it keeps, of each dtype."""
+    shape = _shapes()[1]
+    return {
+        "traffic": {dtype: traffic(dtype, shape) for dtype in DTYPES},
+        "kept": {dtype: kept(dtype) for dtype in DTYPES},
+    }
+
+
+def _shapes() -> tuple[tuple[int, ...], ...]:
+    return SHAPES["cpu" if jax.default_backend() == "cpu" else "gpu"]
 
 
 def compare(
@@ -110,9 +126,7 @@ def kept(dtype: str) -> dict[str, float]:
         def apply(x):
             return relu(layer.apply(variables, x, mutable=["batch_stats"])[0])
 
-        vjp = jax.eval_shape(lambda x: jax.vjp(apply, x)[1], x)
-        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(vjp))
-        return round(size / x.nbytes, 2)
+        return round(kept_bytes(apply, x) / x.nbytes, 2)
 
     options = {"use_running_average": False, "dtype": x.dtype}
     return {
@@ -127,13 +141,3 @@ def kept(dtype: str) -> dict[str, float]:
 def _note(what, value):
     print(what, flush=True)
     return value
-
-
-def device_name() -> str:
-    """The device, with processor and cores where it is the CPU."""
-    kind = jax.devices()[0].device_kind
-    if kind != "cpu":
-        return kind
-    with open("/proc/cpuinfo") as file:
-        names = [line.split(":")[1].strip() for line in file if "model name" in line]
-    return f"{names[0] if names else platform.processor()}, {len(names)} cores"

@@ -12,23 +12,19 @@ import numpy as np
 import optax
 
 import jaxbn
-from experiments.measuring import interleaved
-from experiments.networks import models, norms
+from experiments.measuring import interleaved, kept
+from experiments.networks import norms
 from jaxbn import training
 
 
-def measure(rounds: int) -> dict[str, Any]:
-    """All of it, with a line for each part as it is done."""
-    result: dict[str, Any] = {"depth": {}, "models": {}}
-    for depth in (10, 50, 200):
-        result["depth"][str(depth)] = compile_times(depth)
-        print(f"compiled {depth} layers", flush=True)
-    result["memory"] = memory(rounds)
-    print("memory", flush=True)
-    for model in (models.ResNet50, models.BNInception):
-        result["models"][model.__name__] = model_step(model, rounds)
-        print(model.__name__, flush=True)
-    return result
+def depth() -> dict[str, Any]:
+    """Seconds to compile stacks of layers."""
+    return {"depth": {str(number): compile_times(number) for number in (10, 50, 200)}}
+
+
+def model(make: Callable[..., nn.Module], rounds: int) -> dict[str, Any]:
+    """The training step of one network."""
+    return {"models": {make.__name__: model_step(make, rounds)}}
 
 
 class _Layer(nn.Module):
@@ -145,9 +141,9 @@ def _kept(net, variables, x) -> int:
     def apply(params, x):
         return net.apply(variables | {"params": params}, x, mutable=["batch_stats"])[0]
 
-    vjp = jax.eval_shape(lambda *args: jax.vjp(apply, *args)[1], variables["params"], x)
-    leaves = [leaf for leaf in jax.tree.leaves(vjp) if leaf.shape[-2:] == x.shape]
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    leaves = kept.kept(apply, variables["params"], x)
+    activations = [leaf for leaf in leaves if leaf.shape[-2:] == x.shape]
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in activations)
 
 
 def model_step(model: Callable[..., nn.Module], rounds: int) -> dict[str, Any]:

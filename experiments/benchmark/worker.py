@@ -1,25 +1,54 @@
-"""A part of `benchmark` in a process of its own: python -m ... PART ROUNDS OUT.
+"""Measures one part of `benchmark` in a process of its own.
 
 `benchmark` gives it an environment in which malloc keeps what it has, so that no peer
 pays for pages, and as many devices as the part needs.
 """
 
+import dataclasses
+import functools
 import json
 import pathlib
-import sys
+from collections.abc import Callable
+from typing import Any
 
-import jax
+import tyro
 
+from experiments import provenance
 from experiments.benchmark import devices, layers, networks
+from experiments.networks import models
 
-PARTS = {
-    "layers": layers.measure,
-    "networks": networks.measure,
-    "devices": devices.measure,
+PARTS: dict[str, Callable[[int, bool], dict[str, Any]]] = {
+    "float32": functools.partial(layers.times, "float32"),
+    "bfloat16": functools.partial(layers.times, "bfloat16"),
+    "traffic": lambda rounds, quick: layers.traffic_and_kept(),
+    "sizes": lambda rounds, quick: layers.sizes(rounds),
+    "depth": lambda rounds, quick: networks.depth(),
+    "memory": lambda rounds, quick: {"memory": networks.memory(rounds)},
+    "resnet50": lambda rounds, quick: networks.model(models.ResNet50, rounds),
+    "bn_inception": lambda rounds, quick: networks.model(models.BNInception, rounds),
+    "devices": lambda rounds, quick: devices.measure(rounds),
 }
 
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Worker:
+    """Measures one part."""
+
+    part: str
+    """Of `PARTS`."""
+    rounds: int
+    """Rounds in which all programs take turns."""
+    quick: bool = False
+    """Fewer shapes."""
+    out: pathlib.Path
+    """The JSON to write."""
+
+    def run(self) -> None:
+        """Writes what was measured, and on what device."""
+        measured = PARTS[self.part](self.rounds, self.quick)
+        result = {"device": provenance.device_name(), **measured}
+        self.out.write_text(json.dumps(result))
+
+
 if __name__ == "__main__":
-    part, rounds, out = sys.argv[1:]
-    about = {"device": layers.device_name(), "jax": jax.__version__}
-    result = about | PARTS[part](int(rounds))
-    pathlib.Path(out).write_text(json.dumps(result))
+    tyro.cli(Worker).run()

@@ -1,23 +1,29 @@
 """The table of the study, made from its JSON alone."""
 
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments import output
+from experiments.device import figure
 
 Row = Mapping[str, Any]
+
+
+def write(path: pathlib.Path) -> str:
+    """Writes `device.md` and `.png` beside the JSON at `path`; returns the text."""
+    return output.write_pages(path, table, {"": figure.draw})
 
 
 def table(result: Mapping[str, Any]) -> str:
     """The result as Markdown."""
     rows = result["rows"]
     groups = dict.fromkeys(map(_group, rows))
-    device, version = result.get("device", "no device"), result.get("jax", "unknown")
     parts = [
-        f"Timed on {device} with JAX {version}, {result['rounds']} rounds. Ratios are "
-        "medians over the rounds, with quartiles. Traffic is what XLA's own kernels "
-        "move by the HLO, branches of conditionals left out; its share of a step is "
-        "what it takes at the speed of a copy. PyTorch runs as its users write it."
+        f"{result['rounds']} rounds. Ratios are medians over the rounds, with "
+        "quartiles. Traffic is what XLA's own kernels move by the HLO, branches of "
+        "conditionals left out; its share of a step is what it takes at the speed of a "
+        "copy. PyTorch runs as its users write it."
     ]
     for group in groups:
         program, dtype, images, setting = group

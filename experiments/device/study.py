@@ -27,15 +27,18 @@ class Device:
     quick: bool = False
     """Two small programs, to try the script on a CPU (two minutes)."""
     out: pathlib.Path = pathlib.Path("runs")
-    """Folder for table and JSON."""
+    """Folder for figure, table and JSON."""
 
     def run(self) -> None:
-        """Writes `device.json` and `device.md` after every group."""
+        """Writes `device.json`, `.md` and `.png` after every group."""
         if self.rounds < 2:
             raise ValueError(f"`rounds` must be at least 2, got {self.rounds}.")
-        self.out.mkdir(parents=True, exist_ok=True)
+        output.check_folder(self.out)
         groups = ("quick",) if self.quick else ("layer", "resnet50", "small_network")
-        result: dict[str, Any] = {"study": "device", "rounds": self.rounds, "rows": []}
+        result: dict[str, Any] = {"rounds": self.rounds, "rows": []}
+        # Said by the first worker that gets so far.
+        result["device"] = "no device"
+        path, text = self.out / "device.json", ""
         for setting, flag in SETTINGS.items():
             for group in groups:
                 for row in self._timed(group, flag):
@@ -43,8 +46,9 @@ class Device:
                         result["rows"].append({"setting": setting} | row)
                     else:
                         result |= row
-                self._write(result)
-        print(report.table(result))
+                output.write_result(path, "device", self, result)
+                text = report.write(path)
+        print(text)
 
     def _timed(self, group: str, flag: str) -> list[dict[str, Any]]:
         """What a process of its own, with that flag of XLA, says of a group."""
@@ -63,8 +67,3 @@ class Device:
             rows.append({"program": group, "norm": "", "dtype": "", "images": 0,
                          "error": why})  # fmt: skip
         return rows
-
-    def _write(self, result: dict[str, Any]) -> None:
-        path = self.out / "device.json"
-        output.write_json(path, result)
-        output.write_text(path.with_suffix(".md"), report.table(result))

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import tyro
 
+from experiments import provenance
 from experiments.device import programs
 from experiments.measuring import interleaved
 from experiments.networks import norms
@@ -60,7 +61,7 @@ class Worker:
                 "`jax[cuda12]`, or use `--quick` to try the study on a CPU."
             )
         speed = copy_speed(self.rounds, 4 if quick else 1000)
-        _print({"device": device.device_kind, "jax": jax.__version__})
+        _print({"device": provenance.device_name()})
         for name in self.groups:
             for program, dtype, images in GROUPS[name]:
                 for row in time_group(program, dtype, images, self.rounds):

@@ -1,19 +1,19 @@
 """Figure 1 as the paper drew it."""
 
-import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
-from experiments import output
 from experiments.figure1 import paper
 
 _COLORS = {"with_bn": "tab:blue", "without_bn": "tab:orange"}
 _LABELS = {"with_bn": "with BN", "without_bn": "without BN"}
 
 
-def draw(path: pathlib.Path, result: dict[str, Any]) -> None:
+def draw(result: Mapping[str, Any]) -> Figure:
     """Panels (a), (b) and (c) of the paper's Figure 1, next to the paper's own curves.
 
     The paper's curves are dashed and labelled as such, and drawn only for MNIST.
@@ -68,4 +68,4 @@ def draw(path: pathlib.Path, result: dict[str, Any]) -> None:
         fontsize=10,
     )
     figure.tight_layout()
-    output.save(path, figure)
+    return figure

@@ -1,13 +1,20 @@
 """Figure 1 in numbers: a JSON, a table, the distance to the paper's curves."""
 
+import pathlib
 from typing import Any
 
 import numpy as np
 
-from experiments.figure1 import paper
+from experiments import output
+from experiments.figure1 import figure, paper
 from experiments.networks import mlp
 
 Records = dict[str, np.ndarray]
+
+
+def write(path: pathlib.Path) -> str:
+    """Writes `.md` and `.png` beside the JSON at `path`; returns the text."""
+    return output.write_pages(path, table, {"": figure.draw})
 
 
 def summarize(
@@ -21,7 +28,6 @@ def summarize(
       records: as `figure1.train` returns them.
     """
     result: dict[str, Any] = {
-        "study": "figure1",
         "config": config,
         "step": steps.tolist(),
         "accuracy": {},
@@ -76,21 +82,24 @@ def distance_to_paper(
 def table(result: dict[str, Any]) -> str:
     """The result in a few lines of text (Markdown)."""
     rows = result["table"]
-    at = list(rows["with_bn"]["accuracy"])
+    at = sorted(rows["with_bn"]["accuracy"], key=int)
+    header = ["network", *(f"{int(step):,} steps" for step in at), "best",
+              "steps to the best accuracy without BN"]  # fmt: skip
+    cells = []
+    for network in mlp.NETWORKS:
+        row = rows[network]
+        steps = row["steps_to_best_without_bn"]
+        values = [*(row["accuracy"][step] for step in at), row["best"]]
+        cells.append(
+            [_name(network), *(f"{value:.4f}" for value in values),
+             "never" if steps is None else f"{steps:,}"]
+        )  # fmt: skip
     lines = [
         f"Test accuracy, mean of {result['config']['seeds']} seed(s), "
         f"{result['config']['dataset']}:",
         "",
-        f"| network | {' | '.join(f'{int(s):,} steps' for s in at)} | best |"
-        " steps to the best accuracy without BN |",
-        "| --- |" + " --- |" * (len(at) + 2),
+        output.markdown(header, cells),
     ]
-    for network, row in rows.items():
-        name = network.replace("_", " ").replace("bn", "BN")
-        steps = row["steps_to_best_without_bn"]
-        values = [f"{value:.4f}" for value in (*row["accuracy"].values(), row["best"])]
-        cells = [name, *values, "never" if steps is None else f"{steps:,}"]
-        lines.append(f"| {' | '.join(cells)} |")
     with_bn, without_bn = (
         rows[network]["steps_to_best_without_bn"] for network in mlp.NETWORKS
     )
@@ -99,9 +108,14 @@ def table(result: dict[str, Any]) -> str:
         lines += ["", f"With BN that takes {ratio} times fewer steps."]
     for network, distance in result.get("distance_to_paper", {}).items():
         if distance is not None:
-            name = network.replace("_", " ").replace("bn", "BN")
-            lines.append(f"Mean distance to the paper's curve {name}: {distance:.4f}.")
+            lines.append(
+                f"Mean distance to the paper's curve {_name(network)}: {distance:.4f}."
+            )
     return "\n".join(lines)
+
+
+def _name(network: str) -> str:
+    return network.replace("_", " ").replace("bn", "BN")
 
 
 def _table(steps: np.ndarray, mean: dict[str, np.ndarray]) -> dict[str, Any]:

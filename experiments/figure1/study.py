@@ -16,7 +16,7 @@ import numpy as np
 import tqdm
 
 from experiments import checkpoints, datasets, output
-from experiments.figure1 import figure, paper, report
+from experiments.figure1 import paper, report
 from experiments.networks import mlp
 from jaxbn import training
 
@@ -42,17 +42,16 @@ class Figure1:
     data_dir: pathlib.Path | None = None
     """Where TFDS keeps its data; default: its own, for digits `runs/data`."""
     out: pathlib.Path = pathlib.Path("runs")
-    """Folder for figure and JSON."""
+    """Folder for figure, table and JSON."""
 
     def run(self) -> None:
-        """Trains, prints a table, writes `figure1_<dataset>.json` and `.png`."""
+        """Trains, prints a table, writes `figure1_<dataset>.json`, `.md` and `.png`."""
         check(self)
         output.check_folder(self.out)
         name = self.out / f"figure1_{self.dataset}"
-        if finished := _finished(name.with_suffix(".json"), self):
-            figure.draw(name.with_suffix(".png"), finished)
+        if _is_finished(name.with_suffix(".json"), self):
             forget(self)
-            print(report.table(finished))
+            print(report.write(name.with_suffix(".json")))
             print(
                 f"\nThis run is finished: {name}.json. Remove it, or give another "
                 "`--out`, to train again."
@@ -63,11 +62,11 @@ class Figure1:
         except KeyboardInterrupt:
             sys.exit("Stopped. Run the same command again to resume.")
         result = report.summarize(identity(self), recorded_steps(self), records)
-        output.write_json(name.with_suffix(".json"), result)
-        figure.draw(name.with_suffix(".png"), result)
+        output.write_result(name.with_suffix(".json"), "figure1", self, result)
+        text = report.write(name.with_suffix(".json"))
         forget(self)
-        print(report.table(result))
-        print(f"\nWritten: {name}.png and {name}.json")
+        print(text)
+        print(f"Written: {name}.png, {name}.md and {name}.json")
 
 
 def check(config: Figure1) -> None:
@@ -181,12 +180,11 @@ def identity(config: Figure1) -> dict[str, Any]:
     return json.loads(json.dumps(fields))
 
 
-def _finished(path: pathlib.Path, config: Figure1) -> dict[str, Any] | None:
-    """The result of an earlier run with the same options, if there is one."""
+def _is_finished(path: pathlib.Path, config: Figure1) -> bool:
+    """Whether there is the result of an earlier run with the same options."""
     if not path.exists():
-        return None
-    result = json.loads(path.read_text())
-    return result if result.get("config") == identity(config) else None
+        return False
+    return json.loads(path.read_text()).get("config") == identity(config)
 
 
 def _split(config: Figure1, name: str) -> mlp.Split:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from experiments import output
-from experiments.figure1 import paper, report, study
+from experiments.figure1 import paper, report, report_sweep, study
 from experiments.networks import mlp
 
 # Learning rate and initial scale; then one change each at the pair that comes nearest.
@@ -49,7 +49,7 @@ class Figure1Sweep:
 
     def run(self) -> None:
         """Writes `figure1_sweep.json` and `.md` after each row; skips rows done."""
-        self.out.mkdir(parents=True, exist_ok=True)
+        output.check_folder(self.out)
         path = self.out / "figure1_sweep.json"
         rows = json.loads(path.read_text())["rows"] if path.exists() else []
         for change in _CHANGES:
@@ -66,10 +66,10 @@ class Figure1Sweep:
                 continue
             print(change or "the defaults")
             rows.append(make_row(config, change))
-            output.write_json(path, {"study": "figure1_sweep", "rows": rows})
-            output.write_text(path.with_suffix(".md"), table(rows))
+            output.write_result(path, "figure1_sweep", self, {"rows": rows})
+            report_sweep.write(path)
             study.forget(config)
-        print(table(rows))
+        print(report_sweep.write(path))
 
 
 def make_row(config: study.Figure1, change: dict[str, Any]) -> dict[str, Any]:
@@ -94,29 +94,3 @@ def make_row(config: study.Figure1, change: dict[str, Any]) -> dict[str, Any]:
         },
         "with_bn_above": bool(np.all(mean["with_bn"] > mean["without_bn"])),
     }
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as Markdown."""
-    steps = ("4K", "8K", "12K", "24K", "44K")
-    at = [paper.ACCURACY_STEPS.index(int(step[:-1]) * 1000) for step in steps]
-    lines = [
-        f"| configuration | with BN at {' / '.join(steps)} | without BN |"
-        " distance with | distance without | BN above everywhere |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-
-    def accuracies(values) -> str:
-        return " ".join(f"{values[i]:.3f}" for i in at if i < len(values))
-
-    paper_cells = (accuracies(paper.ACCURACY[network]) for network in mlp.NETWORKS)
-    lines.append(f"| the paper's curves | {' | '.join(paper_cells)} | | | |")
-    for row in rows:
-        hp = row["config"]["hp"]
-        names = dict.fromkeys(("learning_rate", "init_std", *row["change"]))
-        name = ", ".join(f"{key} {hp[key]}" for key in names)
-        cells = [accuracies(row["accuracy"][network]) for network in mlp.NETWORKS]
-        cells += [f"{row['distance_to_paper'][network]}" for network in mlp.NETWORKS]
-        cells.append("yes" if row["with_bn_above"] else "no")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"

@@ -6,9 +6,7 @@ of two devices each, joined by gloo; process 0 prints what `count_network` retur
 
 import functools
 import json
-import socket
 import statistics
-import subprocess
 import sys
 import time
 from typing import Any
@@ -18,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.measuring import hlo
+from experiments.measuring import hlo, processes
 from jaxbn import linen, parallel
 
 LAYER_CASES = tuple(
@@ -101,17 +99,7 @@ def count_network(rounds: int = 30) -> dict[str, Any]:
 
 def count_in_two_processes() -> dict[str, Any]:
     """`count_network` on two processes of two devices each."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    command = [sys.executable, "-m", "experiments.sync_cost.collective_counts"]
-    workers = [
-        subprocess.Popen([*command, process, port], stdout=subprocess.PIPE, text=True)
-        for process in ("0", "1")
-    ]
-    outputs = [worker.communicate(timeout=300)[0] for worker in workers]
-    if any(worker.returncode for worker in workers):
-        raise RuntimeError("A process of the two-process count failed; see above.")
+    outputs = processes.finish("experiments.sync_cost.collective_counts")
     return json.loads(outputs[0].splitlines()[-1])
 
 
@@ -142,11 +130,8 @@ def _compile(function, shape: tuple[int, ...], style: str):
 
 
 def _main() -> None:
-    process, port = int(sys.argv[1]), sys.argv[2]
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", 2)
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(f"localhost:{port}", 2, process)
+    process, port = map(int, sys.argv[1:])
+    processes.join(process, port)
     counts = count_network()
     if process == 0:
         print(json.dumps(counts))

@@ -1,15 +1,14 @@
 """What synchronised statistics add to a step, and how well the model predicts it."""
 
-import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
-from experiments import output
 
-
-def draw(path: pathlib.Path, result: dict[str, Any]) -> None:
+def draw(result: Mapping[str, Any]) -> Figure:
     """Predicted cost and share of a step, and predicted against published steps."""
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4))
     colors = {"TPU v3": "tab:blue", "GPU, nodes of 8": "tab:green"}
@@ -43,4 +42,4 @@ def draw(path: pathlib.Path, result: dict[str, Any]) -> None:
     right.set_title("ResNet-50 on TPU v3, ms per step: fitted (o), predicted (^)")
     right.set(xlabel="published (MLPerf)", ylabel="model", xlim=(10, 400))
     figure.tight_layout()
-    output.save(path, figure)
+    return figure

@@ -28,20 +28,23 @@ def test_newest_is_restored_and_two_are_kept(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_half_written_checkpoint_is_ignored_with_a_message(tmp_path, capsys):
-    saved = checkpoints.Checkpoints(tmp_path)
-    saved.save(5, TREE)
-    (tmp_path / "10.orbax-checkpoint-tmp-1").mkdir()
-    equal(saved.restore(TREE), TREE)
-    assert "Ignored a half-written checkpoint: 10.orbax" in capsys.readouterr().out
+def test_half_written_checkpoint_is_ignored(tmp_path):
+    checkpoints.Checkpoints(tmp_path).save(5, TREE)
+    half_written = tmp_path / "10.orbax-checkpoint-tmp-1"
+    half_written.mkdir()
+    equal(checkpoints.Checkpoints(tmp_path).restore(TREE), TREE)
+    assert not half_written.exists()
 
 
-def test_damaged_checkpoint_is_ignored_with_a_message(tmp_path, capsys):
+def test_damaged_checkpoint_is_removed_with_a_message(tmp_path, capsys):
     saved = checkpoints.Checkpoints(tmp_path)
     saved.save(5, TREE)
     saved.save(10, plus(TREE, 1))
     for path in (tmp_path / "10").rglob("*"):
         if path.is_file():
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    saved = checkpoints.Checkpoints(tmp_path)
     equal(saved.restore(TREE), TREE)
-    assert "Ignored an unreadable checkpoint: 10" in capsys.readouterr().out
+    assert "Removed an unreadable checkpoint: 10" in capsys.readouterr().out
+    saved.save(10, plus(TREE, 2))  # Its place is free.
+    equal(checkpoints.Checkpoints(tmp_path).restore(TREE), plus(TREE, 2))

@@ -4,10 +4,12 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
+@pytest.mark.exhaustive
 def test_every_style_ends_with_the_same_statistics():
     done = subprocess.run(
         [sys.executable, "-m", "experiments.parallel_example"],

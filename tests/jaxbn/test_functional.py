@@ -11,7 +11,9 @@ import jaxbn.testing
 from tests import reference
 
 X = np.random.default_rng(0).standard_normal((8, 3)).astype(np.float32)
+
 STATS = jaxbn.BatchStats(jnp.array([1.0, 2.0, 3.0]), jnp.array([4.0, 5.0, 6.0]))
+
 SCALE, BIAS = np.float32([1, 2, 3]), np.float32([4, 5, 6])
 
 
@@ -159,121 +161,3 @@ class InferenceTest(chex.TestCase):
         y = jaxbn.batch_norm_inference(X.T, SCALE, BIAS, STATS, axis=0)
         expected = jaxbn.batch_norm_inference(X, SCALE, BIAS, STATS)
         chex.assert_trees_all_equal(y.T, expected)
-
-
-FUNCTIONS = {
-    "train": jaxbn.batch_norm_train,
-    "inference": jaxbn.batch_norm_inference,
-}
-
-
-class ErrorTest(parameterized.TestCase):
-    @parameterized.product(
-        function=tuple(FUNCTIONS),
-        bad=(
-            ({"scale": np.ones(4)}, r"`scale` must have the shape \(3,\).*got \(4,\)"),
-            ({"bias": np.ones((1, 3))}, r"`bias` must have .* got \(1, 3\)"),
-            (
-                {"batch_stats": jaxbn.init_batch_stats(8)},
-                r"`batch_stats.mean` .*\(8,\)",
-            ),
-            ({"epsilon": -1e-3}, r"`epsilon` .* must be >= 0, got -0.001"),
-            ({"axis": 2}, r"`axis` must lie in \[-2, 2\).*got 2"),
-            ({"axis": (0, -2)}, r"`axis` must name each axis once, got \(0, -2\)"),
-        ),
-    )
-    def test_value_errors(self, function, bad):
-        change, message = bad
-        arguments = {"scale": SCALE, "bias": BIAS, "batch_stats": STATS} | change
-        with pytest.raises(ValueError, match=message):
-            FUNCTIONS[function](X, **arguments)
-
-    @parameterized.parameters(*FUNCTIONS)
-    def test_type_errors(self, function):
-        function = FUNCTIONS[function]
-        with pytest.raises(TypeError, match=r"`batch_stats` must be .* got dict"):
-            function(X, None, None, STATS._asdict())
-        with pytest.raises(TypeError, match=r"`scale` and `bias` must be real"):
-            function(X, SCALE * 1j, None, STATS)
-        with pytest.raises(TypeError, match=r"`epsilon` must be a number known"):
-            jax.jit(lambda e: function(X, None, None, STATS, epsilon=e))(0.1)
-
-    @parameterized.parameters(1.5, -0.1, float("nan"))
-    def test_momentum(self, momentum):
-        with pytest.raises(ValueError, match=r"`momentum` .* \[0, 1\], got"):
-            jaxbn.batch_norm_train(X, None, None, STATS, momentum=momentum)
-
-    @parameterized.parameters(*FUNCTIONS)
-    def test_complex_needs_a_complex_mean(self, function):
-        with pytest.raises(TypeError, match=r"`batch_stats.mean` must be complex"):
-            FUNCTIONS[function](X + 1j, None, None, STATS)
-
-    @parameterized.parameters(*FUNCTIONS)
-    def test_dtype_of_integers(self, function):
-        with pytest.raises(TypeError, match=r"`dtype` must be floating.* got int32"):
-            FUNCTIONS[function](X, None, None, STATS, dtype=jnp.int32)
-
-    @parameterized.product(function=tuple(FUNCTIONS), activation=("relu", "gelu"))
-    def test_activation_of_complex_values(self, function, activation):
-        stats = jaxbn.init_batch_stats(3, jnp.complex64)
-        with pytest.raises(TypeError, match="`activation` needs real `x`, got complex"):
-            FUNCTIONS[function](X + 1j, None, None, stats, activation=activation)
-
-    @parameterized.parameters(
-        ((8, 3), (4, 1), r"must broadcast .*got \("),
-        ((8, 3), (8,), r"must broadcast .*got \("),
-        ((3, 3), (3,), "could belong to"),  # Of examples or of channels?
-        ((3, 3, 3), (3, 3), "could belong to"),  # [N, T] or [T, C]?
-        ((8, 3), (8, 3, 1), r"must broadcast .*got \("),
-    )
-    def test_mask_shape(self, shape, mask, message):
-        call = functools.partial(
-            jaxbn.batch_norm_train, np.ones(shape), None, None, STATS
-        )
-        with pytest.raises(ValueError, match=f"`mask` .*{message}"):
-            call(mask=np.ones(mask, bool))
-
-    @parameterized.parameters(
-        ((8, 3), (3,)), ((8, 3), (1,)), ((8, 5, 3), (5, 1)), ((4, 3, 3), (3, 3))
-    )
-    def test_mask_of_the_last_axes(self, shape, mask):
-        rng = np.random.default_rng(0)
-        x = rng.standard_normal(shape, np.float32)
-        mask = np.arange(np.prod(mask)).reshape(mask) != 1
-        train = functools.partial(jaxbn.batch_norm_train, x, None, None, STATS)
-        whole = np.broadcast_to(mask, shape)
-        # The sums of a whole mask may be made in another order.
-        chex.assert_trees_all_close(train(mask=mask), train(mask=whole), rtol=1e-5)
-
-    def test_group_size_of_numpy(self):
-        train = functools.partial(jaxbn.batch_norm_train, X, None, None, STATS)
-        chex.assert_trees_all_equal(train(group_size=np.int64(4)), train(group_size=4))
-        for bad in (True, 2.0, "4"):
-            with pytest.raises(TypeError, match="`group_size` must be an int"):
-                train(group_size=bad)
-
-    def test_axis_names_in_a_list(self):
-        stats = lambda name: jax.vmap(  # noqa: E731
-            lambda x: jaxbn.batch_norm_train(x, None, None, STATS, axis_name=name)[1],
-            axis_name="d",
-        )(X.reshape(2, 4, 3))
-        chex.assert_trees_all_equal(stats(["d"]), stats("d"))
-
-    def test_not_a_number(self):
-        with pytest.raises(TypeError, match="`momentum` must be a number"):
-            jaxbn.batch_norm_train(X, None, None, STATS, momentum=None)
-        with pytest.raises(ValueError, match="`x` must have a channel axis"):
-            jaxbn.batch_norm_train(1.0, None, None, STATS)
-
-    def test_warning_points_at_the_line_of_the_user(self):
-        with pytest.warns(UserWarning, match="`x`, of shape") as caught:
-            jaxbn.batch_norm_train(X[:1], None, None, STATS)
-        assert caught[0].filename == __file__
-
-    def test_groups_without_a_name(self):
-        with pytest.raises(
-            ValueError, match="`axis_index_groups` needs an `axis_name`"
-        ):
-            jaxbn.batch_norm_train(
-                X, None, None, STATS, axis_index_groups=[[0, 1], [2, 3]]
-            )

@@ -209,14 +209,6 @@ class LayerTest(chex.TestCase):
             assert np.any(np.asarray(leaf) != 0) == train_affine
         assert np.any(np.asarray(dx) != 0)
 
-    def test_single_value_warns(self):
-        layer = BatchNorm(use_running_average=False)
-        variables = layer.init(jax.random.key(0), X)
-        with pytest.warns(UserWarning, match="one value per channel"):
-            y, updates = layer.apply(variables, X[:1, :1], mutable=["batch_stats"])
-        np.testing.assert_array_equal(y, 0)
-        chex.assert_trees_all_equal(updates["batch_stats"], variables["batch_stats"])
-
     def test_scan_over_layers_with_remat_equals_layers_in_a_row(self):
         stacked = nn.scan(
             nn.remat(Block),

@@ -4,6 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from experiments.networks import models
 from jaxbn import testing
@@ -52,6 +53,7 @@ def test_outputs_of_the_inception_modules():
     assert tuple(widths) == outputs
 
 
+@pytest.mark.exhaustive
 def test_output_and_statistics_of_small_images():
     model = models.BNInception(classes=3)
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 64, 64, 3)))
@@ -69,6 +71,7 @@ def test_small_network_fits_the_fast_memory_of_a_tpu():
     assert 2 * 32 * largest <= 16 * 2**20  # 32 images in bfloat16.
 
 
+@pytest.mark.exhaustive
 def test_recomputed_blocks_are_the_same_network():
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 8, 8, 3)))
     policy = jax.checkpoint_policies.nothing_saveable

@@ -1,5 +1,4 @@
 import dataclasses
-import functools
 
 import chex
 import flax.linen as nn
@@ -9,23 +8,8 @@ import numpy as np
 import pytest
 
 from experiments.accelerators import lists, measures
-from experiments.networks import models, norms
+from experiments.networks import norms
 from experiments.programs import cases, steps
-
-
-@pytest.fixture
-def tiny(monkeypatch):
-    """Programs of the same kinds that a CPU compiles at once."""
-    network = functools.partial(models.SmallNetwork, classes=3, blocks=((4, 1),))
-    resnet = functools.partial(models.ResNet50, classes=3, blocks=(1,))
-    layer = functools.partial(steps.Layer, features=(4, 2))
-    made = {
-        "layer": steps.Program(layer, 2, (3, 3, 2), "layer"),
-        "small_network": steps.Program(network, 2, (6, 6, 3)),
-        "short_resnet": steps.Program(resnet, 2, (8, 8, 3)),
-        "inference": steps.Program(network, 2, (6, 6, 3), "inference"),
-    }
-    monkeypatch.setattr(steps, "PROGRAMS", made)
 
 
 def lower(case):
@@ -95,7 +79,9 @@ def run(case):
 
 
 @pytest.mark.parametrize("norm", ["flax", "jaxbn"])
-@pytest.mark.parametrize("program", ["layer", "small_network"])
+@pytest.mark.parametrize(
+    "program", ["layer", pytest.param("small_network", marks=pytest.mark.exhaustive)]
+)
 def test_several_devices_take_the_step_of_one(norm, program, tiny):
     options = {"program": program, "norm": norm, "dtype": "float32"}
     expected = run(cases.Case(images=8, **options))

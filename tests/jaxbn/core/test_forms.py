@@ -8,7 +8,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from absl.testing import parameterized
 
 import jaxbn
@@ -196,61 +195,3 @@ class PlatformTest(parameterized.TestCase):
         traced = jax.jit(jax.grad(loss, (0, 1))).trace(x, jnp.ones(4))
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         assert "optimization_barrier" not in text
-
-
-class RoundedTest(parameterized.TestCase):
-    """XLA:GPU keeps an output in its own dtype where something later reads it."""
-
-    @parameterized.parameters(
-        # Options, with a residual, barriers on a GPU with and without a backward pass.
-        ({"activation": "relu"}, False, 0, 0),
-        ({"activation": "relu"}, True, 1, 1),
-        ({}, True, 0, 0),
-        ({"in_place": True}, False, 1, 0),
-        ({"in_place": True, "activation": "leaky_relu"}, True, 1, 1),
-    )
-    def test_only_on_a_gpu(self, options, residual, backward, forward):
-        x = jnp.ones((64, 8, 8, 4), jnp.bfloat16)
-        stats = jaxbn.init_batch_stats(4)
-        given = {"residual": x} if residual else {}
-
-        def loss(x):
-            y, _ = jaxbn.batch_norm_train(x, None, None, stats, **given, **options)
-            return jnp.sum(y.astype(jnp.float32) ** 2)
-
-        def inference(x):
-            activation = options.get("activation")
-            return jaxbn.batch_norm_inference(
-                x, None, None, stats, **given, activation=activation
-            )
-
-        for function, platform, barriers in (
-            (jax.grad(loss), "cuda", backward),
-            (jax.grad(loss), "tpu", 0),
-            (loss, "cuda", forward),
-            (inference, "cuda", forward),
-            (inference, "tpu", 0),
-        ):
-            traced = jax.jit(function).trace(x)
-            text = traced.lower(lowering_platforms=(platform,)).as_text()
-            assert text.count("optimization_barrier") == barriers
-
-
-class ArgumentTest(parameterized.TestCase):
-    def train(self, **options):
-        x = jnp.ones((8, 3)) * jnp.arange(8.0)[:, None]
-        stats = jaxbn.init_batch_stats(3)
-        return jaxbn.batch_norm_train(x, None, None, stats, **options)
-
-    def test_errors(self):
-        with pytest.raises(
-            ValueError, match=r"`variance` must be one of .* got 'slow'"
-        ):
-            self.train(variance="slow")
-        with pytest.raises(ValueError, match=r"`use_fast_variance` means .*'two_pass'"):
-            self.train(variance="two_pass", use_fast_variance=True)
-
-    def test_use_fast_variance_is_the_fast_form(self):
-        chex.assert_trees_all_equal(
-            self.train(use_fast_variance=True), self.train(variance="fast")
-        )

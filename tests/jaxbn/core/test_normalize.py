@@ -1,6 +1,7 @@
 """The op and its derivative rule."""
 
 import contextlib
+import functools
 import io
 
 import chex
@@ -140,11 +141,6 @@ class ValueAndGradientTest(chex.TestCase):
         np.testing.assert_allclose(np.float32(dx), expected.dx, rtol=eps, atol=1e-5)
         np.testing.assert_allclose(dscale, expected.dscale, atol=1e-3)
 
-    def test_one_value_per_channel_gives_the_bias(self):
-        with self.assertWarns(UserWarning):
-            y = train(np.full((1, 2), 7.0, np.float32), np.ones(2), np.array([3.0, 4]))
-        np.testing.assert_array_equal(y, [[3.0, 4.0]])
-
     def test_complex(self):
         rng = np.random.default_rng(0)
         x = rng.standard_normal((16, 3)) + 1j * rng.standard_normal((16, 3))
@@ -156,8 +152,10 @@ class ValueAndGradientTest(chex.TestCase):
             return jnp.sum(jnp.abs(function(x, scale, bias) + 1) ** 2 * weights)
 
         chex.assert_trees_all_close(
-            jax.value_and_grad(lambda x: loss(train, x))(x),
-            jax.value_and_grad(lambda x: loss(plain, x))(x),
+            *(
+                jax.jit(jax.value_and_grad(functools.partial(loss, function)))(x)
+                for function in (train, plain)
+            ),
             rtol=1e-4,
             atol=1e-5,
         )
@@ -240,87 +238,6 @@ class MaskTest(chex.TestCase):
 
         chex.assert_tree_all_finite(results(hidden))
         chex.assert_trees_all_close(results(hidden), results(np.where(mask, x, 0)))
-
-
-class DerivativeTest(chex.TestCase):
-    """Against autodiff of the plain formula, in float64 to see only the rule."""
-
-    def setUp(self):
-        super().setUp()
-        x, scale, bias, weights = make_batch((6, 2))
-        self.args = [np.float64(a) for a in (x, scale, bias)]
-        self.weights = np.float64(weights)
-
-    def loss(self, function):
-        return lambda *args: jnp.sum(jnp.sin(function(*args)) * self.weights)
-
-    def assert_same(self, transform, rtol=1e-8, atol=1e-10):
-        with jax.enable_x64(True):
-            chex.assert_trees_all_close(
-                transform(self.loss(train))(*self.args),
-                transform(self.loss(plain))(*self.args),
-                rtol=rtol,
-                atol=atol,
-            )
-
-    def test_grad(self):
-        self.assert_same(lambda f: jax.grad(f, (0, 1, 2)))
-
-    def test_jvp(self):
-        def transform(f):
-            return lambda *args: jax.jvp(f, args, tuple(a[::-1] for a in args))
-
-        self.assert_same(transform)
-
-    def test_forward_mode_jacobian(self):
-        self.assert_same(lambda f: jax.jacfwd(f, (0, 1, 2)))
-
-    def test_hessian(self):
-        self.assert_same(lambda f: jax.hessian(f, (0, 1, 2)))
-
-    def test_reverse_over_reverse(self):
-        def transform(f):
-            def norm(*args):
-                grads = jax.grad(f, (0, 1, 2))(*args)
-                return sum(jnp.sum(g**2) for g in grads)
-
-            return jax.grad(norm, (0, 1, 2))
-
-        self.assert_same(transform)
-
-    def test_third_order(self):
-        def transform(f):
-            def directional(*args):
-                return jax.jvp(f, args, args)[1]
-
-            return lambda *args: jax.hessian(directional)(*args)
-
-        self.assert_same(transform, rtol=1e-7, atol=1e-8)
-
-    def test_vmap_of_grad(self):
-        def transform(f):
-            mapped = jax.vmap(jax.grad(f), (0, None, None))
-            return lambda x, *rest: mapped(jnp.stack([x, x[::-1] * 3]), *rest)
-
-        self.assert_same(transform)
-
-    def test_numerically(self):
-        with jax.enable_x64(True):
-            chex.assert_numerical_grads(
-                self.loss(train), tuple(jnp.asarray(a) for a in self.args), order=2
-            )
-
-    def test_under_remat_and_scan(self):
-        def transform(f):
-            def repeated(x, scale, bias):
-                def body(total, factor):
-                    return total + jax.checkpoint(f)(factor * x, scale, bias), None
-
-                return jax.lax.scan(body, 0.0, jnp.arange(1.0, 3.0))[0]
-
-            return jax.jit(jax.grad(repeated, (0, 1, 2)))
-
-        self.assert_same(transform)
 
 
 class ExplicitShardingTest(parameterized.TestCase):
@@ -426,19 +343,3 @@ class ResidualTest(parameterized.TestCase):
         name = {"float32": "f32", "bfloat16": "bf16"}[x.dtype.name]
         large = [line for line in text.getvalue().splitlines() if "64,8,3" in line]
         self.assertEqual(large, [f"{name}[64,8,3] from the argument x"])
-
-
-class ConstantTest(parameterized.TestCase):
-    @parameterized.product(value=(1.1, 1e6), epsilon=(0.0, 1e-5))
-    def test_a_constant_channel_gets_no_gradient(self, value, epsilon):
-        # The raw sum x * dy made -6325 of it.
-        rng = np.random.default_rng(0)
-        x = np.full((3000, 2), value, np.float32)
-        dy = (1 + rng.standard_normal(x.shape)).astype(np.float32)
-        y, vjp = jax.vjp(
-            lambda *args: train(*args, epsilon=epsilon), x, np.ones(2), np.ones(2)
-        )
-        dx, dscale, _ = vjp(dy)
-        np.testing.assert_array_equal(y, 1)
-        np.testing.assert_allclose(dscale, 0, atol=1e-4)
-        chex.assert_tree_all_finite(dx)

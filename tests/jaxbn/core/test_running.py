@@ -55,7 +55,11 @@ class UpdateBatchStatsTest(chex.TestCase):
         np.testing.assert_allclose(new.var, [8.0, 4.0])
 
     @hypothesis.given(
-        st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1)
+        st.lists(
+            st.floats(width=32, allow_nan=False, allow_infinity=False),
+            min_size=1,
+            max_size=8,  # Each length is compiled.
+        )
     )
     @hypothesis.settings(deadline=None)
     def test_no_finite_input_makes_them_non_finite(self, values):

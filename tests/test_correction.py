@@ -64,7 +64,8 @@ class CorrectionTest(chex.TestCase):
         with jax.enable_x64(True):
             args = [jnp.asarray(a) for a in (X, SCALE, BIAS)]
             actual, expected = (
-                transforms[mode](self.loss(f))(*args) for f in (by_the_op, plain)
+                jax.jit(transforms[mode](self.loss(f)))(*args)
+                for f in (by_the_op, plain)
             )
             chex.assert_trees_all_close(actual, expected, rtol=1e-8, atol=1e-10)
 
@@ -73,7 +74,7 @@ class CorrectionTest(chex.TestCase):
             split = jax.vmap(
                 lambda x: by_the_op(x, SCALE, BIAS, axis_name="d"), axis_name="d"
             )
-            y = split(X.reshape(4, 3, 3)).reshape(12, 3)
+            y = jax.jit(split)(X.reshape(4, 3, 3)).reshape(12, 3)
             np.testing.assert_allclose(y, plain(X, SCALE, BIAS), rtol=1e-9)
 
 
@@ -88,6 +89,9 @@ def mixed(x, scale, bias):
 
 
 class MixedStatisticsTest(chex.TestCase):
+    def loss(self, function):
+        return lambda *args: jnp.sum(jnp.sin(function(*args)) * WEIGHTS)
+
     def test_equals_autodiff_of_the_formula(self):
         def by_hand(x, scale, bias):
             mean = 0.5 * jnp.mean(x, 0) + 0.5 * RUNNING.mean.astype(np.float32)
@@ -97,10 +101,8 @@ class MixedStatisticsTest(chex.TestCase):
 
         args = [jnp.asarray(a, jnp.float32) for a in (X, SCALE, BIAS)]
         actual, expected = (
-            jax.grad(lambda *a, f=f: jnp.sum(jnp.sin(f(*a)) * WEIGHTS), (0, 1, 2))(
-                *args
-            )
-            for f in (mixed, by_hand)
+            jax.jit(jax.grad(self.loss(function), (0, 1, 2)))(*args)
+            for function in (mixed, by_hand)
         )
         chex.assert_trees_all_close(actual, expected, rtol=1e-4, atol=1e-5)
 

@@ -3,6 +3,7 @@ import pathlib
 
 import pytest
 
+from experiments.accuracy import report
 from experiments.accuracy import study as accuracy
 
 
@@ -17,11 +18,9 @@ def test_gradient_of_the_scale_is_that_of_float64(ratio, mean):
     assert errors["jaxbn"]["y"] < 1e-7 * ratio + 1e-6
 
 
-def test_committed_results_make_the_committed_table():
+def test_committed_errors_are_at_most_those_of_pytorch():
     results = pathlib.Path(accuracy.__file__).parent / "results"
-    result = json.loads((results / "accuracy.json").read_text())
-    assert accuracy.table(result) == (results / "accuracy.md").read_text()
-    for row in result["rows"]:
+    for row in json.loads((results / "accuracy.json").read_text())["rows"]:
         errors = row["errors"]
-        for quantity in accuracy.QUANTITIES:
+        for quantity in report.QUANTITIES:
             assert errors["jaxbn"][quantity] <= 2 * errors["torch"][quantity], row

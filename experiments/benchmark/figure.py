@@ -1,25 +1,25 @@
 """The figures of the benchmark: layers, scaling, memory."""
 
-import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
-from experiments import output
 from experiments.measuring import peers
 
 _COLORS = {name: f"C{i}" for i, name in enumerate(peers.PEERS)} | {peers.LIMIT: "black"}
 
 
-def layers(path: pathlib.Path, result: dict[str, Any]) -> None:
+def layers(result: Mapping[str, Any]) -> Figure:
     """Times over jaxbn's for every shape, forward and backward."""
-    dtypes = list(dict.fromkeys(row["dtype"] for row in result["layers"]))
+    dtypes = sorted(result["layers"], reverse=True)
     figure, axes = plt.subplots(
         1, len(dtypes), figsize=(13, 4), sharey=True, layout="constrained"
     )
     for panel, dtype in zip(np.atleast_1d(axes), dtypes, strict=True):
-        rows = [row for row in result["layers"] if row["dtype"] == dtype]
+        rows = result["layers"][dtype]
         names = list(rows[0]["both"]["over_jaxbn"])
         for i, name in enumerate(names):
             median, low, high = np.array(
@@ -40,10 +40,10 @@ def layers(path: pathlib.Path, result: dict[str, Any]) -> None:
     np.atleast_1d(axes)[0].set_ylabel("time over jaxbn's")
     handles, labels = np.atleast_1d(axes)[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=8)
-    output.save(path, figure)
+    return figure
 
 
-def scaling(path: pathlib.Path, result: dict[str, Any]) -> None:
+def scaling(result: Mapping[str, Any]) -> Figure:
     """Times against elements, channels and devices; compilation against depth."""
     figure, (left, middle, right, last) = plt.subplots(
         1, 4, figsize=(16, 3.8), layout="constrained"
@@ -52,7 +52,7 @@ def scaling(path: pathlib.Path, result: dict[str, Any]) -> None:
         (left, "elements", "elements, 64 channels"),
         (middle, "channels", "channels, a million elements"),
     ):
-        rows = result[key]
+        rows = result["sizes"][key]
         shapes = np.array([row["shape"] for row in rows])
         x = shapes.prod(1) if key == "elements" else shapes[:, 1]
         ours = np.array([row["both"]["jaxbn_ms"] for row in rows])
@@ -79,10 +79,10 @@ def scaling(path: pathlib.Path, result: dict[str, Any]) -> None:
     last.set_ylim(bottom=0)
     for axes in (left, middle, right, last):
         axes.legend(fontsize=7, handlelength=4)
-    output.save(path, figure)
+    return figure
 
 
-def memory(path: pathlib.Path, result: dict[str, Any]) -> None:
+def memory(result: Mapping[str, Any]) -> Figure:
     """Peak memory of 50 layers, per layer, written out and scanned."""
     rows = sorted(result["memory"].items(), key=lambda item: -item[1]["scanned"])
     figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
@@ -92,4 +92,12 @@ def memory(path: pathlib.Path, result: dict[str, Any]) -> None:
     axes.set_xticks(range(len(rows)), [name for name, _ in rows])
     axes.set(title="peak of a gradient", ylabel="activations per layer")
     axes.legend()
-    output.save(path, figure)
+    return figure
+
+
+ALL = {
+    "_layers": ({"layers"}, layers),
+    "_scaling": ({"sizes", "depth", "devices"}, scaling),
+    "_memory": ({"memory"}, memory),
+}
+"""By the name of the file: what each needs of the JSON, and what draws it."""

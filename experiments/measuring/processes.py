@@ -1,0 +1,54 @@
+"""Two processes of one program on this machine, joined by gloo."""
+
+import socket
+import subprocess
+import sys
+
+import jax
+
+PROCESSES = 2
+DEVICES = 2  # Of each.
+
+
+def start(module: str, *options: str) -> list[subprocess.Popen[str]]:
+    """Runs `python -m module PROCESS PORT *options` for processes 0 and 1.
+
+    Their output and errors come through one pipe each.
+    """
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", module, str(process), port, *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for process in range(PROCESSES)
+    ]
+
+
+def finish(module: str, *options: str) -> list[str]:
+    """What each printed, once both have ended.
+
+    Raises:
+      RuntimeError: if one of them failed, with what it printed.
+    """
+    outputs = []
+    for process in start(module, *options):
+        printed, _ = process.communicate(timeout=300)
+        if process.returncode:
+            raise RuntimeError(f"A process of {module} failed:\n{printed}")
+        outputs.append(printed)
+    return outputs
+
+
+def join(process: int, port: int) -> None:
+    """Called by each process before it uses a device."""
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", DEVICES)
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(
+        f"localhost:{port}", PROCESSES, process, heartbeat_timeout_seconds=10
+    )

@@ -1,0 +1,95 @@
+"""Makes every results page again from its JSON, and the tables that READMEs quote."""
+
+import dataclasses
+import json
+import pathlib
+import re
+from collections.abc import Callable, Iterator
+
+from experiments import output
+from experiments.accelerators import report as accelerators
+from experiments.accuracy import report as accuracy
+from experiments.benchmark import report as benchmark
+from experiments.device import report as device
+from experiments.figure1 import report as figure1
+from experiments.figure1 import report_sweep as figure1_sweep
+from experiments.sync_cost import report as sync_cost
+
+WRITERS: dict[str, Callable[[pathlib.Path], str]] = {
+    "accelerators": accelerators.write,
+    "accuracy": accuracy.write,
+    "benchmark": benchmark.write,
+    "device": device.write,
+    "figure1": figure1.write,
+    "figure1_sweep": figure1_sweep.write,
+    "sync_cost": sync_cost.write,
+}
+"""By the `study` that a JSON names."""
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+# <!-- table FILE: words that its paragraph starts with -->, the table, <!-- end -->.
+_QUOTED = re.compile(
+    r"(?P<start><!-- table (?P<file>\S+): (?P<title>.+?) -->\n)"
+    r"(?P<table>.*?)(?P<end><!-- end -->)",
+    re.DOTALL,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pages:
+    """Every results page again from its JSON, and the tables that READMEs quote."""
+
+    root: pathlib.Path = ROOT
+    """The project."""
+
+    def run(self) -> None:
+        """Writes them, and prints their names."""
+        for path in results(self.root):
+            WRITERS[json.loads(path.read_text())["study"]](path)
+            print(path.with_suffix(".md").relative_to(self.root))
+        for path in readmes(self.root):
+            text = path.read_text()
+            if (filled := fill(text, path.parent)) != text:
+                output.write_text(path, filled)
+                print(path.relative_to(self.root))
+
+
+def results(root: pathlib.Path) -> list[pathlib.Path]:
+    """The JSON of every study."""
+    return sorted(root.glob("experiments/*/results/*.json"))
+
+
+def readmes(root: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Every README that may quote a table."""
+    yield root / "README.md"
+    yield from sorted(root.glob("experiments/**/README.md"))
+
+
+def fill(text: str, folder: pathlib.Path) -> str:
+    """`text` with the tables that it quotes as they are in the results.
+
+    Args:
+      text: Markdown; `<!-- table FILE: TITLE -->` and `<!-- end -->` enclose a table.
+      folder: that file names are relative to.
+
+    Raises:
+      ValueError: if a file has no such table.
+    """
+
+    def quoted(match: re.Match[str]) -> str:
+        page = (folder / match["file"]).read_text()
+        return f"{match['start']}\n{table(page, match['title'])}\n\n{match['end']}"
+
+    return _QUOTED.sub(quoted, text)
+
+
+def table(page: str, title: str) -> str:
+    """The first table after the paragraph that starts with `title`."""
+    paragraphs = page.split("\n\n")
+    for place, paragraph in enumerate(paragraphs):
+        if paragraph.startswith(title):
+            for later in paragraphs[place:]:
+                if later.startswith("|"):
+                    return later.rstrip("\n")
+    raise ValueError(f"There is no table after a paragraph that starts with {title!r}.")

@@ -1,0 +1,81 @@
+"""What made a result: the command, the device, the versions."""
+
+import dataclasses
+import importlib.metadata
+import pathlib
+import platform
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+
+
+def of(study: str, config: Any, device: str | None = None) -> dict[str, Any]:
+    """What a JSON says of its making.
+
+    Args:
+      study: the command, as `python -m experiments` lists it.
+      config: the dataclass of its options.
+      device: what was measured; default: the first device of JAX, in this process.
+    """
+    return {
+        "command": command(study, config),
+        "device": device or device_name(),
+        "versions": versions(),
+    }
+
+
+def line(result: Mapping[str, Any]) -> str:
+    """The same as the first line of a page."""
+    parts = [f"Made by `{result['command']}`", *filter(None, [result.get("device")])]
+    versions = result.get("versions", {})
+    parts += [f"{name} {versions[name]}" for name in sorted(versions)]
+    return ", ".join(parts) + "."
+
+
+def command(study: str, config: Any) -> str:
+    """The command line of these options, without those at their defaults.
+
+    Folders are left out: they decide no number.
+    """
+    return " ".join(["python -m experiments", study, *_options(config)])
+
+
+def _options(config: Any) -> Iterator[str]:
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        if field.name in ("out", "data_dir") or value == default:
+            continue
+        name = field.name.replace("_", "-")
+        if dataclasses.is_dataclass(value):
+            yield from _options(value)
+        elif isinstance(value, bool):
+            yield f"--{name}" if value else f"--no-{name}"
+        elif isinstance(value, tuple):
+            yield " ".join([f"--{name}", *map(str, value)])
+        else:
+            yield f"--{name} {value}"
+
+
+def device_name() -> str:
+    """The first device of JAX; processor and cores where that is the CPU."""
+    kind = jax.devices()[0].device_kind
+    if kind != "cpu":
+        return kind
+    information = pathlib.Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if "model name" in line]
+    if not names:
+        return f"{platform.processor() or platform.machine()} CPU"
+    return f"{names[0]}, {len(names)} cores"
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that decide numbers."""
+    installed = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), **installed}

@@ -1,0 +1,21 @@
+import functools
+
+import pytest
+
+from experiments.networks import models
+from experiments.programs import steps
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """The programs of the studies, so small that a CPU compiles them at once."""
+    network = functools.partial(models.SmallNetwork, classes=3, blocks=((4, 1),))
+    resnet = functools.partial(models.ResNet50, classes=3, blocks=(1,))
+    layer = functools.partial(steps.Layer, features=(4, 2))
+    made = {
+        "layer": steps.Program(layer, 2, (3, 3, 2), "layer"),
+        "small_network": steps.Program(network, 2, (6, 6, 3)),
+        "short_resnet": steps.Program(resnet, 2, (8, 8, 3)),
+        "inference": steps.Program(network, 2, (6, 6, 3), "inference"),
+    }
+    monkeypatch.setattr(steps, "PROGRAMS", made)

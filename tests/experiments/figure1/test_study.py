@@ -1,0 +1,128 @@
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from experiments import __main__ as main
+from experiments.figure1 import report as figure1_report
+from experiments.figure1 import study as figure1
+
+ROOT = pathlib.Path(__file__).parents[3]
+
+SHORT = (
+    "--seeds",
+    "2",
+    "--steps",
+    "600",
+    "--record-every",
+    "50",
+    "--checkpoint-every",
+    "100",
+)
+
+
+class TestSummary:
+    def make(self, dataset="mnist"):
+        config = figure1.Figure1(
+            dataset=dataset, steps=8000, record_every=4000, seeds=2
+        )
+        records = figure1._empty_records(config)
+        records["with_bn/accuracy"][:] = [[0.94, 0.96], [0.97, 0.98]]
+        records["without_bn/accuracy"][:] = [[0.7, 0.7], [0.91, 0.93]]
+        records["with_bn/percentiles"][..., 7] = 1.0
+        return figure1_report.summarize(
+            figure1.identity(config), figure1.recorded_steps(config), records
+        )
+
+    @pytest.mark.parametrize("field", ["steps", "checkpoint_every"])
+    def test_bad_intervals(self, field):
+        with pytest.raises(ValueError, match=f"`{field}` must be a multiple"):
+            figure1.train(figure1.Figure1(**{field: 777}))
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ("--steps 0", "`steps` must be at least 1, got 0"),
+            ("--seeds 0", "`seeds` must be at least 1, got 0"),
+            ("--batch-size 0", "`batch_size` must be at least 1, got 0"),
+            ("--batch-size 2000", "`batch_size` must be at most the 1500"),
+            ("--hidden 100 0", "`hidden` must be at least 1, got 0"),
+            ("--learning-rate -1", "`learning_rate` must be positive"),
+            ("--learning-rate nan", "`learning_rate` must be positive"),
+            ("--bn-momentum 2", r"`bn_momentum` must lie in \[0, 1\], got 2"),
+            ("--out setup.cfg/x", "`out` must be a folder that can be written"),
+        ],
+    )
+    def test_bad_options(self, options, message, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "setup.cfg").touch()
+        options = ["--data-dir", str(tmp_path / "data"), *options.split()]
+        with pytest.raises(SystemExit, match=f"^ValueError: {message}"):
+            main.main(["figure1", *options])
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+def command(data_dir, out, *options):
+    return [
+        sys.executable, "-m", "experiments", "figure1", *SHORT,
+        "--data-dir", str(data_dir), "--out", str(out), *options,
+    ]  # fmt: skip
+
+
+def run(*args):
+    return subprocess.run(
+        command(*args), cwd=ROOT, check=True, capture_output=True, text=True
+    )
+
+
+def ended_by(end, data_dir, out, after):
+    """What a run says on stderr that is ended when step `after` is saved."""
+    process = subprocess.Popen(
+        command(data_dir, out), cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not list(out.glob(f"checkpoints/*/{after}")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(end)
+    _, said = process.communicate()
+    assert process.returncode
+    return said
+
+
+@pytest.mark.exhaustive
+def test_killed_and_resumed_gives_the_numbers_of_an_uninterrupted_run(
+    data_dir, tmp_path
+):
+    whole = run(data_dir, tmp_path / "whole")
+    assert "| with BN |" in whole.stdout
+    name = "figure1_digits.json"
+    expected = (tmp_path / "whole" / name).read_bytes()
+
+    out = tmp_path / "killed"
+    said = ended_by(signal.SIGINT, data_dir, out, after=100)
+    assert said.endswith("\nStopped. Run the same command again to resume.\n")
+    assert "Traceback" not in said
+    ended_by(signal.SIGKILL, data_dir, out, after=300)
+    assert not (out / name).exists()
+    resumed = run(data_dir, out)
+    assert "Resumed at step" in resumed.stdout
+    assert (out / name).read_bytes() == expected
+    assert not list(out.glob("checkpoints/*"))
+
+    accuracy = json.loads((out / name).read_text())["accuracy"]["with_bn"]
+    first, second = np.array(accuracy).T
+    assert np.any(first != second)  # Seeds differ.
+
+    again = run(data_dir, tmp_path / "whole")
+    assert "This run is finished" in again.stdout
+    assert (tmp_path / "whole" / name).read_bytes() == expected

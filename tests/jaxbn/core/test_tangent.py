@@ -1,0 +1,133 @@
+import chex
+import jax
+import jax.ad_checkpoint
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl.testing import parameterized
+
+import jaxbn
+
+
+def make_batch(shape=(16, 3), axis=-1, seed=0, loc=1.0):
+    rng = np.random.default_rng(seed)
+    features = tuple(shape[a] for a in np.atleast_1d(axis))
+    x, scale, bias, dy = (
+        rng.standard_normal(size).astype(np.float32)
+        for size in (shape, features, features, shape)
+    )
+    return np.float32(loc) + 2 * x, 1 + 0.3 * scale, bias, dy
+
+
+def train(x, scale, bias, **options):
+    channels = np.shape(scale)
+    dtype = jnp.complex64 if jnp.iscomplexobj(x) else jnp.float32
+    stats = jaxbn.init_batch_stats(channels, dtype)
+    return jaxbn.batch_norm_train(x, scale, bias, stats, **options)[0]
+
+
+def plain(x, scale, bias, epsilon=1e-5):
+    """Autodiff of the textbook formula, channels last."""
+    axes = tuple(range(x.ndim - 1))
+    mean = jnp.mean(x, axes, keepdims=True)
+    var = jnp.mean(jnp.abs(x - mean) ** 2, axes, keepdims=True)
+    x_hat = (x - mean) / jnp.sqrt(var + epsilon)
+    return x_hat * jnp.expand_dims(scale, axes) + jnp.expand_dims(bias, axes)
+
+
+class DerivativeTest(chex.TestCase):
+    """Against autodiff of the plain formula, in float64 to see only the rule."""
+
+    def setUp(self):
+        super().setUp()
+        x, scale, bias, weights = make_batch((6, 2))
+        self.args = [np.float64(a) for a in (x, scale, bias)]
+        self.weights = np.float64(weights)
+
+    def loss(self, function):
+        return lambda *args: jnp.sum(jnp.sin(function(*args)) * self.weights)
+
+    def assert_same(self, transform, rtol=1e-8, atol=1e-10):
+        with jax.enable_x64(True):
+            chex.assert_trees_all_close(
+                jax.jit(transform(self.loss(train)))(*self.args),
+                jax.jit(transform(self.loss(plain)))(*self.args),
+                rtol=rtol,
+                atol=atol,
+            )
+
+    def test_grad(self):
+        self.assert_same(lambda f: jax.grad(f, (0, 1, 2)))
+
+    def test_jvp(self):
+        def transform(f):
+            return lambda *args: jax.jvp(f, args, tuple(a[::-1] for a in args))
+
+        self.assert_same(transform)
+
+    def test_forward_mode_jacobian(self):
+        self.assert_same(lambda f: jax.jacfwd(f, (0, 1, 2)))
+
+    def test_hessian(self):
+        self.assert_same(lambda f: jax.hessian(f, (0, 1, 2)))
+
+    def test_reverse_over_reverse(self):
+        def transform(f):
+            def norm(*args):
+                grads = jax.grad(f, (0, 1, 2))(*args)
+                return sum(jnp.sum(g**2) for g in grads)
+
+            return jax.grad(norm, (0, 1, 2))
+
+        self.assert_same(transform)
+
+    @pytest.mark.exhaustive
+    def test_third_order(self):
+        def transform(f):
+            def directional(*args):
+                return jax.jvp(f, args, args)[1]
+
+            return lambda *args: jax.hessian(directional)(*args)
+
+        self.assert_same(transform, rtol=1e-7, atol=1e-8)
+
+    def test_vmap_of_grad(self):
+        def transform(f):
+            mapped = jax.vmap(jax.grad(f), (0, None, None))
+            return lambda x, *rest: mapped(jnp.stack([x, x[::-1] * 3]), *rest)
+
+        self.assert_same(transform)
+
+    def test_numerically(self):
+        with jax.enable_x64(True):
+            chex.assert_numerical_grads(
+                jax.jit(self.loss(train)), tuple(map(jnp.asarray, self.args)), order=2
+            )
+
+    def test_under_remat_and_scan(self):
+        def transform(f):
+            def repeated(x, scale, bias):
+                def body(total, factor):
+                    return total + jax.checkpoint(f)(factor * x, scale, bias), None
+
+                return jax.lax.scan(body, 0.0, jnp.arange(1.0, 3.0))[0]
+
+            return jax.grad(repeated, (0, 1, 2))
+
+        self.assert_same(transform)
+
+
+class ConstantTest(parameterized.TestCase):
+    @parameterized.product(value=(1.1, 1e6), epsilon=(0.0, 1e-5))
+    def test_a_constant_channel_gets_no_gradient(self, value, epsilon):
+        # The raw sum x * dy made -6325 of it.
+        rng = np.random.default_rng(0)
+        x = np.full((3000, 2), value, np.float32)
+        dy = (1 + rng.standard_normal(x.shape)).astype(np.float32)
+        y, vjp = jax.vjp(
+            lambda *args: train(*args, epsilon=epsilon), x, np.ones(2), np.ones(2)
+        )
+        dx, dscale, _ = vjp(dy)
+        np.testing.assert_array_equal(y, 1)
+        np.testing.assert_allclose(dscale, 0, atol=1e-4)
+        chex.assert_tree_all_finite(dx)

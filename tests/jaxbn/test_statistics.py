@@ -1,0 +1,162 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl.testing import parameterized
+
+import jaxbn
+from tests import reference
+
+
+def assert_moments_close(actual, expected, rtol=1e-4, atol=1e-6):
+    """The design's bound; measured about 2e-7 where the data are well conditioned."""
+    std = np.sqrt(expected.var)
+    np.testing.assert_array_equal(actual.count, expected.count)
+    # One rounding of the mean to float32, plus that of its sum in units of std.
+    slack = 3e-7 * np.abs(expected.mean) + rtol * std + atol
+    assert np.all(np.abs(np.asarray(actual.mean) - expected.mean) <= slack)
+    np.testing.assert_allclose(actual.var, expected.var, rtol=rtol, atol=atol**2)
+
+
+class BatchMomentsTest(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True)
+    @parameterized.product(
+        shape=((8, 3), (256, 4), (2, 5, 5, 3), (40_000, 2)),
+        loc=(0.0, 1.0, 1e2, 1e4),  # E[x^2] - E[x]^2 loses all of it from 1e3 on.
+    )
+    def test_matches_float64(self, shape, loc):
+        x = loc + np.random.default_rng(0).standard_normal(shape)
+        x = x.astype(np.float32)
+        actual = self.variant(jaxbn.batch_moments)(x)
+        assert_moments_close(actual, reference.moments(x))
+
+    @parameterized.parameters(jnp.float16, jnp.bfloat16)
+    def test_half_precision_is_summed_in_float32(self, dtype):
+        # In float16 the sum of squares of these values overflows.
+        x = (400 + 3 * jax.random.normal(jax.random.key(0), (512, 3))).astype(dtype)
+        actual = jaxbn.batch_moments(x)
+        chex.assert_type(jax.tree.leaves(actual), jnp.float32)
+        assert_moments_close(actual, reference.moments(np.asarray(x, np.float64)))
+
+    @parameterized.parameters(
+        (-1, (5,)), (0, (2,)), (1, (3,)), ((0, -1), (2, 5)), ((2, 1), (3, 4))
+    )
+    def test_any_axis(self, axis, shape):
+        x = np.random.default_rng(0).standard_normal((2, 3, 4, 5)).astype(np.float32)
+        actual = jaxbn.batch_moments(x, axis)
+        chex.assert_shape(jax.tree.leaves(actual), shape)
+        assert_moments_close(actual, reference.moments(x, axis=axis))
+
+    @parameterized.parameters((8, 1, 1), (8, 4, 1), (4, 1), (1, 1, 3), (8, 4, 3), ())
+    def test_mask(self, *shape):
+        rng = np.random.default_rng(0)
+        x = (5 + rng.standard_normal((8, 4, 3))).astype(np.float32)
+        mask = rng.random(shape) < 0.6
+        actual = jaxbn.batch_moments(x, mask=mask)
+        full = np.broadcast_to(mask, x.shape)
+        assert_moments_close(actual, reference.moments(x, mask=full))
+        hidden = jnp.where(full, x, jnp.nan)
+        chex.assert_trees_all_equal(jaxbn.batch_moments(hidden, mask=mask), actual)
+
+    def test_no_valid_element_gives_zeros(self):
+        zeros = jaxbn.Moments(*(jnp.zeros(3) for _ in range(4)))
+        empty = jaxbn.batch_moments(jnp.ones((0, 3)))
+        masked = jaxbn.batch_moments(jnp.full((4, 3), jnp.nan), mask=np.zeros((4, 1)))
+        chex.assert_trees_all_equal(empty, masked, zeros)
+
+    def test_rank_one_has_one_value_per_channel(self):
+        actual = jaxbn.batch_moments(jnp.array([3.0, 4.0]))
+        chex.assert_trees_all_equal(
+            actual,
+            jaxbn.Moments(jnp.ones(2), jnp.array([3.0, 4.0]), *jnp.zeros((2, 2))),
+        )
+
+    def test_complex_variance_is_real(self):
+        rng = np.random.default_rng(0)
+        x = (rng.standard_normal((64, 2)) + 1j * rng.standard_normal((64, 2))) * 2 + 1j
+        actual = jaxbn.batch_moments(x.astype(np.complex64))
+        chex.assert_type(actual.mean, jnp.complex64)
+        chex.assert_type(actual.var, jnp.float32)
+        np.testing.assert_allclose(actual.mean, x.mean(0), rtol=1e-5)
+        np.testing.assert_allclose(actual.var, x.var(0), rtol=1e-5)
+
+    def test_float64_under_x64(self):
+        with jax.enable_x64(True):
+            x = 1e7 + np.random.default_rng(0).standard_normal((64, 2))
+            actual = jaxbn.batch_moments(x)
+            chex.assert_type(jax.tree.leaves(actual), jnp.float64)
+            np.testing.assert_allclose(actual.var, x.var(0), rtol=1e-8)
+
+    def test_constant_channels_have_no_variance(self):
+        x = jnp.broadcast_to(jnp.array([0.0, 0.1, -1e4]), (1000, 3))
+        actual = jaxbn.batch_moments(x)
+        # Rounding of the mean leaves (eps * |mean|)^2 at most.
+        assert np.all(actual.var <= (1.2e-7 * np.abs(x[0])) ** 2)
+
+    @parameterized.parameters(0.0, 1e3)
+    def test_derivatives(self, loc):
+        # Of the variance, with either formula: first, second, forward mode.
+        x = loc + np.random.default_rng(0).standard_normal((6, 2))
+        with jax.enable_x64(True):
+
+            def var(x):
+                return jnp.sum(jnp.sin(jaxbn.batch_moments(x).var))
+
+            def plain(x):
+                return jnp.sum(jnp.sin(jnp.var(x, 0)))
+
+            chex.assert_trees_all_close(
+                jax.jit(lambda x: (jax.grad(var)(x), jax.hessian(var)(x)))(x),
+                jax.jit(lambda x: (jax.grad(plain)(x), jax.hessian(plain)(x)))(x),
+                rtol=1e-8,
+                atol=1e-10,
+            )
+
+    def test_derivative_at_a_large_mean(self):
+        """About the mean of two floats: one alone is off by up to 5e-4 std here."""
+        x = (1e4 + np.random.default_rng(0).standard_normal((500, 3))).astype("f4")
+        exact = 2 * (x - x.mean(0, dtype="f8")) / 500
+        actual = jax.grad(lambda x: jnp.sum(jaxbn.batch_moments(x).var))(x)
+        np.testing.assert_allclose(actual, exact, rtol=0, atol=2 / 500 * 1e-6)
+
+    def test_masked_nan_reaches_no_derivative(self):
+        x = jnp.arange(8.0).reshape(4, 2).at[3].set(jnp.nan)
+        mask = np.arange(4)[:, None] < 3
+
+        def var(x):
+            return jnp.sum(jaxbn.batch_moments(x, mask=mask).var ** 2)
+
+        derivatives = jax.jit(lambda x: (jax.grad(var)(x), jax.hessian(var)(x)))
+        chex.assert_tree_all_finite(derivatives(x))
+
+    def test_channels_sharded_over_an_explicit_mesh(self):
+        mesh = jax.make_mesh((4, 2), ("data", "model"))
+        sharding = jax.sharding.NamedSharding(mesh, jax.P("data", "model"))
+        x = np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32)
+        actual = jaxbn.batch_moments(jax.device_put(x, sharding))
+        assert_moments_close(actual, reference.moments(x))
+
+    def test_mask_that_could_mean_two_things(self):
+        with pytest.raises(ValueError, match=r"`mask` .* could belong to"):
+            jaxbn.batch_moments(jnp.ones((8, 8)), mask=np.ones(8, bool))
+
+    @parameterized.product(value=(0.1, 1 / 3, -1e4 / 3), rows=(3, 7, 64, 1000))
+    def test_a_constant_that_is_no_float_has_no_negative_variance(self, value, rows):
+        x = jnp.full((rows, 2), value, jnp.float32)
+        whole = jaxbn.batch_moments(x)
+        merged = jaxbn.merge_moments(*(jaxbn.batch_moments(p) for p in (x[:2], x[2:])))
+        for var in (whole.var, merged.var):
+            # Rounding of the mean, squared.
+            assert np.all((var >= 0) & (var <= 1e-13 * value**2))
+
+    def test_one_dimensional_mask_of_the_last_axis_with_channels_first(self):
+        x = np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32)
+        mask = np.arange(8) < 5
+        actual = jaxbn.batch_moments(x, axis=0, mask=mask)
+        assert_moments_close(actual, reference.moments(x[:, :5], axis=0))
+
+    @parameterized.parameters(2, -3, [(0, 0)], [(1, -1)])
+    def test_bad_axis(self, axis):
+        with pytest.raises(ValueError, match=r"`axis` must .* got"):
+            jaxbn.batch_moments(jnp.ones((4, 3)), axis)
