@@ -177,6 +177,10 @@ def batch_norm_train(
         elif pool_groups:
             batch_stats = estimator.update(batch_stats, moments_lib.merge_rows(moments))
         else:
+            # On a mesh of Explicit axes `vmap` takes only arrays that are split alike,
+            # and the counts are not split.
+            zeros = jnp.zeros_like(moments.var)
+            moments = jax.tree.map(lambda part: part + zeros, moments)
             each = jax.vmap(estimator.update, (None, 0))(batch_stats, moments)
             batch_stats = jax.tree.map(
                 lambda part: jnp.mean(part, 0).astype(part.dtype), each

@@ -17,16 +17,17 @@ _V6E = {"target": "v6e:2x2"}
 _H200 = {"platform": "gpu", "target": "h200"}
 _SMALL = {"program": "small_network"}
 
-_HEADLINE = {
-    "ResNet-50, parameters cast to bfloat16: cycles": cases.Case(**_CAST),
-    "ResNet-50, layers with `dtype=bfloat16`: cycles": cases.Case(),
-    "small network, parameters cast: cycles": cases.Case(**_SMALL, **_CAST),
-    "ResNet-50, layers with `dtype=bfloat16`, cycles": cases.Case(**_V5P),
-    "ResNet-50, bfloat16: bytes that its kernels move": cases.Case(**_H200),
-    "the same with leaky ReLU and `in_place=True`": cases.Case(
-        **_H200, activation="leaky_relu", norm="jaxbn, in_place"
+_HEADLINE = (
+    ("ResNet-50, parameters cast to bfloat16: cycles", cases.Case(**_CAST)),
+    ("ResNet-50, layers with `dtype=bfloat16`: cycles", cases.Case()),
+    ("small network, parameters cast: cycles", cases.Case(**_SMALL, **_CAST)),
+    ("ResNet-50, layers with `dtype=bfloat16`: cycles", cases.Case(**_V5P)),
+    ("ResNet-50, bfloat16: bytes that its kernels move", cases.Case(**_H200)),
+    (
+        "the same with leaky ReLU and `in_place=True`",
+        cases.Case(**_H200, activation="leaky_relu", norm="jaxbn, in_place"),
     ),
-}
+)
 
 
 class Aim(NamedTuple):
@@ -64,7 +65,7 @@ def headline(rows: Sequence[Row]) -> str:
     header = ["platform", "what is compared", "Flax, default", "Flax, stable",
               "**jaxbn**", "scale and bias only"]  # fmt: skip
     lines = []
-    for title, case in _HEADLINE.items():
+    for title, case in _HEADLINE:
         costs = [
             _ratio(rows, dataclasses.replace(case, norm=norm), compare.over_flax)
             for norm in ("flax", "flax stable", case.norm, "none")

@@ -1,4 +1,5 @@
 import chex
+import jax
 import numpy as np
 import pytest
 
@@ -34,6 +35,22 @@ def test_parts_of_a_batch(style, size):
         groups = list(np.arange(len(x)).reshape(-1, rows))
         expected = grouped_reference(x, mask, dy, groups)
         assert_matches(actual, expected, stats, mask)
+
+
+@pytest.mark.parametrize("pool_groups", [True, False])
+def test_parts_of_a_batch_on_an_explicit_mesh(pool_groups):
+    x, _ = make_batch(channels=4)
+    stats = jaxbn.init_batch_stats(4)
+
+    @jax.jit
+    def train(x):
+        return jaxbn.batch_norm_train(
+            x, None, None, stats, group_size=4, pool_groups=pool_groups
+        )
+
+    mesh = jax.make_mesh((4, 2), ("data", "model"))
+    split = jax.device_put(x, jax.NamedSharding(mesh, jax.P("data", "model")))
+    chex.assert_trees_all_close(train(split), train(x), rtol=1e-5, atol=1e-6)
 
 
 class GroupTest(chex.TestCase):
