@@ -32,7 +32,7 @@ __all__ = [
 
 # Found as attributes without an import of their own, and imported only then, so that
 # `import jaxbn` needs no Flax.
-_MODULES = ("linen", "parallel", "testing", "training")
+_MODULES = ("linen", "nnx", "parallel", "testing", "training")
 
 
 def __getattr__(name: str) -> Any:

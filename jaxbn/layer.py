@@ -5,6 +5,7 @@ what is trained is decided here, and the functional form is called.
 """
 
 import warnings
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -105,6 +106,26 @@ def channels(layer: Layer, x: jax.Array) -> tuple[int, ...]:
     """The shape of parameters and statistics."""
     axes = checks.as_feature_axes(layer.axis, x.ndim)
     return tuple(x.shape[a] for a in axes)
+
+
+def as_channels(num_features: int | Sequence[int]) -> tuple[int, ...]:
+    """The same, as a user gives it.
+
+    Raises:
+      ValueError: if it is no size of an axis, or none of several.
+    """
+    many = isinstance(num_features, Sequence)
+    sizes = tuple(num_features) if many else (num_features,)
+    whole = all(
+        isinstance(size, (int, np.integer)) and not isinstance(size, bool)
+        for size in sizes
+    )
+    if not sizes or not whole or min(sizes) < 1:
+        raise ValueError(
+            "`num_features` must be the size of the channel axis, at least 1, or one "
+            f"size per channel axis, got {num_features!r}."
+        )
+    return tuple(map(int, sizes))
 
 
 def init_batch_stats(

@@ -1,4 +1,4 @@
-"""Train and eval steps for Flax Linen models, with or without batch statistics.
+"""Train and eval steps for Flax models, with or without batch statistics.
 
 The user writes one loss function for both. It is called with the model, bound to its
 variables as within Flax's `apply`, and returns values per example, never means:
@@ -29,6 +29,8 @@ in loss, gradient and metrics, so a padded last batch is exact; pass it on to th
 model's `BatchNorm` layers as well. Pad with finite numbers: a layer before the first
 normalisation would multiply a NaN by its zero gradient.
 
+`make_nnx_train_step` and `make_nnx_eval_step` are those of NNX models.
+
 What should happen between gradient and update (its norm as a metric, a loss scale) is
 written with the parts that a step is made of:
 
@@ -44,6 +46,8 @@ from jaxbn.training.gradient import LossFn as LossFn
 from jaxbn.training.gradient import value_and_grad as value_and_grad
 from jaxbn.training.metrics import Metric as Metric
 from jaxbn.training.metrics import Metrics as Metrics
+from jaxbn.training.nnx_steps import make_nnx_eval_step as make_nnx_eval_step
+from jaxbn.training.nnx_steps import make_nnx_train_step as make_nnx_train_step
 from jaxbn.training.state import TrainState as TrainState
 from jaxbn.training.steps import make_eval_step as make_eval_step
 from jaxbn.training.steps import make_multi_step as make_multi_step

@@ -52,8 +52,8 @@ class Options(NamedTuple):
     """What a step is made with, besides the loss."""
 
     axis_name: reduction.AxisName | None
-    rngs: tuple[str, ...]
-    mutable: tuple[str, ...]
+    rngs: Sequence[str]
+    mutable: Sequence[str]
 
 
 def value_and_grad(
@@ -86,7 +86,7 @@ def as_options(
     for name, value in (("rngs", rngs), ("mutable", mutable)):
         if isinstance(value, str):
             raise TypeError(f"`{name}` must be a sequence of names, got {value!r}.")
-    return Options(axis_name, tuple(rngs), tuple(mutable))
+    return Options(axis_name, rngs, mutable)
 
 
 def gradient_of(
@@ -120,7 +120,7 @@ def gradient_of(
         loss = local["loss"].total / count.astype(local["loss"].total.dtype)
         return loss, (updates.get("batch_stats", state.batch_stats), metrics)
 
-    params = _varying(state.params if params is None else params, axis_name)
+    params = varying(state.params if params is None else params, axis_name)
     grads, (batch_stats, metrics) = jax.grad(objective, has_aux=True)(params)
     return Gradient(over_devices(grads, axis_name), metrics, batch_stats)
 
@@ -128,15 +128,23 @@ def gradient_of(
 def mean_loss(
     loss_fn: LossFn, options: Options, state: TrainState, batch: Batch
 ) -> Callable[[Any], jax.Array]:
-    """The mean loss of all devices by the parameters.
-
-    Its derivative is that of `gradient_of`: a sum over devices that is differentiated
-    like any other gives gradients that depend on the parallel style.
-    """
+    """The mean loss of all devices by the parameters, for searches along a line."""
 
     def value_and_grads(params: Any) -> tuple[jax.Array, Any]:
         gradient = gradient_of(loss_fn, options, state, batch, params)
         return gradient.metrics["loss"].mean, gradient.grads
+
+    return with_gradient(value_and_grads)
+
+
+def with_gradient(
+    value_and_grads: Callable[[Any], tuple[jax.Array, Any]],
+) -> Callable[[Any], jax.Array]:
+    """A function whose derivative is the gradient that it is given.
+
+    A sum over devices that is differentiated like any other gives gradients that depend
+    on the parallel style.
+    """
 
     @jax.custom_vjp
     def value_fn(params: Any) -> jax.Array:
@@ -154,7 +162,7 @@ def over_devices(tree: Any, axis_name: reduction.AxisName | None) -> Any:
     return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
 
-def _varying(params: Any, axis_name: reduction.AxisName | None) -> Any:
+def varying(params: Any, axis_name: reduction.AxisName | None) -> Any:
     """Marks parameters as each device's own, so that their gradients are too.
 
     A checked shard_map would add up the gradients of replicated parameters by itself;

@@ -115,7 +115,7 @@ class TrainState(train_state.TrainState):
             left out.
           **fields: to replace, such as `batch_stats`.
         """
-        taken = _taken_by(self.tx.update, extra_args or {})
+        taken = taken_by(self.tx.update, extra_args or {})
         if not taken:
             return super().apply_gradients(grads=grads, **fields)
         update: Callable[..., Any] = self.tx.update
@@ -135,7 +135,7 @@ def _copied(tree: Any) -> Any:
     )
 
 
-def _taken_by(
+def taken_by(
     function: Callable[..., Any], arguments: Mapping[str, Any]
 ) -> Mapping[str, Any]:
     """Those of the keyword arguments that the function has."""

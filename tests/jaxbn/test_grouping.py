@@ -13,6 +13,17 @@ from tests import styles
 from tests.whole_batch import BIAS, ROWS, SCALE, make_batch
 
 
+def test_local_is_the_whole_batch_on_one_device(monkeypatch):
+    """Also where no mesh is to be seen."""
+    monkeypatch.setattr(jax, "devices", lambda: [None])
+    x, _ = make_batch()
+    stats = jaxbn.init_batch_stats(3)
+    train = lambda size: jax.jit(  # noqa: E731
+        lambda x: jaxbn.batch_norm_train(x, None, None, stats, group_size=size)
+    )(x)
+    chex.assert_trees_all_close(train("local"), train(len(x)), rtol=1e-6)
+
+
 class GroupTest(chex.TestCase):
     @parameterized.parameters(
         ({"axis_index_groups": [[0, 1], [1, 2]]}, r"repeated \[1\], missing \[3, 4"),

@@ -6,8 +6,7 @@ import inspect
 import pytest
 
 import jaxbn
-from jaxbn import layer
-from jaxbn.linen import BatchNorm
+from jaxbn import layer, linen, nnx
 
 # Given in the call of a layer, or made by it.
 OF_A_CALL = {"mask", "residual", "name", "estimator"}
@@ -24,6 +23,12 @@ OF_A_LAYER = {
     "train_affine",
     "parent",
     "name",
+    "self",
+    "num_features",
+    "promote_dtype",
+    "rngs",
+    "bias_metadata",
+    "scale_metadata",
 }
 
 KEYWORDS = {
@@ -33,14 +38,17 @@ KEYWORDS = {
 }
 
 
-@pytest.mark.parametrize("layer_class", [BatchNorm])
-def test_fields_are_the_keywords_with_their_defaults(layer_class):
-    fields = {
-        field.name: field.default
-        for field in dataclasses.fields(layer_class)
-        if field.name not in OF_A_LAYER
-    }
-    assert fields == KEYWORDS
+FIELDS = {field.name: field.default for field in dataclasses.fields(linen.BatchNorm)}
+ARGUMENTS = {
+    parameter.name: parameter.default
+    for parameter in inspect.signature(nnx.BatchNorm.__init__).parameters.values()
+}
+
+
+@pytest.mark.parametrize("fields", [FIELDS, ARGUMENTS], ids=["linen", "nnx"])
+def test_fields_are_the_keywords_with_their_defaults(fields):
+    shared = {name: value for name, value in fields.items() if name not in OF_A_LAYER}
+    assert shared == KEYWORDS
 
 
 def test_all_are_passed_on():
@@ -55,7 +63,7 @@ def test_inference_has_no_defaults_of_its_own():
 
 
 def test_import_is_lazy_and_complete():
-    for name in ("linen", "parallel", "testing", "training"):
+    for name in ("linen", "nnx", "parallel", "testing", "training"):
         assert getattr(jaxbn, name).__name__ == f"jaxbn.{name}"
         assert name in dir(jaxbn)
     with pytest.raises(AttributeError, match="no attribute 'flax'"):

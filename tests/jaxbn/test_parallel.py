@@ -125,6 +125,16 @@ def test_unbound_axis():
         step(make_state(), batch)
 
 
+def test_mesh_of_some_devices():
+    chosen = jax.devices()[3:5]
+    mesh = parallel.data_mesh(chosen, axis_name="d")
+    assert mesh.axis_names == ("d",)
+    assert list(mesh.devices.flat) == chosen
+    copied = parallel.replicate({"x": np.arange(3.0)}, mesh)["x"]
+    assert copied.sharding.device_set == set(chosen)
+    assert copied.is_fully_replicated
+
+
 class BatchTest(parameterized.TestCase):
     @parameterized.parameters((5, 8, 8), (16, 8, 16), (17, 8, 24), (3, 1, 3))
     def test_pad(self, size, multiple, expected):

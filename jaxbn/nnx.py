@@ -1,0 +1,232 @@
+"""`BatchNorm` for Flax NNX: change the import, keep model and checkpoints.
+
+Parameters `scale` and `bias` and state `mean` and `var` are those of
+`flax.nnx.BatchNorm`, by name, kind of variable, shape and dtype.
+
+  >>> layer = BatchNorm(3, rngs=nnx.Rngs(0))
+  >>> x = jax.random.normal(jax.random.key(0), (8, 3))
+  >>> y = layer(x)  # Moves layer.mean and layer.var.
+  >>> layer.eval()
+  >>> bool(jnp.all(layer(x) == layer(x)))
+  True
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx.nn import dtypes
+from jax.nn import initializers
+
+from jaxbn import layer
+from jaxbn.core import reduction, running
+from jaxbn.grouping import GroupSize
+
+_NO_METADATA: Mapping[str, Any] = MappingProxyType({})
+
+
+class BatchNorm(nnx.Module):
+    """Batch Normalization, a replacement for `flax.nnx.BatchNorm`.
+
+    All arguments and attributes of Flax's layer, with its meaning. Two defaults differ:
+    the running variance is the unbiased one, and the variance is the stable one. The
+    running statistics are used as they are, in float32; Flax rounds them to `dtype`.
+
+    What is said of `jaxbn.linen.BatchNorm` holds here too, and the options that Flax
+    does not have are the same.
+
+    Args:
+      num_features: size of the channel axis, or sizes of several.
+      use_running_average: normalise by the running statistics (inference) instead of
+        those of the batch (training). `train()`, `eval()` and `nnx.view` set it.
+      axis: channel axis or axes of the input; all others are reduced.
+      momentum: weight of the OLD running statistics, in [0, 1].
+      epsilon: added to the variance, >= 0.
+      dtype: of the result; default: what input, parameters and statistics promote to.
+      param_dtype: of scale and bias.
+      use_bias: add a bias.
+      use_scale: multiply by a scale.
+      bias_init: initialiser of the bias.
+      scale_init: initialiser of the scale.
+      axis_name: axis, or tuple of axes, bound by pmap, shard_map or vmap, over which
+        the batch is split. Leave it out under plain jit.
+      axis_index_groups: groups of indices along `axis_name` that share statistics.
+      use_fast_variance: compute `E[x^2] - E[x]^2` whatever it loses.
+      promote_dtype: decides the dtype of the result: that of the first of the arrays
+        (x, mean, var, scale, bias) which it returns, given these and `dtype`.
+      rngs: for scale and bias; not needed without them.
+      bias_metadata: metadata of the variable of the bias.
+      scale_metadata: metadata of the variable of the scale.
+      force_float32_reductions: as `jaxbn.linen.BatchNorm`.
+      group_size: as `jaxbn.linen.BatchNorm`.
+      unbiased: as `jaxbn.linen.BatchNorm`.
+      pool_groups: as `jaxbn.linen.BatchNorm`.
+      activation: as `jaxbn.linen.BatchNorm`.
+      in_place: as `jaxbn.linen.BatchNorm`.
+      variance: as `jaxbn.linen.BatchNorm`.
+      update_running_average: as `jaxbn.linen.BatchNorm`.
+      train_affine: as `jaxbn.linen.BatchNorm`.
+
+    Raises:
+      ValueError: if `rngs` is missing where there are parameters.
+
+    References:
+      Ioffe and Szegedy, arXiv:1502.03167.
+    """
+
+    def __init__(
+        self,
+        num_features: int | Sequence[int],
+        *,
+        use_running_average: bool | None = False,
+        axis: int | Sequence[int] = -1,
+        momentum: float = 0.99,
+        epsilon: float = 1e-5,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        use_bias: bool = True,
+        use_scale: bool = True,
+        bias_init: initializers.Initializer = initializers.zeros,
+        scale_init: initializers.Initializer = initializers.ones,
+        axis_name: reduction.AxisName | None = None,
+        axis_index_groups: Any = None,
+        use_fast_variance: bool = False,
+        promote_dtype: Callable[..., Any] = dtypes.promote_dtype,
+        rngs: nnx.Rngs | None = None,
+        bias_metadata: Mapping[str, Any] = _NO_METADATA,
+        scale_metadata: Mapping[str, Any] = _NO_METADATA,
+        force_float32_reductions: bool = True,
+        group_size: GroupSize | None = None,
+        unbiased: bool = True,
+        pool_groups: bool = True,
+        activation: str | None = None,
+        in_place: bool = False,
+        variance: reduction.Variance = "auto",
+        update_running_average: bool | None = None,
+        train_affine: bool = True,
+    ):
+        self.num_features = num_features
+        self.use_running_average = use_running_average
+        # Sequences as tuples, which a module holds as static attributes.
+        self.axis = axis if isinstance(axis, int) else tuple(axis)
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.use_bias = use_bias
+        self.use_scale = use_scale
+        self.axis_name = tuple(axis_name) if isinstance(axis_name, list) else axis_name
+        groups = axis_index_groups
+        self.axis_index_groups = None if groups is None else tuple(map(tuple, groups))
+        self.use_fast_variance = use_fast_variance
+        self.promote_dtype = promote_dtype
+        self.force_float32_reductions = force_float32_reductions
+        self.group_size = group_size
+        self.unbiased = unbiased
+        self.pool_groups = pool_groups
+        self.activation = activation
+        self.in_place = in_place
+        self.variance = variance
+        self.update_running_average = update_running_average
+        self.train_affine = train_affine
+
+        shape = layer.as_channels(num_features)
+        mean, var = layer.init_batch_stats(self, shape, jnp.dtype(param_dtype))
+        self.mean, self.var = nnx.BatchStat(mean), nnx.BatchStat(var)
+
+        def param(name: str, init: Callable[..., jax.Array], metadata) -> nnx.Param:
+            if rngs is None:
+                raise ValueError(f"`rngs` must be given for the {name}, got None.")
+            return nnx.Param(init(rngs.params(), shape, param_dtype), **metadata)
+
+        absent = nnx.data(None)
+        # In Flax's order: the scale takes the first key.
+        self.scale = param("scale", scale_init, scale_metadata) if use_scale else absent
+        self.bias = param("bias", bias_init, bias_metadata) if use_bias else absent
+
+    def __call__(
+        self,
+        x: jax.typing.ArrayLike,
+        use_running_average: bool | None = None,
+        *,
+        mask: jax.typing.ArrayLike | None = None,
+        residual: jax.typing.ArrayLike | None = None,
+        update_running_average: bool | None = None,
+        train_affine: bool | None = None,
+    ) -> jax.Array:
+        """Normalises `x`, and moves the running statistics where that is asked for.
+
+        Args:
+          x: `[N, ..., C]`.
+          use_running_average: overrides the attribute.
+          mask: broadcastable to `x`, True where an element counts for the statistics.
+          residual: of the shape of `x`, added before the activation.
+          update_running_average: overrides the attribute.
+          train_affine: overrides the attribute.
+
+        Returns:
+          `y` of the shape of `x`.
+
+        Raises:
+          ValueError, TypeError: as `jaxbn.batch_norm_train`; in inference not for
+            groups, masks and axis names.
+        """
+        if use_running_average is None:
+            use_running_average = self.use_running_average
+        if use_running_average is None:
+            raise ValueError(
+                "`use_running_average` must be given to the layer or to the call, got "
+                "None in both; or call `train()` or `eval()` of the model."
+            )
+        switches = layer.switches(
+            self, use_running_average, update_running_average, train_affine
+        )
+        x = jnp.asarray(x)
+        if layer.channels(self, x) != self.mean.shape:
+            raise ValueError(
+                f"`x` must have {self.num_features} channels on axis {self.axis}, as "
+                f"`num_features` says, got the shape {x.shape}."
+            )
+        scale = None if self.scale is None else self.scale[...]
+        bias = None if self.bias is None else self.bias[...]
+        batch_stats = running.BatchStats(self.mean[...], self.var[...])
+        promoted = self.promote_dtype((x, *batch_stats, scale, bias), dtype=self.dtype)
+        y, moved = layer.apply(
+            self,
+            switches,
+            x,
+            scale,
+            bias,
+            batch_stats,
+            mask=mask,
+            residual=residual,
+            dtype=promoted[0].dtype,
+            initializing=False,
+            name=None,
+        )
+        if moved is not None:
+            self.mean[...], self.var[...] = moved
+        return y
+
+    def set_view(
+        self,
+        use_running_average: bool | None = None,
+        update_running_average: bool | None = None,
+        train_affine: bool | None = None,
+    ) -> None:
+        """Sets what is given; called by `nnx.view`.
+
+        Args:
+          use_running_average: as in the constructor.
+          update_running_average: as in the constructor.
+          train_affine: as in the constructor.
+        """
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
+        if update_running_average is not None:
+            self.update_running_average = update_running_average
+        if train_affine is not None:
+            self.train_affine = train_affine
