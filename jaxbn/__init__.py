@@ -10,6 +10,7 @@ from jaxbn.core.normalize import (
 )
 from jaxbn.core.running import BatchStats as BatchStats
 from jaxbn.core.running import init_batch_stats as init_batch_stats
+from jaxbn.estimation import reset_batch_stats as reset_batch_stats
 from jaxbn.functional import batch_norm_inference as batch_norm_inference
 from jaxbn.functional import batch_norm_train as batch_norm_train
 from jaxbn.replicas import in_sync as in_sync
@@ -27,17 +28,25 @@ __all__ = [
     "in_sync",
     "init_batch_stats",
     "merge_moments",
+    "reset_batch_stats",
     "sync_batch_stats",
 ]
 
 # Found as attributes without an import of their own, and imported only then, so that
 # `import jaxbn` needs no Flax.
-_MODULES = ("linen", "nnx", "parallel", "testing", "training")
+_MODULES = {
+    "estimators": "jaxbn.core.estimators",
+    "linen": "jaxbn.linen",
+    "nnx": "jaxbn.nnx",
+    "parallel": "jaxbn.parallel",
+    "testing": "jaxbn.testing",
+    "training": "jaxbn.training",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        return importlib.import_module(f"jaxbn.{name}")
+        return importlib.import_module(_MODULES[name])
     raise AttributeError(f"module 'jaxbn' has no attribute {name!r}")
 
 

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from jaxbn import checks, grouping
-from jaxbn.core import estimators, normalize, reduction, running, sub_batches
+from jaxbn import checks, estimation, grouping
 from jaxbn.core import moments as moments_lib
+from jaxbn.core import normalize, reduction, running, sub_batches
 
 
 def batch_norm_train(
@@ -38,7 +38,7 @@ def batch_norm_train(
     variance: reduction.Variance = "auto",
     use_fast_variance: bool = False,
     force_float32_reductions: bool = True,
-    estimator: estimators.Estimator | None = None,
+    estimator: estimation.Statistics | None = None,
     name: str | None = None,
 ) -> tuple[jax.Array, running.BatchStats]:
     """Normalises a batch by its own statistics and moves the running ones.
@@ -93,9 +93,10 @@ def batch_norm_train(
       use_fast_variance: the same as `variance="fast"`.
       force_float32_reductions: False squares half-precision `x`, and rounds its
         moments, in its own dtype.
-      estimator: how the running statistics follow the batches. `batch_stats` is then
-        its state, and not a `BatchStats`; `momentum` and `unbiased` stand for `ema(momentum,
-        unbiased)` of `jaxbn.core.estimators`.
+      estimator: how the running statistics follow the batches: "ema" (the default), or "debiased",
+        "cumulative", "window" or any of `jaxbn.estimators`, whose state is then in the
+        place of a `BatchStats`. Those with settings of their own leave `momentum` and
+        `unbiased` aside.
       name: of the layer, for warnings.
 
     Returns:
@@ -134,11 +135,14 @@ def batch_norm_train(
       Ioffe and Szegedy, arXiv:1502.03167, Algorithm 1; for convolutions, Section 3.2.
       Rota Bulo, Porzi and Kontschieder, arXiv:1712.02616, for `in_place`.
     """  # noqa: E501
+    follow = estimation.as_estimator("estimator", estimator, momentum, unbiased)
+    if estimator is not None:
+        estimation.check_state(follow, batch_stats)
     x, scale, bias, feature_axes = checks.as_arrays(
         x,
         scale,
         bias,
-        batch_stats if estimator is None else estimator.estimate(batch_stats),
+        follow.estimate(batch_stats),
         axis,
     )
     mask = checks.as_mask(mask, x.shape)
@@ -146,9 +150,6 @@ def batch_norm_train(
     output = checks.as_output(
         x, epsilon=epsilon, dtype=dtype, activation=activation, in_place=in_place
     )
-    if estimator is None:
-        checks.check_momentum(momentum)
-        estimator = estimators.ema(momentum, unbiased)
     variance = checks.as_variance(variance, use_fast_variance)
     devices = grouping.as_devices(axis_name, axis_index_groups, group_size)
     grouping.check_split(x, devices)
@@ -173,15 +174,15 @@ def batch_norm_train(
     with jax.named_scope("jaxbn.running"):
         moments = jax.tree.map(lambda part: jnp.moveaxis(part, position, 0), moments)
         if moments.mean.ndim == feature_ndim:
-            batch_stats = estimator.update(batch_stats, moments)
+            batch_stats = follow.update(batch_stats, moments)
         elif pool_groups:
-            batch_stats = estimator.update(batch_stats, moments_lib.merge_rows(moments))
+            batch_stats = follow.update(batch_stats, moments_lib.merge_rows(moments))
         else:
             # On a mesh of Explicit axes `vmap` takes only arrays that are split alike,
             # and the counts are not split.
             zeros = jnp.zeros_like(moments.var)
             moments = jax.tree.map(lambda part: part + zeros, moments)
-            each = jax.vmap(estimator.update, (None, 0))(batch_stats, moments)
+            each = jax.vmap(follow.update, (None, 0))(batch_stats, moments)
             batch_stats = jax.tree.map(
                 lambda part: jnp.mean(part, 0).astype(part.dtype), each
             )

@@ -13,8 +13,8 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbn import checks, functional
-from jaxbn.core import running
+from jaxbn import checks, estimation, functional
+from jaxbn.core import estimators, running
 
 # Fields of a layer that `batch_norm_train` takes under the same name.
 _OPTIONS = (
@@ -48,6 +48,8 @@ class Layer(Protocol):
     force_float32_reductions: Any
     update_running_average: Any
     train_affine: Any
+    statistics: Any
+    unbiased: Any
 
 
 class Switches(NamedTuple):
@@ -128,14 +130,33 @@ def as_channels(num_features: int | Sequence[int]) -> tuple[int, ...]:
     return tuple(map(int, sizes))
 
 
-def init_batch_stats(
-    layer: Layer, shape: tuple[int, ...], x_dtype: jnp.dtype
-) -> running.BatchStats:
-    """The running statistics of a new layer: float32, or wider, or complex."""
+def estimator(layer: Layer) -> estimators.Estimator:
+    """How the running statistics of a layer follow the batches."""
+    return estimation.as_estimator(
+        "statistics", layer.statistics, layer.momentum, layer.unbiased
+    )
+
+
+def state_type(layer: Layer) -> type[Any]:
+    """The `NamedTuple` of the running statistics, whose fields name the variables.
+
+    Raises:
+      TypeError: if the estimator keeps another kind of state.
+    """
+    if layer.statistics == "ema":
+        return running.BatchStats
+    return estimation.state_type(estimator(layer))
+
+
+def init_state(layer: Layer, shape: tuple[int, ...], x_dtype: jnp.dtype) -> Any:
+    """The running statistics of a new layer: float32, or wider, or complex.
+
+    A `BatchStats`, or the state of another estimator.
+    """
     dtype = jnp.float32 if layer.force_float32_reductions else layer.param_dtype
     if jnp.issubdtype(x_dtype, jnp.complexfloating):
         dtype = jnp.promote_types(dtype, jnp.complex64)
-    return running.init_batch_stats(shape, dtype)
+    return estimator(layer).init(shape, dtype)
 
 
 def apply(
@@ -144,14 +165,14 @@ def apply(
     x: jax.Array,
     scale: jax.Array | None,
     bias: jax.Array | None,
-    batch_stats: running.BatchStats,
+    state: Any,
     *,
     mask: jax.typing.ArrayLike | None,
     residual: jax.typing.ArrayLike | None,
     dtype: jax.typing.DTypeLike,
     initializing: bool,
     name: str | None,
-) -> tuple[jax.Array, running.BatchStats | None]:
+) -> tuple[jax.Array, Any]:
     """The output of a layer, and its new running statistics; None where they stay.
 
     Args:
@@ -160,7 +181,7 @@ def apply(
       x: `[N, ..., C]`.
       scale: `[C]` or None.
       bias: `[C]` or None.
-      batch_stats: the running statistics, `[C]` each.
+      state: the running statistics, as `init_state` makes them.
       mask: as `jaxbn.batch_norm_train`.
       residual: as `jaxbn.batch_norm_train`.
       dtype: of the output.
@@ -170,7 +191,9 @@ def apply(
     if not on.train_affine:
         scale, bias = jax.lax.stop_gradient((scale, bias))
 
-    def train() -> tuple[jax.Array, running.BatchStats]:
+    follow = estimator(layer)
+
+    def train() -> tuple[jax.Array, Any]:
         groups = {} if initializing else {o: getattr(layer, o) for o in _GROUPS}
         with warnings.catch_warnings():
             if initializing:  # One example is often enough for that.
@@ -179,10 +202,11 @@ def apply(
                 x,
                 scale,
                 bias,
-                batch_stats,
+                state,
                 mask=mask,
                 residual=residual,
                 dtype=dtype,
+                estimator=follow,
                 name=name,
                 **groups,
                 **{option: getattr(layer, option) for option in _OPTIONS},
@@ -190,14 +214,13 @@ def apply(
 
     if on.use_running_average:
         # They matter only in training, but a mistake should show at the first call.
-        checks.check_momentum(layer.momentum)
         checks.as_variance(layer.variance, layer.use_fast_variance)
         checks.check_activation(x, layer.activation, layer.in_place)
         y = functional.batch_norm_inference(
             x,
             scale,
             bias,
-            batch_stats,
+            follow.estimate(state),
             axis=layer.axis,
             epsilon=layer.epsilon,
             residual=residual,

@@ -12,6 +12,7 @@ Parameters `params/{scale,bias}` and state `batch_stats/{mean,var}` are those of
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +22,8 @@ import jax.numpy as jnp
 from flax.linen import dtypes, initializers
 
 from jaxbn import checks, layer
-from jaxbn.core import reduction, running
+from jaxbn.core import reduction
+from jaxbn.estimation import Statistics
 from jaxbn.grouping import GroupSize
 
 
@@ -72,6 +74,11 @@ class BatchNorm(nn.Module):
         activation None and "leaky_relu". See `jaxbn.batch_norm_train`.
       update_running_average: default: exactly when the batch normalises itself.
       train_affine: False passes no gradient to scale and bias.
+      statistics: how the running statistics follow the batches: "ema"; "debiased", the
+        same without the initial values, right from the first batch on; "cumulative",
+        the average over all batches; "window", over the last hundred; or one of
+        `jaxbn.estimators` with settings of its own. All but "ema" keep further
+        variables beside `mean` and `var`; `jaxbn.reset_batch_stats` begins anew.
 
     References:
       Ioffe and Szegedy, arXiv:1502.03167.
@@ -99,6 +106,7 @@ class BatchNorm(nn.Module):
     variance: reduction.Variance = dataclasses.field(default="auto", kw_only=True)
     update_running_average: bool | None = dataclasses.field(default=None, kw_only=True)
     train_affine: bool = dataclasses.field(default=True, kw_only=True)
+    statistics: Statistics = dataclasses.field(default="ema", kw_only=True)
 
     @nn.compact
     def __call__(
@@ -138,7 +146,7 @@ class BatchNorm(nn.Module):
         )
         x = jnp.asarray(x)
         shape = layer.channels(self, x)
-        mean, var = self._batch_stats(shape, x.dtype)
+        state = self._batch_stats(shape, x.dtype)
         scale = self._param("scale", shape) if self.use_scale else None
         bias = self._param("bias", shape) if self.use_bias else None
         y, moved = layer.apply(
@@ -147,7 +155,7 @@ class BatchNorm(nn.Module):
             x,
             scale,
             bias,
-            running.BatchStats(mean.value, var.value),
+            jax.tree.map(lambda variable: variable.value, state),
             mask=mask,
             residual=residual,
             dtype=dtypes.canonicalize_dtype(x, scale, bias, dtype=self.dtype),
@@ -155,16 +163,20 @@ class BatchNorm(nn.Module):
             name="/".join(self.path) or None,
         )
         if moved is not None:
-            mean.value, var.value = moved
+            for variable, value in zip(state, moved, strict=True):
+                variable.value = value
         return y
 
     @nn.nowrap
     def _batch_stats(self, shape, x_dtype):
+        """The state of the estimator, with a variable in the place of every array."""
+        make = functools.partial(layer.init_state, self, shape, x_dtype)
+
         def variable(name):
-            make = lambda: layer.init_batch_stats(self, shape, x_dtype)  # noqa: E731
             return self.variable("batch_stats", name, lambda: getattr(make(), name))
 
-        return variable("mean"), variable("var")
+        kind = layer.state_type(self)
+        return kind(*map(variable, kind._fields))
 
     @nn.nowrap
     def _param(self, name, shape):

@@ -22,7 +22,8 @@ from flax.nnx.nn import dtypes
 from jax.nn import initializers
 
 from jaxbn import layer
-from jaxbn.core import reduction, running
+from jaxbn.core import reduction
+from jaxbn.estimation import Statistics
 from jaxbn.grouping import GroupSize
 
 _NO_METADATA: Mapping[str, Any] = MappingProxyType({})
@@ -69,6 +70,7 @@ class BatchNorm(nnx.Module):
       variance: as `jaxbn.linen.BatchNorm`.
       update_running_average: as `jaxbn.linen.BatchNorm`.
       train_affine: as `jaxbn.linen.BatchNorm`.
+      statistics: as `jaxbn.linen.BatchNorm`.
 
     Raises:
       ValueError: if `rngs` is missing where there are parameters.
@@ -76,6 +78,9 @@ class BatchNorm(nnx.Module):
     References:
       Ioffe and Szegedy, arXiv:1502.03167.
     """
+
+    mean: nnx.BatchStat
+    var: nnx.BatchStat
 
     def __init__(
         self,
@@ -107,6 +112,7 @@ class BatchNorm(nnx.Module):
         variance: reduction.Variance = "auto",
         update_running_average: bool | None = None,
         train_affine: bool = True,
+        statistics: Statistics = "ema",
     ):
         self.num_features = num_features
         self.use_running_average = use_running_average
@@ -132,10 +138,12 @@ class BatchNorm(nnx.Module):
         self.variance = variance
         self.update_running_average = update_running_average
         self.train_affine = train_affine
+        self.statistics = statistics
 
         shape = layer.as_channels(num_features)
-        mean, var = layer.init_batch_stats(self, shape, jnp.dtype(param_dtype))
-        self.mean, self.var = nnx.BatchStat(mean), nnx.BatchStat(var)
+        state = layer.init_state(self, shape, jnp.dtype(param_dtype))
+        for name, value in state._asdict().items():  # `mean`, `var`, perhaps more.
+            setattr(self, name, nnx.BatchStat(value))
 
         def param(name: str, init: Callable[..., jax.Array], metadata) -> nnx.Param:
             if rngs is None:
@@ -192,15 +200,17 @@ class BatchNorm(nnx.Module):
             )
         scale = None if self.scale is None else self.scale[...]
         bias = None if self.bias is None else self.bias[...]
-        batch_stats = running.BatchStats(self.mean[...], self.var[...])
-        promoted = self.promote_dtype((x, *batch_stats, scale, bias), dtype=self.dtype)
+        kind = layer.state_type(self)
+        state = kind(*(getattr(self, name)[...] for name in kind._fields))
+        arrays = x, state.mean, state.var, scale, bias
+        promoted = self.promote_dtype(arrays, dtype=self.dtype)
         y, moved = layer.apply(
             self,
             switches,
             x,
             scale,
             bias,
-            batch_stats,
+            state,
             mask=mask,
             residual=residual,
             dtype=promoted[0].dtype,
@@ -208,7 +218,8 @@ class BatchNorm(nnx.Module):
             name=None,
         )
         if moved is not None:
-            self.mean[...], self.var[...] = moved
+            for name, value in moved._asdict().items():
+                getattr(self, name)[...] = value
         return y
 
     def set_view(

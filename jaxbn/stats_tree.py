@@ -43,17 +43,39 @@ def map_pairs(
     return jax.tree.unflatten(structure, leaves)
 
 
+def map_states(
+    function: Callable[[dict[str, jax.Array]], dict[str, jax.Array]], tree: Any
+) -> Any:
+    """The same tree with every layer's state mapped, what stands beside a pair too.
+
+    Example:
+      >>> double = lambda state: {name: 2 * leaf for name, leaf in state.items()}
+      >>> map_states(double, {"bn": {"mean": 1, "var": 1, "weight": 2}, "step": 3})
+      {'bn': {'mean': 2, 'var': 2, 'weight': 4}, 'step': 3}
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    for names in _states(tree).values():
+        made = function({name: leaves[place] for name, place in names.items()})
+        for name, place in names.items():
+            leaves[place] = made[name]
+    return jax.tree.unflatten(structure, leaves)
+
+
 def _places(tree: Any) -> dict[Path, tuple[int, int]]:
     """Where mean and variance of every layer stand among the leaves."""
+    return {
+        path: (names["mean"], names["var"]) for path, names in _states(tree).items()
+    }
+
+
+def _states(tree: Any) -> dict[Path, dict[str, int]]:
+    """Where the leaves of every layer with a pair stand among all."""
     found: dict[Path, dict[str, int]] = {}
     for place, (keys, _) in enumerate(jax.tree_util.tree_leaves_with_path(tree)):
         path = tuple(jax.tree_util.keystr((key,), simple=True) for key in keys)
         if path and path[-1] == "value":  # It is in a box, such as an NNX variable.
             path = path[:-1]
-        if path and path[-1] in running.BatchStats._fields:
+        if path:
             found.setdefault(path[:-1], {})[path[-1]] = place
-    return {
-        path: (names["mean"], names["var"])
-        for path, names in found.items()
-        if len(names) == 2
-    }
+    pair = set(running.BatchStats._fields)
+    return {path: names for path, names in found.items() if pair <= set(names)}

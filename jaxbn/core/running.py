@@ -74,17 +74,35 @@ def update_batch_stats(
     References:
       Ioffe and Szegedy, arXiv:1502.03167, Section 3.1 and Algorithm 2.
     """
+    batch, usable = of_batch(batch_stats, moments, unbiased)
+
+    def move(old: jax.Array, new: jax.Array) -> jax.Array:
+        return jnp.asarray(momentum * old + (1 - momentum) * new, old.dtype)
+
+    new = jax.tree.map(move, batch_stats, batch)
+    usable &= jnp.isfinite(new.mean) & jnp.isfinite(new.var)
+    kept = jax.tree.map(lambda n, old: jnp.where(usable, n, old), new, batch_stats)
+    return jax.lax.stop_gradient(kept)
+
+
+def of_batch(
+    batch_stats: BatchStats, moments: moments_lib.Moments, unbiased: bool
+) -> tuple[BatchStats, jax.Array]:
+    """What one batch says of the population, and which channels it says it of.
+
+    Args:
+      batch_stats: current statistics; on a mesh of Explicit axes the result is split as
+        they are.
+      moments: moments of the global batch, `[C]` each.
+      unbiased: estimate the population's variance, `var * m / (m - 1)`.
+
+    Returns:
+      The estimate, `[C]` each, and a boolean `[C]`: False where the batch has fewer
+      than two values for a channel, or moments that are not finite.
+    """
     count, mean, var, _ = moments
     if unbiased:
         var = var * (count / jnp.maximum(count - 1, 1))
-
-    # On a mesh of Explicit axes the state keeps the sharding it came with.
-    def move(old: jax.Array, batch: jax.Array) -> jax.Array:
-        batch = reduction.split_as(batch, old)
-        return jnp.asarray(momentum * old + (1 - momentum) * batch, old.dtype)
-
-    new = jax.tree.map(move, batch_stats, BatchStats(mean, var))
+    batch = jax.tree.map(reduction.split_as, BatchStats(mean, var), batch_stats)
     count = reduction.split_as(count, batch_stats.var)
-    usable = (count > 1) & jnp.isfinite(new.mean) & jnp.isfinite(new.var)
-    kept = jax.tree.map(lambda n, old: jnp.where(usable, n, old), new, batch_stats)
-    return jax.lax.stop_gradient(kept)
+    return batch, (count > 1) & jnp.isfinite(batch.mean) & jnp.isfinite(batch.var)

@@ -21,6 +21,7 @@ OF_A_LAYER = {
     "scale_init",
     "update_running_average",
     "train_affine",
+    "statistics",
     "parent",
     "name",
     "self",
@@ -66,5 +67,6 @@ def test_import_is_lazy_and_complete():
     for name in ("linen", "nnx", "parallel", "testing", "training"):
         assert getattr(jaxbn, name).__name__ == f"jaxbn.{name}"
         assert name in dir(jaxbn)
+    assert jaxbn.estimators.__name__ == "jaxbn.core.estimators"
     with pytest.raises(AttributeError, match="no attribute 'flax'"):
         _ = jaxbn.flax

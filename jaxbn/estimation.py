@@ -1,0 +1,101 @@
+"""Which estimator of the population a user asks for, and the state that it keeps."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxbn import checks, stats_tree
+from jaxbn.core import estimators
+from jaxbn.core.estimators import Estimator
+
+Statistics = estimators.Name | Estimator
+"""Options of that kind: a name, or an estimator with settings of its own."""
+
+
+def as_estimator(
+    name: str, value: Statistics | None, momentum: jax.typing.ArrayLike, unbiased: bool
+) -> Estimator:
+    """The estimator itself.
+
+    Args:
+      name: of the option, for messages.
+      value: one of `estimators.NAMES`, or an estimator; None: "ema".
+      momentum: of those that are named and have one.
+      unbiased: of those that are named.
+
+    Raises:
+      ValueError: for an unknown name, or a momentum outside [0, 1].
+      TypeError: if it is neither a name nor an estimator.
+    """
+    value = "ema" if value is None else value
+    if isinstance(value, Estimator):
+        return value
+    if not isinstance(value, str):
+        raise TypeError(
+            f"`{name}` must be one of {estimators.NAMES} or an `Estimator`, got "
+            f"{value!r}."
+        )
+    if value not in estimators.NAMES:
+        raise ValueError(
+            f"`{name}` must be one of {estimators.NAMES} or an `Estimator`, got "
+            f"{value!r}."
+        )
+    checks.check_momentum(momentum)
+    return estimators.named(value, momentum, unbiased)
+
+
+def check_state(estimator: Estimator, state: Any) -> None:
+    """Checks that a state is one of this estimator.
+
+    Raises:
+      TypeError: if it is of another type or structure.
+    """
+    expected = jax.eval_shape(lambda: estimator.init(1, jnp.float32))
+    if jax.tree.structure(state) != jax.tree.structure(expected):
+        raise TypeError(
+            f"`batch_stats` must be a `{type(expected).__name__}`, the state of the "
+            f"estimator, got {type(state).__name__}; make one with `estimator.init`."
+        )
+
+
+def state_type(estimator: Estimator) -> type[Any]:
+    """The type of the state of an estimator that a layer can keep.
+
+    Raises:
+      TypeError: if it is no `NamedTuple` with the fields `mean` and `var`.
+    """
+    state = jax.eval_shape(lambda: estimator.init(1, jnp.float32))
+    if not {"mean", "var"} <= set(getattr(state, "_fields", ())):
+        raise TypeError(
+            "`statistics` of a layer must be an estimator whose state is a "
+            "`NamedTuple` with the fields `mean` and `var`, got "
+            f"{type(state).__name__}."
+        )
+    return type(state)
+
+
+def reset_batch_stats(tree: Any) -> Any:
+    """The running statistics of all layers as they are before the first batch.
+
+    Means become 0 and variances 1; what else an estimator keeps beside them becomes 0.
+
+    Args:
+      tree: `BatchStats`, the state of an estimator, or a tree of variables of which
+        every layer's has the names `mean` and `var` side by side; other leaves stay.
+
+    Returns:
+      The same structure, shapes, dtypes and shardings.
+
+    Example:
+      >>> reset_batch_stats({"bn": {"mean": jnp.ones(1), "var": jnp.ones(1) * 3}})
+      {'bn': {'mean': Array([0.], dtype=float32), 'var': Array([1.], dtype=float32)}}
+    """
+
+    def reset(state: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        return {
+            name: jnp.ones_like(leaf) if name == "var" else jnp.zeros_like(leaf)
+            for name, leaf in state.items()
+        }
+
+    return stats_tree.map_states(reset, tree)
