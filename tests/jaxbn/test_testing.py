@@ -64,6 +64,8 @@ class OutputTest(parameterized.TestCase):
         testing.assert_scale_invariant(self.layer, self.x)
         with pytest.raises(AssertionError, match="not invariant"):
             testing.assert_scale_invariant(lambda x: x, self.x)
+        # The default is a power of two, of which nothing is rounded.
+        testing.assert_scale_invariant(lambda x: jnp.frexp(x)[0], self.x)
 
 
 class InSyncTest(parameterized.TestCase):

@@ -114,6 +114,20 @@ class ContractTest(chex.TestCase):
         np.testing.assert_allclose(actual.var, reference.moments(x).var, rtol=1e-2)
 
 
+def test_slices_are_added_before_they_are_summed():
+    """Of the largest divisor up to 8 of a spatial axis, and none of a batch."""
+    for shape, slices in (
+        ((4, 14, 3), 7),
+        ((4, 16, 3), 8),
+        ((4, 13, 3), 1),
+        ((16, 3), 1),
+    ):
+        text = str(jax.make_jaxpr(functools.partial(make, "sliced"))(np.ones(shape)))
+        (found,) = re.findall(r"= split\[", text) or [""]
+        sizes = text.partition("sizes=")[2].partition("\n")[0]
+        assert (sizes.count(",") + 1 if found else 1) == slices, shape
+
+
 class ShiftTest(parameterized.TestCase):
     """The bound that `shifted` stands on, with data made against it."""
 

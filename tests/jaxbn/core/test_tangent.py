@@ -117,6 +117,22 @@ class DerivativeTest(chex.TestCase):
         self.assert_same(transform)
 
 
+class ShiftTest(parameterized.TestCase):
+    @parameterized.parameters(1.0, 1j, 1 - 2j)
+    def test_a_shift_of_a_channel_changes_nothing(self, shift):
+        """At a large mean: a mean of one float would leave 6e-4 of the shift."""
+        rng = np.random.default_rng(0)
+        x = rng.standard_normal((500, 2)) + 1e4 / 3
+        if np.iscomplexobj(shift):
+            x = x + 1j * (rng.standard_normal((500, 2)) - 1e4 / 7)
+        x = jnp.asarray(x, jnp.complex64 if np.iscomplexobj(x) else jnp.float32)
+        ones = jnp.ones(2)
+        _, tangent = jax.jit(
+            lambda x, dx: jax.jvp(lambda x: train(x, ones, ones), (x,), (dx,))
+        )(x, jnp.full_like(x, shift))
+        np.testing.assert_allclose(tangent, 0, atol=2e-6)
+
+
 class ConstantTest(parameterized.TestCase):
     @parameterized.product(value=(1.1, 1e6), epsilon=(0.0, 1e-5))
     def test_a_constant_channel_gets_no_gradient(self, value, epsilon):
