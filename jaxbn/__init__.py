@@ -13,6 +13,7 @@ from jaxbn.core.running import init_batch_stats as init_batch_stats
 from jaxbn.estimation import reset_batch_stats as reset_batch_stats
 from jaxbn.functional import batch_norm_inference as batch_norm_inference
 from jaxbn.functional import batch_norm_train as batch_norm_train
+from jaxbn.moments_collection import move_batch_stats as move_batch_stats
 from jaxbn.replicas import in_sync as in_sync
 from jaxbn.replicas import sync_batch_stats as sync_batch_stats
 from jaxbn.statistics import batch_moments as batch_moments
@@ -28,6 +29,7 @@ __all__ = [
     "in_sync",
     "init_batch_stats",
     "merge_moments",
+    "move_batch_stats",
     "reset_batch_stats",
     "sync_batch_stats",
 ]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbn import checks, estimation, functional
-from jaxbn.core import estimators, running
+from jaxbn.core import estimators, moments, passes, running
 
 # Fields of a layer that `batch_norm_train` takes under the same name.
 _OPTIONS = (
@@ -167,6 +167,8 @@ def apply(
     bias: jax.Array | None,
     state: Any,
     *,
+    collected: moments.Moments | None = None,
+    collecting: bool = False,
     mask: jax.typing.ArrayLike | None,
     residual: jax.typing.ArrayLike | None,
     dtype: jax.typing.DTypeLike,
@@ -182,6 +184,9 @@ def apply(
       scale: `[C]` or None.
       bias: `[C]` or None.
       state: the running statistics, as `init_state` makes them.
+      collecting: merge the moments of this pass with `collected`, and return a `Passes`
+        instead of new running statistics.
+      collected: moments of the passes before this one, or None.
       mask: as `jaxbn.batch_norm_train`.
       residual: as `jaxbn.batch_norm_train`.
       dtype: of the output.
@@ -192,6 +197,11 @@ def apply(
         scale, bias = jax.lax.stop_gradient((scale, bias))
 
     follow = estimator(layer)
+    if collecting:
+        state = passes.before_the_first(follow, state)
+        if collected is not None:
+            state = state._replace(moments=collected)
+        follow = passes.accumulating(follow)
 
     def train() -> tuple[jax.Array, Any]:
         groups = {} if initializing else {o: getattr(layer, o) for o in _GROUPS}

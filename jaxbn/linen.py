@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 from flax.linen import dtypes, initializers
 
-from jaxbn import checks, layer
-from jaxbn.core import reduction
+from jaxbn import checks, layer, moments_collection
+from jaxbn.core import moments, reduction
 from jaxbn.estimation import Statistics
 from jaxbn.grouping import GroupSize
 
@@ -149,6 +149,7 @@ class BatchNorm(nn.Module):
         state = self._batch_stats(shape, x.dtype)
         scale = self._param("scale", shape) if self.use_scale else None
         bias = self._param("bias", shape) if self.use_bias else None
+        collecting = self._is_collecting()
         y, moved = layer.apply(
             self,
             switches,
@@ -156,13 +157,18 @@ class BatchNorm(nn.Module):
             scale,
             bias,
             jax.tree.map(lambda variable: variable.value, state),
+            collected=self._collected() if collecting else None,
+            collecting=collecting,
             mask=mask,
             residual=residual,
             dtype=dtypes.canonicalize_dtype(x, scale, bias, dtype=self.dtype),
             initializing=self.is_initializing(),
             name="/".join(self.path) or None,
         )
-        if moved is not None:
+        if moved is not None and collecting:
+            for name, value in moments_collection.as_variables(moved).items():
+                self.put_variable(moments_collection.NAME, name, value)
+        elif moved is not None:
             for variable, value in zip(state, moved, strict=True):
                 variable.value = value
         return y
@@ -177,6 +183,18 @@ class BatchNorm(nn.Module):
 
         kind = layer.state_type(self)
         return kind(*map(variable, kind._fields))
+
+    @nn.nowrap
+    def _is_collecting(self):
+        """Whether this pass is one of several that make one update."""
+        asked_for = self.is_mutable_collection(moments_collection.NAME)
+        return asked_for and not self.is_initializing()
+
+    @nn.nowrap
+    def _collected(self):
+        """The moments of the passes before this one; None if it is the first."""
+        given = self.get_variable(moments_collection.NAME, "moments")
+        return None if given is None else moments.Moments(*given)
 
     @nn.nowrap
     def _param(self, name, shape):

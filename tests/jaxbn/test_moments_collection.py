@@ -1,0 +1,169 @@
+"""The collection `batch_moments` of Linen models."""
+
+import subprocess
+import sys
+
+import chex
+import flax.core
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxbn
+from jaxbn import estimators, linen, moments_collection
+
+X = 3 + np.random.default_rng(0).standard_normal((16, 4)).astype(np.float32)
+
+
+class Net(nn.Module):
+    """A layer used twice, one with its own momentum, one that is frozen."""
+
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x, train=True):
+        options = {"use_running_average": not train, "axis_name": self.axis_name}
+        twice = linen.BatchNorm(momentum=0.5, name="twice", **options)
+        x = twice(2 * twice(x) + 1)
+        x = linen.BatchNorm(statistics="debiased", name="other", **options)(x)
+        return linen.BatchNorm(
+            True, update_running_average=False, name="frozen", axis_name=self.axis_name
+        )(x)
+
+
+def init():
+    variables = Net().init(jax.random.key(0), X)
+    _, updates = Net().apply(variables, X[::-1] ** 2, mutable=["batch_stats"])
+    return variables | updates
+
+
+def collect(variables, parts):
+    for part in parts:
+        _, collected = Net().apply(variables, part, mutable=["batch_moments"])
+        variables = variables | collected
+    return variables["batch_moments"]
+
+
+def test_parts_of_a_batch_make_one_update_of_the_whole():
+    layer = linen.BatchNorm(False, momentum=0.9)
+    variables = layer.init(jax.random.key(0), X)
+    _, expected = layer.apply(variables, X, mutable=["batch_stats"])
+    given = dict(variables)
+    for part in (X[:2], X[2:5], X[5:]):
+        _, collected = layer.apply(given, part, mutable=["batch_moments"])
+        given |= collected
+    moved = jaxbn.move_batch_stats(given["batch_stats"], given["batch_moments"])
+    chex.assert_trees_all_close(moved, expected["batch_stats"], rtol=1e-5)
+    chex.assert_trees_all_equal(given["batch_stats"], variables["batch_stats"])
+    (whole,) = moments_collection.moments_of(given["batch_moments"]).values()
+    chex.assert_trees_all_close(whole[:3], jaxbn.batch_moments(X)[:3], rtol=1e-5)
+
+
+def test_each_layer_moves_as_it_does_in_training():
+    variables = init()
+    collected = collect(variables, [X])
+    assert set(collected) == {"twice", "other"}
+    moved = jaxbn.move_batch_stats(variables["batch_stats"], collected)
+    _, expected = Net().apply(variables, X, mutable=["batch_stats"])
+    chex.assert_trees_all_equal_structs(moved, variables["batch_stats"])
+    chex.assert_trees_all_close(
+        moved["other"], expected["batch_stats"]["other"], rtol=1e-5
+    )
+    chex.assert_trees_all_equal(moved["frozen"], variables["batch_stats"]["frozen"])
+    # Used twice, it moves once, by both inputs together.
+    twice = moments_collection.moments_of(collected)[("twice",)]
+    np.testing.assert_array_equal(twice.count, 32)
+    old = variables["batch_stats"]["twice"]["mean"]
+    np.testing.assert_allclose(
+        moved["twice"]["mean"], 0.5 * old + 0.5 * twice.mean, rtol=1e-6
+    )
+
+
+def test_containers_stay_and_init_makes_no_collection():
+    variables = init()
+    assert set(variables) == {"params", "batch_stats"}
+    frozen = flax.core.freeze(variables["batch_stats"])
+    moved = jaxbn.move_batch_stats(frozen, collect(variables, [X]))
+    assert isinstance(moved, flax.core.FrozenDict)
+
+
+def test_under_scan_from_zeros():
+    variables = init()
+
+    def one_pass(collected, part):
+        given = variables | {"batch_moments": collected}
+        _, made = Net().apply(given, part, mutable=["batch_moments"])
+        return made["batch_moments"], None
+
+    shapes = jax.eval_shape(lambda part: collect(variables, [part]), X[:4])
+    zeros = moments_collection.zeros_like(shapes)
+    parts = X.reshape(4, 4, 4)
+    scanned, _ = jax.jit(lambda z: jax.lax.scan(one_pass, z, parts))(zeros)
+    chex.assert_trees_all_close(
+        scanned, collect(variables, parts), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_over_devices():
+    variables = init()
+
+    def on_device(part):
+        net = Net(axis_name="d")
+        return net.apply(variables, part, mutable=["batch_moments"])[1]
+
+    mapped = jax.jit(jax.vmap(on_device, axis_name="d"))(X.reshape(4, 4, 4))
+    each = jax.tree.map(lambda leaf: leaf[0], mapped["batch_moments"])
+    chex.assert_trees_all_close(each, collect(variables, [X]), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("statistics", ["ema", estimators.window(3)])
+def test_gan_takes_both_halves_or_the_first(statistics):
+    """Generated and real images in one network: merge, or take one of them."""
+    layer = linen.BatchNorm(False, momentum=0.0, statistics=statistics)
+    real, fake = X[:8], 5 * X[8:]
+    variables = layer.init(jax.random.key(0), real)
+    _, first = layer.apply(variables, real, mutable=["batch_moments"])
+    _, both = layer.apply(variables | first, fake, mutable=["batch_moments"])
+    for collected, data in ((first, real), (both, np.concatenate([real, fake]))):
+        moved = jaxbn.move_batch_stats(
+            variables["batch_stats"], collected["batch_moments"]
+        )
+        np.testing.assert_allclose(moved["mean"], data.mean(0), rtol=1e-5)
+        np.testing.assert_allclose(moved["var"], data.var(0, ddof=1), rtol=1e-4)
+
+
+def test_sam_moves_by_the_first_pass_only():
+    layer = linen.BatchNorm(False)
+    variables = layer.init(jax.random.key(0), X)
+    _, second = layer.apply(variables, 7 * X, mutable=["batch_moments"])
+    assert set(second) == {"batch_moments"}  # Dropped: nothing moved.
+
+
+def test_remat_collects_once():
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return linen.BatchNorm(False)(nn.Dense(4)(x))
+
+    results = []
+    for block in (Block, nn.remat(Block)):
+        variables = block().init(jax.random.key(0), X)
+
+        def loss(params, block=block, variables=variables):
+            y, collected = block().apply(
+                variables | {"params": params}, X, mutable=["batch_moments"]
+            )
+            return jnp.sum(y**3), collected
+
+        results.append(jax.grad(loss, has_aux=True)(variables["params"]))
+    chex.assert_trees_all_close(*results, rtol=1e-5, atol=1e-5)
+
+
+def test_the_function_needs_no_flax():
+    code = "import jaxbn, sys; print('flax' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "False"
