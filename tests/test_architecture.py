@@ -32,6 +32,7 @@ ORDER = (
     "jaxbn.layer",
     "jaxbn.linen",
     "jaxbn.nnx",
+    "jaxbn.population",
     "jaxbn.replicas",
     "jaxbn.parallel",
     "jaxbn.training.metrics",

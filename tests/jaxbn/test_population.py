@@ -1,0 +1,186 @@
+"""Recalibration against float64 NumPy and against two layers by hand."""
+
+import chex
+import flax.core
+import flax.linen as nn
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxbn
+from jaxbn import linen
+
+RNG = np.random.default_rng(0)
+X = (5 + 3 * RNG.standard_normal((40, 3))).astype(np.float32)
+SIZES = (16, 16, 8)
+PARTS = np.split(X, np.cumsum(SIZES)[:-1])
+
+
+def weighted_mean(parts):
+    """Mean and unbiased variance of parts, weighted by their size, in float64."""
+    sizes = np.array([len(part) for part in parts], float)[:, None]
+    parts = [part.astype(np.float64) for part in parts]
+    mean = np.stack([part.mean(0) for part in parts])
+    var = np.stack([part.var(0, ddof=1) for part in parts])
+    return (sizes * mean).sum(0) / sizes.sum(), (sizes * var).sum(0) / sizes.sum()
+
+
+def layer_and_variables(**options):
+    layer = linen.BatchNorm(**options)
+    return layer, layer.init(jax.random.key(0), X, use_running_average=True)
+
+
+def train(model, x):
+    return model(x, use_running_average=False)
+
+
+@pytest.mark.parametrize("statistics", ["ema", "debiased", "window"])
+@pytest.mark.parametrize("pooling", ["mean", "pooled"])
+def test_of_one_layer(pooling, statistics):
+    layer, variables = layer_and_variables(statistics=statistics)
+    before = jax.tree.map(np.array, variables)
+    new = jaxbn.recalibrate(layer, variables, iter(PARTS), train, pooling=pooling)
+    mean, var = weighted_mean(PARTS)
+    if pooling == "pooled":
+        var = X.astype(np.float64).var(0, ddof=1)
+    np.testing.assert_allclose(new["batch_stats"]["mean"], mean, rtol=1e-6)
+    np.testing.assert_allclose(new["batch_stats"]["var"], var, rtol=1e-5)
+    chex.assert_trees_all_equal(variables, before)
+    chex.assert_trees_all_equal_structs(new, dict(variables))
+    assert new["params"] is variables["params"]
+
+
+class Net(nn.Module):
+    """A layer used twice, one after it, one that is frozen, other collections."""
+
+    @nn.compact
+    def __call__(self, x, train=True):
+        running_average = not train
+        twice = linen.BatchNorm(name="twice")
+        x = twice(x, use_running_average=running_average)
+        x = twice(3 * x**2, use_running_average=running_average)
+        self.variable("cache", "seen", lambda: jnp.zeros(())).value += 1
+        x = nn.Dropout(0.5, deterministic=not train)(x)
+        frozen = linen.BatchNorm(True, update_running_average=False, name="frozen")
+        x = frozen(x)
+        return linen.BatchNorm(name="last")(x, use_running_average=running_average)
+
+
+def test_of_a_model():
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+    variables = Net().init(keys, X)
+    call = lambda model, batch: model(batch["x"], train=True)  # noqa: E731
+    batches = [{"x": part} for part in PARTS]
+    rngs = {"dropout": jax.random.key(2)}
+    new = jaxbn.recalibrate(Net(), variables, batches, call, rngs=rngs)
+    stats, old = new["batch_stats"], variables["batch_stats"]
+    chex.assert_trees_all_equal(stats["frozen"], old["frozen"])
+    assert float(new["cache"]["seen"]) == float(variables["cache"]["seen"])
+    assert np.all(stats["last"]["var"] != old["last"]["var"])
+    # Each batch of the layer used twice is both of its inputs together.
+    parts = []
+    for part in PARTS:
+        x_hat = (part - part.mean(0)) / np.sqrt(part.var(0) + 1e-5)
+        parts.append(np.concatenate([part, 3 * x_hat**2]))
+    mean, var = weighted_mean(parts)
+    np.testing.assert_allclose(stats["twice"]["mean"], mean, rtol=1e-5)
+    np.testing.assert_allclose(stats["twice"]["var"], var, rtol=1e-4)
+
+
+def test_evaluation_is_that_of_training_afterwards():
+    """What it is for: a moving average that never saw these data."""
+    layer, variables = layer_and_variables()
+    expected, _ = layer.apply(
+        variables, X, use_running_average=False, mutable=["batch_stats"]
+    )
+    new = jaxbn.recalibrate(layer, variables, [X], train)
+    before, after = (
+        np.abs(layer.apply(v, X, use_running_average=True) - expected).max()
+        for v in (variables, new)
+    )
+    assert before > 3
+    assert after < 0.05  # m / (m - 1) of 40 examples.
+
+
+def test_padding_counts_nothing():
+    layer, variables = layer_and_variables()
+    padded = np.concatenate([PARTS[2], np.full((8, 3), np.nan, np.float32)])
+    mask = np.arange(16)[:, None] < 8
+    batches = [(part, np.ones((16, 1), bool)) for part in PARTS[:2]] + [(padded, mask)]
+
+    def call(model, batch):
+        x, mask = batch
+        return model(x, use_running_average=False, mask=mask)
+
+    new = jaxbn.recalibrate(layer, variables, batches, call)
+    expected = jaxbn.recalibrate(layer, variables, PARTS, train)
+    chex.assert_trees_all_close(new, expected, rtol=1e-6)
+
+
+def test_sharded_batches():
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = jax.NamedSharding(mesh, jax.P("d"))
+    layer, variables = layer_and_variables()
+    expected = jaxbn.recalibrate(layer, variables, PARTS, train)
+    new = jaxbn.recalibrate(
+        layer, variables, [jax.device_put(part, sharding) for part in PARTS], train
+    )
+    chex.assert_trees_all_close(new, expected, rtol=1e-6)
+
+
+def test_compiled_once_per_shape():
+    chex.clear_trace_counter()
+    call = chex.assert_max_traces(train, n=3)  # The first batch, the others, the last.
+    layer, variables = layer_and_variables()
+    jaxbn.recalibrate(layer, variables, PARTS + PARTS[:2], call)
+
+
+@hypothesis.given(
+    st.permutations(range(3)), st.integers(1, 15), st.sampled_from(["mean", "pooled"])
+)
+@hypothesis.settings(deadline=None, max_examples=10)
+def test_order_does_not_matter_and_pooling_not_where_one_cuts(order, cut, pooling):
+    layer, variables = layer_and_variables()
+    recalibrated = lambda parts: jaxbn.recalibrate(  # noqa: E731
+        layer, variables, parts, train, pooling=pooling
+    )["batch_stats"]
+    expected = recalibrated(PARTS)
+    shuffled = recalibrated([PARTS[i] for i in order])
+    chex.assert_trees_all_close(shuffled, expected, rtol=1e-5)
+    if pooling == "pooled" and cut > 1:
+        other = recalibrated([X[:cut], X[cut:]])
+        chex.assert_trees_all_close(other, expected, rtol=1e-5)
+
+
+def test_frozen_variables_and_weights_of_an_average():
+    layer, variables = layer_and_variables()
+    averaged = flax.core.freeze({**variables, "params": {"scale": 2 * jnp.ones(3), "bias": jnp.zeros(3)}})  # fmt: skip # noqa: E501
+    new = jaxbn.recalibrate(layer, averaged, PARTS, train)
+    expected = jaxbn.recalibrate(layer, variables, PARTS, train)
+    chex.assert_trees_all_equal(dict(new["batch_stats"]), expected["batch_stats"])
+    np.testing.assert_array_equal(new["params"]["scale"], 2)
+
+
+def test_channel_without_two_values_keeps_what_it_has():
+    layer, variables = layer_and_variables()
+    mask = np.ones(X.shape, bool)
+    mask[1:, 0] = False
+    call = lambda model, x: model(x, use_running_average=False, mask=mask)  # noqa: E731
+    stats = jaxbn.recalibrate(layer, variables, [X], call)["batch_stats"]
+    assert float(stats["mean"][0]) == 0
+    assert float(stats["var"][0]) == 1
+    np.testing.assert_allclose(stats["mean"][1:], X.mean(0)[1:], rtol=1e-6)
+
+
+def test_errors():
+    layer, variables = layer_and_variables()
+    with pytest.raises(ValueError, match="`batches` must hold at least one batch"):
+        jaxbn.recalibrate(layer, variables, [], train)
+    with pytest.raises(ValueError, match=r"`pooling` must be one of .* got 'median'"):
+        jaxbn.recalibrate(layer, variables, PARTS, train, pooling="median")
+    evaluate = lambda model, x: model(x, use_running_average=True)  # noqa: E731
+    with pytest.raises(ValueError, match=r"`call` must run .* in training mode"):
+        jaxbn.recalibrate(layer, variables, PARTS, evaluate)
