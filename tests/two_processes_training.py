@@ -45,6 +45,8 @@ def main():
     start = 0 if restored is None else int(restored.step)
     print(f"starts at step {start}")
     state = parallel.replicate(state if restored is None else restored, mesh)
+    for leaf in jax.tree.leaves(state):
+        assert leaf.sharding.device_set == set(mesh.devices.flat)
     train_step = training.make_train_step(loss_fn)
     for step in range(start, STEPS):
         if "die" in sys.argv and step == DIES_AT and process == "1":

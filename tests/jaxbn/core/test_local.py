@@ -18,6 +18,19 @@ def assert_moments_close(actual, expected, rtol=1e-4, atol=1e-6):
     np.testing.assert_allclose(actual.var, expected.var, rtol=rtol, atol=atol**2)
 
 
+def test_masked_nan_has_no_derivative():
+    x = jnp.arange(8.0).reshape(4, 2).at[3].set(jnp.nan)
+    mask = np.arange(4)[:, None] < 3
+
+    def var(x):
+        how = reduction.Reduction((1,), "two_pass")
+        return jnp.sum(local.local_moments(how, x, mask).var)
+
+    gradient = jax.jit(jax.grad(var))(x)
+    np.testing.assert_array_equal(gradient[3], 0)
+    np.testing.assert_allclose(gradient[:3], [[-4 / 3] * 2, [0] * 2, [4 / 3] * 2])
+
+
 class BatchMomentsTest(chex.TestCase):
     def test_fast_variance_cancels_and_the_default_does_not(self):
         x = (1e4 + jax.random.normal(jax.random.key(0), (4096, 1))).astype(jnp.float32)

@@ -2,10 +2,12 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
 from jaxbn import testing, training
+from jaxbn.training import gradient
 from tests.small_net import BATCH, Net, loss_fn, make_state, make_variables
 
 
@@ -107,3 +109,11 @@ class TrainStepTest(chex.TestCase):
                 state = first
             states.append(state.params)
         chex.assert_trees_all_close(*states, rtol=1e-3, atol=1e-4)
+
+
+def test_a_function_with_the_gradient_it_is_given():
+    value_fn = gradient.with_gradient(lambda x: (x[0], 7 * jnp.arange(3.0)))
+    x = jnp.ones(3)
+    assert float(value_fn(x)) == 1
+    actual = jax.grad(lambda x: 3 * value_fn(x))(x)
+    np.testing.assert_array_equal(actual, 21 * np.arange(3))
