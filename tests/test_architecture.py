@@ -39,6 +39,7 @@ ORDER = (
     "jaxbn.training.weight_decay",
     "jaxbn.training.state",
     "jaxbn.training.gradient",
+    "jaxbn.training.accumulation",
     "jaxbn.training.steps",
     "jaxbn.training.nnx_steps",
     "jaxbn.training",

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from jaxbn import grouping
+from jaxbn import grouping, moments_collection
 from jaxbn.core import reduction
 from jaxbn.training import metrics as metrics_lib
 from jaxbn.training.state import TrainState
@@ -95,8 +95,19 @@ def gradient_of(
     state: TrainState,
     batch: Batch,
     params: Any = None,
+    collected: Any = None,
 ) -> Gradient:
-    """The gradient at the parameters of the state, or at others."""
+    """The gradient at the parameters of the state, or at others.
+
+    Args:
+      loss_fn: as `make_train_step`.
+      options: of the step.
+      state: parameters, running statistics and key.
+      batch: one of the step.
+      params: others than those of the state.
+      collected: the collection `batch_moments` of the passes before this one, perhaps
+        empty. It is then what the gradient has as `batch_stats`.
+    """
     axis_name = options.axis_name
     key = jax.random.fold_in(state.key, state.step)
     if axis_name is not None:
@@ -105,33 +116,38 @@ def gradient_of(
     keys = jax.random.split(key, len(options.rngs))
     rngs = dict(zip(options.rngs, keys, strict=True))
 
+    moving, unmoved = "batch_stats", state.batch_stats
+    if collected is not None:
+        moving, unmoved = moments_collection.NAME, collected
+
     def objective(params: Any) -> tuple[jax.Array, tuple[Any, metrics_lib.Metrics]]:
+        variables = variables_of(params, state.batch_stats)
+        if collected:
+            variables[moments_collection.NAME] = collected
         values, updates = state.apply_fn(
-            variables_of(params, state.batch_stats),
+            variables,
             batch,
             train=True,
             method=loss_fn,
             rngs=rngs,
-            mutable=["batch_stats", *options.mutable],
+            mutable=[moving, *options.mutable],
         )
         local = metrics_lib.reduce(values, batch.get("mask"))
         metrics = over_devices(local, axis_name)
         count = jnp.maximum(metrics["loss"].count, 1)
         loss = local["loss"].total / count.astype(local["loss"].total.dtype)
-        return loss, (updates.get("batch_stats", state.batch_stats), metrics)
+        return loss, (updates.get(moving, unmoved), metrics)
 
     params = varying(state.params if params is None else params, axis_name)
     grads, (batch_stats, metrics) = jax.grad(objective, has_aux=True)(params)
     return Gradient(over_devices(grads, axis_name), metrics, batch_stats)
 
 
-def mean_loss(
-    loss_fn: LossFn, options: Options, state: TrainState, batch: Batch
-) -> Callable[[Any], jax.Array]:
+def mean_loss(gradient_at: Callable[[Any], Gradient]) -> Callable[[Any], jax.Array]:
     """The mean loss of all devices by the parameters, for searches along a line."""
 
     def value_and_grads(params: Any) -> tuple[jax.Array, Any]:
-        gradient = gradient_of(loss_fn, options, state, batch, params)
+        gradient = gradient_at(params)
         return gradient.metrics["loss"].mean, gradient.grads
 
     return with_gradient(value_and_grads)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxbn.core import reduction
 from jaxbn.training import gradient
 from jaxbn.training import metrics as metrics_lib
+from jaxbn.training.accumulation import accumulated_gradient_of
 from jaxbn.training.state import TrainState
 
 
@@ -20,6 +21,7 @@ def make_train_step(
     axis_name: reduction.AxisName | None = None,
     rngs: Sequence[str] = ("dropout",),
     mutable: Sequence[str] = (),
+    micro_batches: int = 1,
 ) -> Callable[[TrainState, gradient.Batch], tuple[TrainState, metrics_lib.Metrics]]:
     """A jitted function from state and batch to new state and metrics.
 
@@ -37,14 +39,26 @@ def make_train_step(
         every step.
       mutable: collections besides `batch_stats` that the model writes, such as
         auxiliary losses; `loss_fn` finds them in `model.variables`. They are not kept.
+      micro_batches: parts of a batch that are taken one after the other, in the memory
+        of one. Each is normalised by its own statistics; the gradient is that of all,
+        and the running statistics move once, by the moments of all.
 
     Raises:
-      ValueError: when called, if `loss_fn` returns no "loss", or values whose shape is
-        not that of the batch's `mask`, or if the state was donated before.
+      ValueError: if `micro_batches` is not at least 1; when called, if it does not cut
+        the batch, if `loss_fn` returns no "loss", or values whose shape is not that of
+        the batch's `mask`, or if the state was donated before.
       TypeError: when called, if `loss_fn` returns no mapping.
     """
     options = gradient.as_options(axis_name, rngs, mutable)
-    return _donating(functools.partial(_train_step, loss_fn, options))
+    if micro_batches < 1:
+        raise ValueError(f"`micro_batches` must be at least 1, got {micro_batches}.")
+    if micro_batches == 1:
+        take = functools.partial(gradient.gradient_of, loss_fn, options)
+    else:
+        take = functools.partial(
+            accumulated_gradient_of, loss_fn, options, micro_batches
+        )
+    return _donating(functools.partial(_train_step, take))
 
 
 def make_multi_step(
@@ -60,7 +74,8 @@ def make_multi_step(
     steps. Arguments and errors are those of `make_train_step`.
     """
     options = gradient.as_options(axis_name, rngs, mutable)
-    step = functools.partial(_train_step, loss_fn, options)
+    take = functools.partial(gradient.gradient_of, loss_fn, options)
+    step = functools.partial(_train_step, take)
 
     def steps(
         state: TrainState, batches: gradient.Batch
@@ -96,13 +111,10 @@ def make_eval_step(
 
 
 def _train_step(
-    loss_fn: gradient.LossFn,
-    options: gradient.Options,
-    state: TrainState,
-    batch: gradient.Batch,
+    take: Callable[..., gradient.Gradient], state: TrainState, batch: gradient.Batch
 ) -> tuple[TrainState, metrics_lib.Metrics]:
-    made = gradient.gradient_of(loss_fn, options, state, batch)
-    value_fn = gradient.mean_loss(loss_fn, options, state, batch)
+    made = take(state, batch)
+    value_fn = gradient.mean_loss(lambda params: take(state, batch, params))
     return made.applied_to(state, value_fn), made.metrics
 
 
