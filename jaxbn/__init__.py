@@ -38,6 +38,7 @@ __all__ = [
 # `import jaxbn` needs no Flax.
 _MODULES = {
     "estimators": "jaxbn.core.estimators",
+    "interop": "jaxbn.interop",
     "linen": "jaxbn.linen",
     "nnx": "jaxbn.nnx",
     "parallel": "jaxbn.parallel",

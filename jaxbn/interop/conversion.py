@@ -1,0 +1,137 @@
+"""Trees of variables from and to flat names, by the conventions of a package."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+Weights = Mapping[str, Any]
+Names = Mapping[str, str]
+"""Of modules: their path in the tree, joined by "/", and their name elsewhere."""
+
+
+class Format(NamedTuple):
+    """How another package calls and lays out what a module holds."""
+
+    separator: str
+    of_norm: Mapping[str, str]
+    of_other: Mapping[str, str]
+    outputs_first: bool  # Of kernels: [O, I, ...] instead of [..., I, O].
+    ignored: tuple[str, ...]  # Endings of names without a counterpart.
+
+
+def converted(form: Format, weights: Weights, template: Any, names: Names) -> Any:
+    """The tree with the values of `weights`; see `jaxbn.interop.from_torch`."""
+    leaves, structure = _leaves(template)
+    keys = _keys(form, leaves, names)
+    problems = _check_names(leaves, names)
+    values = []
+    for leaf in leaves:
+        key = keys.get(leaf.place)
+        value = leaf.value  # What they do not have stays as it is.
+        if key is not None and key not in weights:
+            problems.append(f"`weights` has no {key!r}")
+        elif key is not None:
+            value = _laid_out(form, leaf, _as_numpy(weights[key]))
+            if value.shape != np.shape(leaf.value):
+                problems.append(
+                    f"{key!r} has the shape {np.shape(weights[key])}, which does not "
+                    f"fit {np.shape(leaf.value)} of {leaf.module}/{leaf.name}"
+                )
+            value = value.astype(leaf.value.dtype)
+        values.append(value)
+    used = set(keys.values())
+    problems += [
+        f"{key!r} of `weights` is not used"
+        for key in weights
+        if key not in used and not key.endswith(form.ignored)
+    ]
+    _raise(problems)
+    return jax.tree.unflatten(structure, values)
+
+
+def exported(form: Format, variables: Any, names: Names) -> dict[str, np.ndarray]:
+    """Arrays of the tree by their names elsewhere; see `jaxbn.interop.to_torch`."""
+    leaves, _ = _leaves(variables)
+    keys = _keys(form, leaves, names)
+    _raise(_check_names(leaves, names))
+    made = {}
+    for leaf in leaves:
+        if leaf.place in keys:
+            value = np.asarray(leaf.value)
+            if leaf.name == "kernel" and form.outputs_first:
+                value = np.moveaxis(value, (-1, -2), (0, 1))
+            made[keys[leaf.place]] = np.ascontiguousarray(value)
+    return made
+
+
+class _Leaf(NamedTuple):
+    """A leaf of the tree, and where it is found elsewhere."""
+
+    module: str
+    name: str
+    place: int
+    value: Any
+
+
+def _leaves(tree: Any) -> tuple[list[_Leaf], Any]:
+    """The leaves of modules, of any collection, and the structure of the tree."""
+    with_path, structure = jax.tree_util.tree_flatten_with_path(tree)
+    found = []
+    for place, (keys, value) in enumerate(with_path):
+        path = [jax.tree_util.keystr((key,), simple=True) for key in keys]
+        if path[0] in ("params", "batch_stats"):
+            path = path[1:]
+        found.append(_Leaf("/".join(path[:-1]), path[-1], place, value))
+    return found, structure
+
+
+def _keys(form: Format, leaves: list[_Leaf], names: Names) -> dict[int, str]:
+    """The names elsewhere of leaves that have one, by their place."""
+    of_module: dict[str, set[str]] = {}
+    for leaf in leaves:
+        of_module.setdefault(leaf.module, set()).add(leaf.name)
+    found = {}
+    for leaf in leaves:
+        norm = bool({"scale", "mean"} & of_module[leaf.module])
+        known = form.of_norm if norm else form.of_other
+        if leaf.module in names and leaf.name in known:
+            parts = (names[leaf.module], known[leaf.name])
+            found[leaf.place] = form.separator.join(filter(None, parts))
+    return found
+
+
+def _check_names(leaves: list[_Leaf], names: Names) -> list[str]:
+    modules = {leaf.module for leaf in leaves}
+    problems = [
+        f"the module {module!r} of the tree has no name in `names`"
+        for module in sorted(modules - set(names))
+    ]
+    return problems + [
+        f"`names` has {module!r}, which is no module of the tree"
+        for module in sorted(set(names) - modules)
+    ]
+
+
+def _laid_out(form: Format, leaf: _Leaf, value: np.ndarray) -> np.ndarray:
+    if leaf.name == "kernel" and form.outputs_first:
+        return np.moveaxis(value, (0, 1), (-1, -2)) if value.ndim > 1 else value
+    one_axis = value.size == max(value.shape, default=1)
+    if one_axis and value.size == np.size(leaf.value):
+        return value.reshape(np.shape(leaf.value))  # Haiku's have the rank of its x.
+    return value
+
+
+def _as_numpy(value: Any) -> np.ndarray:
+    if not hasattr(value, "detach"):
+        return np.asarray(value)
+    value = value.detach().cpu()  # A tensor, perhaps with a gradient, on a GPU.
+    if value.is_floating_point():
+        value = value.double()  # NumPy knows no bfloat16.
+    return value.numpy()
+
+
+def _raise(problems: list[str]) -> None:
+    if problems:
+        raise ValueError("The weights do not fit:\n  " + "\n  ".join(problems))

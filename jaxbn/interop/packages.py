@@ -1,0 +1,119 @@
+"""What PyTorch, Keras and Haiku call things, and functions for each of them."""
+
+from typing import Any
+
+import numpy as np
+
+from jaxbn.interop.conversion import Format, Names, Weights, converted, exported
+
+_TORCH = Format(
+    ".",
+    {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"},
+    {"kernel": "weight", "bias": "bias", "embedding": "weight"},
+    True,
+    ("num_batches_tracked",),
+)
+_KERAS = Format(
+    "/",
+    {"scale": "gamma", "bias": "beta", "mean": "moving_mean", "var": "moving_variance"},
+    {"kernel": "kernel", "bias": "bias", "embedding": "embeddings"},
+    False,
+    (),
+)
+_HAIKU = Format(
+    "/",
+    {"scale": "scale", "bias": "offset",
+     "mean": "~/mean_ema/average", "var": "~/var_ema/average"},
+    {"kernel": "w", "bias": "b", "embedding": "embeddings"},
+    False,
+    ("/hidden", "/counter"),
+)  # fmt: skip
+
+
+def from_torch(weights: Weights, template: Any, names: Names) -> Any:
+    """The tree with the values of a PyTorch `state_dict`.
+
+    Args:
+      weights: tensors or arrays by name.
+      template: the tree whose structure, shapes and dtypes the result has.
+      names: of the modules.
+
+    Raises:
+      ValueError: with every difference: names that are missing on either side, weights
+        that are not used, shapes that do not fit.
+    """
+    return converted(_TORCH, weights, template, names)
+
+
+def to_torch(variables: Any, names: Names) -> dict[str, np.ndarray]:
+    """A `state_dict` of NumPy arrays; `torch.from_numpy` makes tensors of them.
+
+    Args:
+      variables: as a `template` of `from_torch`.
+      names: of the modules.
+
+    Raises:
+      ValueError: if a module of the tree has no name, or a name no module.
+    """
+    weights = exported(_TORCH, variables, names)
+    for name in [name for name in weights if name.endswith(".running_mean")]:
+        weights[name.replace("running_mean", "num_batches_tracked")] = np.array(0)
+    return weights
+
+
+def from_keras(weights: Weights, template: Any, names: Names) -> Any:
+    """The tree with the values of a Keras model.
+
+    Args:
+      weights: arrays by path, `{w.path: w.numpy() for w in model.weights}`.
+      template: as `from_torch`.
+      names: as `from_torch`.
+
+    Raises:
+      ValueError: as `from_torch`.
+    """
+    return converted(_KERAS, weights, template, names)
+
+
+def to_keras(variables: Any, names: Names) -> dict[str, np.ndarray]:
+    """Arrays by the paths of a Keras model.
+
+    Args:
+      variables: as `to_torch`.
+      names: as `to_torch`.
+
+    Raises:
+      ValueError: as `to_torch`.
+    """
+    return exported(_KERAS, variables, names)
+
+
+def from_haiku(params: Any, state: Any, template: Any, names: Names) -> Any:
+    """The tree with the values of a Haiku model.
+
+    Args:
+      params: of the transformed function, arrays by module and name.
+      state: the same of its state.
+      template: as `from_torch`.
+      names: as `from_torch`.
+
+    Raises:
+      ValueError: as `from_torch`.
+    """
+    weights = {
+        f"{module}/{name}": value
+        for part in (params, state)
+        for module, values in part.items()
+        for name, value in values.items()
+    }
+    return converted(_HAIKU, weights, template, names)
+
+
+def momentum_from_torch(momentum: float) -> float:
+    """The weight of the old value, from that of the new one; and the reverse.
+
+    Example:
+      >>> momentum_from_torch(0.1)
+      0.9
+    """
+    return 1 - momentum

@@ -1,0 +1,97 @@
+"""Names, layouts and what is said of weights that do not fit."""
+
+import chex
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import jaxbn.linen
+import jaxbn.nnx
+from jaxbn import interop
+
+RNG = np.random.default_rng(0)
+BN = {name: RNG.standard_normal(3) for name in ("weight", "bias", "running_mean")}
+BN["running_var"] = RNG.random(3)
+
+
+def bn_template():
+    layer = jaxbn.linen.BatchNorm(use_running_average=True)
+    net = nn.Sequential([layer])
+    return net.init(jax.random.key(0), np.ones((2, 3)))
+
+
+def prefixed(prefix, weights):
+    return {f"{prefix}.{name}": value for name, value in weights.items()}
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2, 3])
+def test_kernels_of_every_rank(rank):
+    """Outputs first in PyTorch, last here; [O, I, ...] and [..., I, O]."""
+    shape = (*range(5, 5 + rank), 2, 4)
+    kernel = RNG.standard_normal(shape).astype(np.float32)
+    tree = {"params": {"layer": {"kernel": kernel, "bias": np.arange(4.0)}}}
+    weights = interop.to_torch(tree, {"layer": "net.0"})
+    assert weights["net.0.weight"].shape == (4, 2, *shape[:-2])
+    np.testing.assert_array_equal(weights["net.0.weight"][3, 1], kernel[..., 1, 3])
+    back = interop.from_torch(weights, jax.tree.map(np.zeros_like, tree), {"layer": "net.0"})  # fmt: skip # noqa: E501
+    chex.assert_trees_all_equal(back, tree)
+
+
+def test_names_without_a_prefix_and_embeddings():
+    tree = {"params": {"table": {"embedding": RNG.standard_normal((7, 2))}}}
+    weights = interop.to_torch(tree, {"table": ""})
+    assert set(weights) == {"weight"}
+    chex.assert_trees_all_equal(interop.from_torch(weights, tree, {"table": ""}), tree)
+
+
+def test_tree_keeps_structure_dtypes_and_what_has_no_counterpart():
+    layer = jaxbn.linen.BatchNorm(use_running_average=True, statistics="window")
+    template = layer.init(jax.random.key(0), np.ones((2, 3)))
+    weights = prefixed("bn", BN) | {"bn.num_batches_tracked": np.array(7)}
+    made = interop.from_torch(weights, {"params": {"bn": template["params"]}, "batch_stats": {"bn": template["batch_stats"]}}, {"bn": "bn"})  # fmt: skip # noqa: E501
+    stats = made["batch_stats"]["bn"]
+    np.testing.assert_allclose(stats["mean"], BN["running_mean"], rtol=1e-6)
+    assert stats["mean"].dtype == np.float32
+    np.testing.assert_array_equal(stats["batches"], 0)
+
+
+def test_every_difference_is_listed():
+    weights = prefixed("bn", BN) | {"fc.weight": np.ones((2, 2))}
+    del weights["bn.bias"]
+    weights["bn.weight"] = np.ones(4)
+    names = {"layers_0": "bn", "layers_9": "x"}
+    with pytest.raises(ValueError, match="The weights do not fit") as error:
+        interop.from_torch(weights, bn_template(), names)
+    said = str(error.value)
+    for problem in (
+        "`names` has 'layers_9', which is no module of the tree",
+        "`weights` has no 'bn.bias'",
+        "'bn.weight' has the shape (4,), which does not fit (3,) of layers_0/scale",
+        "'fc.weight' of `weights` is not used",
+    ):
+        assert problem in said
+    assert said.count("\n") == 4
+    with pytest.raises(ValueError, match="'layers_0' of the tree has no name"):
+        interop.to_torch(bn_template(), {})
+
+
+def test_a_transposed_matrix_of_equal_size_is_refused():
+    tree = {"params": {"fc": {"kernel": np.zeros((2, 6))}}}
+    with pytest.raises(ValueError, match="does not fit"):
+        interop.from_torch({"fc.weight": np.ones((4, 3))}, tree, {"fc": "fc"})
+
+
+def test_nnx_and_linen_trees_take_the_same_weights():
+    layer = jaxbn.nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+    state = nnx.to_pure_dict(nnx.state({"bn": layer}))
+    made = interop.from_torch(prefixed("m", BN), state, {"bn": "m"})
+    linen = interop.from_torch(prefixed("m", BN), bn_template(), {"layers_0": "m"})
+    np.testing.assert_array_equal(
+        made["bn"]["var"], linen["batch_stats"]["layers_0"]["var"]
+    )
+    back = interop.to_torch(made, {"bn": "m"})
+    for name, value in BN.items():
+        np.testing.assert_allclose(back[f"m.{name}"], value, rtol=1e-6)
+    assert back["m.num_batches_tracked"] == 0
