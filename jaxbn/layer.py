@@ -159,6 +159,11 @@ def init_state(layer: Layer, shape: tuple[int, ...], x_dtype: jnp.dtype) -> Any:
     return estimator(layer).init(shape, dtype)
 
 
+def before_the_first_pass(layer: Layer, state: Any) -> passes.Passes:
+    """What a layer that collects moments has collected so far: nothing."""
+    return passes.before_the_first(estimator(layer), state)
+
+
 def apply(
     layer: Layer,
     on: Switches,

@@ -29,6 +29,10 @@ from jaxbn.grouping import GroupSize
 _NO_METADATA: Mapping[str, Any] = MappingProxyType({})
 
 
+class Collected(nnx.Variable):
+    """The `Passes` of a layer that collects moments instead of moving."""
+
+
 class BatchNorm(nnx.Module):
     """Batch Normalization, a replacement for `flax.nnx.BatchNorm`.
 
@@ -36,8 +40,8 @@ class BatchNorm(nnx.Module):
     the running variance is the unbiased one, and the variance is the stable one. The
     running statistics are used as they are, in float32; Flax rounds them to `dtype`.
 
-    What is said of `jaxbn.linen.BatchNorm` holds here too, and the options that Flax
-    does not have are the same.
+    What is said of `jaxbn.linen.BatchNorm` holds here too. The options that Flax does
+    not have are the same and described there.
 
     Args:
       num_features: size of the channel axis, or sizes of several.
@@ -61,16 +65,6 @@ class BatchNorm(nnx.Module):
       rngs: for scale and bias; not needed without them.
       bias_metadata: metadata of the variable of the bias.
       scale_metadata: metadata of the variable of the scale.
-      force_float32_reductions: as `jaxbn.linen.BatchNorm`.
-      group_size: as `jaxbn.linen.BatchNorm`.
-      unbiased: as `jaxbn.linen.BatchNorm`.
-      pool_groups: as `jaxbn.linen.BatchNorm`.
-      activation: as `jaxbn.linen.BatchNorm`.
-      in_place: as `jaxbn.linen.BatchNorm`.
-      variance: as `jaxbn.linen.BatchNorm`.
-      update_running_average: as `jaxbn.linen.BatchNorm`.
-      train_affine: as `jaxbn.linen.BatchNorm`.
-      statistics: as `jaxbn.linen.BatchNorm`.
 
     Raises:
       ValueError: if `rngs` is missing where there are parameters.
@@ -200,8 +194,8 @@ class BatchNorm(nnx.Module):
             )
         scale = None if self.scale is None else self.scale[...]
         bias = None if self.bias is None else self.bias[...]
-        kind = layer.state_type(self)
-        state = kind(*(getattr(self, name)[...] for name in kind._fields))
+        state = self._state()
+        collected = getattr(self, "collected", None)
         arrays = x, state.mean, state.var, scale, bias
         promoted = self.promote_dtype(arrays, dtype=self.dtype)
         y, moved = layer.apply(
@@ -211,16 +205,32 @@ class BatchNorm(nnx.Module):
             scale,
             bias,
             state,
+            collected=None if collected is None else collected.get_value().moments,
+            collecting=collected is not None,
             mask=mask,
             residual=residual,
             dtype=promoted[0].dtype,
             initializing=False,
             name=None,
         )
-        if moved is not None:
-            for name, value in moved._asdict().items():
-                getattr(self, name)[...] = value
+        if moved is not None and collected is not None:
+            collected.set_value(moved)
+        elif moved is not None:
+            self._set_state(moved)
         return y
+
+    def collect(self) -> None:
+        """Merges moments of the following calls in `self.collected`; nothing moves."""
+        self.collected = Collected(layer.before_the_first_pass(self, self._state()))
+
+    def _state(self) -> Any:
+        """The running statistics, as their estimator has them."""
+        kind = layer.state_type(self)
+        return kind(*(getattr(self, name)[...] for name in kind._fields))
+
+    def _set_state(self, state: Any) -> None:
+        for name, value in state._asdict().items():
+            getattr(self, name)[...] = value
 
     def set_view(
         self,
@@ -230,10 +240,7 @@ class BatchNorm(nnx.Module):
     ) -> None:
         """Sets what is given; called by `nnx.view`.
 
-        Args:
-          use_running_average: as in the constructor.
-          update_running_average: as in the constructor.
-          train_affine: as in the constructor.
+        The arguments are those of the constructor.
         """
         if use_running_average is not None:
             self.use_running_average = use_running_average

@@ -12,25 +12,27 @@ import flax.core
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from jaxbn import moments_collection
 from jaxbn.core import moments as moments_lib
 from jaxbn.core import running
+from jaxbn.nnx import BatchNorm
 
 Path = tuple[str, ...]
 Pooling = Literal["mean", "pooled"]
 
 
 def recalibrate(
-    model: nn.Module,
-    variables: Mapping[str, Any],
+    model: nn.Module | nnx.Module,
+    variables: Mapping[str, Any] | None,
     batches: Iterable[Any],
     call: Callable[[Any, Any], Any],
     *,
     pooling: Pooling = "mean",
     rngs: Any = None,
-) -> dict[str, Any]:
-    """The variables with running statistics of the given batches.
+) -> Any:
+    """The variables, or the NNX model, with running statistics of the given batches.
 
     All layers in one pass over the batches. Each batch counts by its number of valid
     elements, for each channel; arrays that are sharded under jit give statistics of the
@@ -41,23 +43,27 @@ def recalibrate(
     of progress give `tqdm.tqdm(batches)`.
 
     Args:
-      model: a Linen model with layers of `jaxbn.linen.BatchNorm`.
-      variables: all that `model.apply` takes; not changed.
+      model: a Linen model with layers of `jaxbn.linen.BatchNorm`, or an NNX model with
+        those of `jaxbn.nnx.BatchNorm`; not changed.
+      variables: all that `model.apply` takes, not changed; None for an NNX model.
       batches: of any kind; those of one shape are compiled once.
       call: called with the model, its variables bound, and a batch; runs the model in
         training mode, for instance
-        `lambda model, batch: model(batch["x"], train=True)`.
+        `lambda model, batch: model(batch["x"], train=True)`. An NNX model is in that
+        mode already.
       pooling: "mean": the mean over the batches of their unbiased variances, as in the
         paper; "pooled": the unbiased variance of all examples together, which also has
         the spread of the means of the batches.
-      rngs: keys for the random streams of the model, such as dropout; the same for
+      rngs: keys for the random streams of a Linen model, such as dropout; the same for
         every batch.
 
     Returns:
-      `variables` with a new `batch_stats`, same structure, shapes and dtypes.
+      `variables` with a new `batch_stats`, same structure, shapes and dtypes; or a copy
+      of the NNX model.
 
     Raises:
-      ValueError: if there is no batch, no layer took part, or `pooling` is unknown.
+      ValueError: if there is no batch, no layer took part, `pooling` is unknown, or
+        `variables` are missing, or given with an NNX model.
 
     Example:
       >>> from jaxbn.linen import BatchNorm
@@ -79,26 +85,42 @@ def recalibrate(
     if pooling not in _ADD:
         raise ValueError(f"`pooling` must be one of {tuple(_ADD)}, got {pooling!r}.")
 
-    def moments_of(variables: Mapping[str, Any], batch: Any) -> dict[Path, Any]:
-        # Whatever else the model writes is dropped.
-        _, written = model.apply(
-            {name: tree for name, tree in variables.items() if name != _COLLECTION},
-            batch,
-            method=call,
-            mutable=flax.core.DenyList("params"),
-            rngs=rngs,
+    if (variables is None) != isinstance(model, nnx.Module):
+        raise ValueError(
+            "`variables` must be all that `model.apply` takes, and None for an NNX "
+            "model."
         )
-        return moments_collection.moments_of(written.get(_COLLECTION, {}))
+    given: Any = variables
+    if isinstance(model, nnx.Module):
+        graph, given = nnx.split(model)
+        take = _of_nnx(graph, call)
+    else:
+        take = _of_linen(model, call, rngs)
+    totals = _totals(take, _ADD[pooling], given, batches)
+    if not totals:
+        raise ValueError(
+            "`call` must run `BatchNorm` layers of jaxbn in training mode, got none "
+            "that moves its statistics."
+        )
+    unbiased = pooling == "pooled"
+    if isinstance(model, nnx.Module):
+        return _moved_model(model, totals, unbiased)
+    stats = given["batch_stats"]
+    for path, total in totals.items():
+        stats = _replaced(stats, path, total, unbiased)
+    return {**given, "batch_stats": stats}
 
-    add = _ADD[pooling]
+
+def _totals(moments_of, add, variables, batches) -> dict[Path, moments_lib.Moments]:
+    """The moments of all batches together, by layer."""
 
     @jax.jit
-    def first(variables: Mapping[str, Any], batch: Any) -> dict[Path, Any]:
+    def first(variables: Any, batch: Any) -> dict[Path, Any]:
         nothing = jax.tree.map(jnp.zeros_like, made := moments_of(variables, batch))
         return {path: add(nothing[path], made[path]) for path in made}
 
     @jax.jit
-    def advance(totals, variables: Mapping[str, Any], batch: Any) -> dict[Path, Any]:
+    def advance(totals, variables: Any, batch: Any) -> dict[Path, Any]:
         made = moments_of(variables, batch)
         return {path: add(totals[path], made[path]) for path in made}
 
@@ -110,18 +132,55 @@ def recalibrate(
             totals = advance(totals, variables, batch)
     if totals is None:
         raise ValueError("`batches` must hold at least one batch, got none.")
-    if not totals:
-        raise ValueError(
-            "`call` must run `jaxbn.linen.BatchNorm` layers in training mode, got none "
-            "that moves its statistics."
-        )
-    stats = variables["batch_stats"]
-    for path, total in totals.items():
-        stats = _replaced(stats, path, total, unbiased=pooling == "pooled")
-    return {**variables, "batch_stats": stats}
+    return totals
 
 
-_COLLECTION = moments_collection.NAME
+def _of_linen(model: nn.Module, call, rngs):
+    """Variables and batch -> moments by layer, of a Linen model."""
+
+    def moments_of(variables: Mapping[str, Any], batch: Any) -> dict[Path, Any]:
+        name = moments_collection.NAME
+        given = {each: tree for each, tree in variables.items() if each != name}
+        # Whatever else the model writes is dropped.
+        mutable = flax.core.DenyList("params")
+        _, written = model.apply(given, batch, method=call, mutable=mutable, rngs=rngs)
+        return moments_collection.moments_of(written.get(name, {}))
+
+    return moments_of
+
+
+def _of_nnx(graph: Any, call):
+    """State and batch -> moments by layer, of an NNX model."""
+
+    def moments_of(state: Any, batch: Any) -> dict[Path, Any]:
+        model = nnx.merge(graph, state, copy=True)
+        model.train()
+        layers = _layers(model)
+        for norm in layers.values():
+            norm.collect()
+        call(model, batch)
+        collected = {path: norm.collected.get_value() for path, norm in layers.items()}
+        return {path: each.moments for path, each in collected.items()}
+
+    return moments_of
+
+
+def _layers(model: nnx.Module) -> dict[Path, BatchNorm]:
+    """Those of jaxbn that would move their statistics, by their path."""
+    return {
+        tuple(map(str, path)): module
+        for path, module in nnx.iter_modules(model)
+        if isinstance(module, BatchNorm) and module.update_running_average is not False
+    }
+
+
+def _moved_model(model: nnx.Module, totals, unbiased: bool) -> nnx.Module:
+    """A copy of the model with mean and variance of its layers replaced."""
+    copy = nnx.clone(model)
+    for path, norm in _layers(copy).items():
+        old = running.BatchStats(norm.mean[...], norm.var[...])
+        norm.mean[...], norm.var[...] = _population(old, totals[path], unbiased)
+    return copy
 
 
 def _add_mean(
@@ -150,8 +209,14 @@ def _replaced(tree: Any, path: Path, total: moments_lib.Moments, unbiased: bool)
         inner = _replaced(tree[path[0]], path[1:], total, unbiased)
         return type(tree)({**tree, path[0]: inner})
     old = running.BatchStats(tree["mean"], tree["var"])
+    return type(tree)({**tree, **_population(old, total, unbiased)._asdict()})
+
+
+def _population(
+    old: running.BatchStats, total: moments_lib.Moments, unbiased: bool
+) -> running.BatchStats:
+    """What the batches say of each channel; the old where they say nothing."""
     new, usable = running.of_batch(old, total, unbiased)
-    kept = jax.tree.map(
+    return jax.tree.map(
         lambda new, old: jnp.where(usable, new, old).astype(old.dtype), new, old
     )
-    return type(tree)({**tree, **kept._asdict()})

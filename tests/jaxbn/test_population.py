@@ -1,5 +1,7 @@
 """Recalibration against float64 NumPy and against two layers by hand."""
 
+import functools
+
 import chex
 import flax.core
 import flax.linen as nn
@@ -9,8 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import jaxbn
+import jaxbn.nnx
 from jaxbn import linen
 
 RNG = np.random.default_rng(0)
@@ -175,12 +179,59 @@ def test_channel_without_two_values_keeps_what_it_has():
     np.testing.assert_allclose(stats["mean"][1:], X.mean(0)[1:], rtol=1e-6)
 
 
+class Model(nnx.Module):
+    """`Net` without its other collections."""
+
+    def __init__(self):
+        make = functools.partial(jaxbn.nnx.BatchNorm, 3, rngs=nnx.Rngs(0))
+        self.twice, self.last = make(), make(statistics="debiased")
+        self.frozen = make(use_running_average=True, update_running_average=False)
+
+    def __call__(self, x):
+        x = self.twice(3 * self.twice(x) ** 2)
+        return self.last(self.frozen(x, use_running_average=True))
+
+
+@pytest.mark.parametrize("pooling", ["mean", "pooled"])
+def test_of_an_nnx_model(pooling):
+    model = Model()
+    model.eval()
+    before = nnx.clone(nnx.state(model))
+    call = lambda model, batch: model(batch["x"])  # noqa: E731
+    batches = [{"x": part} for part in PARTS]
+    new = jaxbn.recalibrate(model, None, batches, call, pooling=pooling)
+    chex.assert_trees_all_equal(nnx.state(model), before)
+    chex.assert_trees_all_equal_structs(nnx.state(new), before)
+    assert new.last.use_running_average is True
+    chex.assert_trees_all_equal(nnx.state(new.frozen), nnx.state(model.frozen))
+
+    class Same(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            twice = linen.BatchNorm(False, name="twice")
+            x = linen.BatchNorm(True, name="frozen")(twice(3 * twice(x) ** 2))
+            return linen.BatchNorm(False, name="last")(x)
+
+    variables = Same().init(jax.random.key(0), X)
+    linen_call = lambda model, batch: model(batch["x"])  # noqa: E731
+    expected = jaxbn.recalibrate(
+        Same(), variables, batches, linen_call, pooling=pooling
+    )["batch_stats"]
+    for name in ("twice", "last"):
+        norm = getattr(new, name)
+        np.testing.assert_allclose(norm.mean[...], expected[name]["mean"], rtol=1e-5, atol=1e-6)  # fmt: skip # noqa: E501
+        np.testing.assert_allclose(norm.var[...], expected[name]["var"], rtol=1e-5)
+
+
 def test_errors():
     layer, variables = layer_and_variables()
     with pytest.raises(ValueError, match="`batches` must hold at least one batch"):
         jaxbn.recalibrate(layer, variables, [], train)
     with pytest.raises(ValueError, match=r"`pooling` must be one of .* got 'median'"):
         jaxbn.recalibrate(layer, variables, PARTS, train, pooling="median")
+    for model, given in ((layer, None), (Model(), variables)):
+        with pytest.raises(ValueError, match="`variables` must be all that"):
+            jaxbn.recalibrate(model, given, PARTS, train)
     evaluate = lambda model, x: model(x, use_running_average=True)  # noqa: E731
     with pytest.raises(ValueError, match=r"`call` must run .* in training mode"):
         jaxbn.recalibrate(layer, variables, PARTS, evaluate)
