@@ -48,7 +48,7 @@ _MODULES = {
 
 
 # Functions of Flax models, of modules that import it.
-_FUNCTIONS = {"recalibrate": "jaxbn.population"}
+_FUNCTIONS = {"diagnose": "jaxbn.diagnosis", "recalibrate": "jaxbn.population"}
 
 
 def __getattr__(name: str) -> Any:

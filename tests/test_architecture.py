@@ -33,6 +33,7 @@ ORDER = (
     "jaxbn.linen",
     "jaxbn.nnx",
     "jaxbn.population",
+    "jaxbn.diagnosis",
     "jaxbn.replicas",
     "jaxbn.interop.conversion",
     "jaxbn.interop.packages",

@@ -284,7 +284,7 @@ def to_linen(layer):
         }
     ),
 )
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None, max_examples=12)
 def test_linen_nnx_and_function_agree_bit_for_bit(
     shape, axis, dtype, masked, training, options
 ):

@@ -142,6 +142,7 @@ def test_compiled_once_per_shape():
     jaxbn.recalibrate(layer, variables, PARTS + PARTS[:2], call)
 
 
+@pytest.mark.exhaustive
 @hypothesis.given(
     st.permutations(range(3)), st.integers(1, 15), st.sampled_from(["mean", "pooled"])
 )
