@@ -193,7 +193,9 @@ class Model(nnx.Module):
         return self.last(self.frozen(x, use_running_average=True))
 
 
-@pytest.mark.parametrize("pooling", ["mean", "pooled"])
+@pytest.mark.parametrize(
+    "pooling", ["mean", pytest.param("pooled", marks=pytest.mark.exhaustive)]
+)
 def test_of_an_nnx_model(pooling):
     model = Model()
     model.eval()

@@ -1,10 +1,13 @@
 import json
 
+import pytest
+
 from experiments import output
 from experiments.benchmark import layers as benchmark_layers
 from experiments.benchmark import report, worker
 
 
+@pytest.mark.exhaustive
 def test_a_worker_measures_a_part(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark_layers, "QUICK_SHAPES", ((6, 4),))
     out = tmp_path / "part.json"

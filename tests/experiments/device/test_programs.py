@@ -1,10 +1,12 @@
 import chex
 import jax
+import pytest
 
 from experiments.device import programs
 from experiments.programs import cases
 
 
+@pytest.mark.exhaustive
 def test_a_program_runs_and_says_what_it_moves(tiny):
     one = programs.make(cases.Case(program="short_resnet", dtype="float32", images=2))
     assert one.traffic_MB is not None

@@ -3,6 +3,7 @@ import pytest
 from experiments.device import programs, worker
 
 
+@pytest.mark.exhaustive
 def test_a_group_is_timed_side_by_side(tiny, monkeypatch):
     few = {"layer": ("none", "flax", "jaxbn", "jaxbn, shifted")}
     monkeypatch.setattr(worker, "NORMS", few)

@@ -98,6 +98,7 @@ class DerivativeTest(chex.TestCase):
 
         self.assert_same(transform)
 
+    @pytest.mark.exhaustive
     def test_numerically(self):
         with jax.enable_x64(True):
             chex.assert_numerical_grads(

@@ -10,6 +10,7 @@ from flax import nnx
 
 import jaxbn.nnx
 from jaxbn import parallel, testing, training
+from tests import styles
 from tests.small_net import BATCH, Net, loss_fn, make_state, make_variables
 
 P = jax.P
@@ -158,7 +159,9 @@ def parallel_step(style, model, optimizer):
     return jax.tree.map(lambda leaf: leaf[0], metrics)
 
 
-@pytest.mark.parametrize("style", ["jit", "shard_map", "vmap"])
+@pytest.mark.parametrize(
+    "style", styles.every(("jit", "shard_map", "vmap"), quick=("shard_map",))
+)
 def test_every_style_equals_one_device(style):
     model, optimizer = make()
     expected = training.make_nnx_train_step(loss_fn)(model, optimizer, SHARDED)
