@@ -31,21 +31,23 @@ class Checkpoints:
 
     def save(self, step: int, tree: Any) -> None:
         """Writes a checkpoint; of the older ones, one is kept."""
+        if step in self._manager.all_steps():  # It could not be read.
+            self._manager.delete(step)
         args = ocp.args.StandardSave(_without_keys(tree))
-        self._manager.save(step, args=args)
+        # Forced: a later one that could not be read may be in the way.
+        self._manager.save(step, args=args, force=True)
 
     def restore(self, template: Any) -> Any | None:
-        """The newest checkpoint that can be read, or None.
+        """The newest checkpoint that can be read into `template`, or None.
 
-        Removes those that cannot be read, and says so.
+        Says which it ignores; they stay until the run comes to their step.
         """
         args = ocp.args.StandardRestore(_without_keys(template))
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 restored = self._manager.restore(step, args=args)
             except Exception as error:  # Whatever a damaged file makes orbax raise.
-                print(f"Removed an unreadable checkpoint: {step} ({error}).")
-                self._manager.delete(step)
+                print(f"Ignored an unreadable checkpoint: {step} ({error}).")
             else:
                 return _with_keys(restored, template)
         return None
@@ -71,7 +73,9 @@ def _without_keys(tree: Any) -> Any:
 def _with_keys(tree: Any, template: Any) -> Any:
     return jax.tree.map(
         lambda leaf, like: (
-            jax.random.wrap_key_data(leaf) if _is_key(like) else np.asarray(leaf)
+            jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like))
+            if _is_key(like)
+            else np.asarray(leaf)
         ),
         tree,
         template,

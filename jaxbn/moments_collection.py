@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxbn import stats_tree
 from jaxbn.core import moments as moments_lib
 from jaxbn.core import passes
 
@@ -54,6 +55,33 @@ def move_batch_stats(batch_stats: Any, batch_moments: Any) -> Any:
         }
     kind: Any = type(batch_stats)  # dict or FrozenDict
     return kind(moved)
+
+
+def check_all_collected(before: Any, after: Any, batch_moments: Any) -> None:
+    """Checks that no layer moved its statistics instead of collecting moments.
+
+    Under `jit` values cannot be compared; a leaf that was not written is the same
+    object.
+
+    Args:
+      before: the collection `batch_stats` that a model was given.
+      after: the one that it wrote.
+      batch_moments: what it collected.
+
+    Raises:
+      ValueError: with the paths of the layers that did.
+    """
+    old, new = stats_tree.pairs(before), stats_tree.pairs(after)
+    moved = {
+        path for path in new if path in old and new[path].mean is not old[path].mean
+    }
+    hidden = sorted("/".join(path) for path in moved - set(moments_of(batch_moments)))
+    if hidden:
+        raise ValueError(
+            f"The moments of {hidden} could not be collected. Layers must be those of "
+            "jaxbn, and `nn.scan` and `nn.vmap` must be given the collection: "
+            "`variable_axes={..., 'batch_moments': 0}`."
+        )
 
 
 def moments_of(batch_moments: Any) -> dict[tuple[str, ...], moments_lib.Moments]:

@@ -36,8 +36,10 @@ def recalibrate(
 
     All layers in one pass over the batches. Each batch counts by its number of valid
     elements, for each channel; arrays that are sharded under jit give statistics of the
-    whole. Layers that normalise by running statistics, or are told not to move them,
-    keep what they have, and so does what an estimator keeps beside mean and variance.
+    whole. A channel that is not finite in a batch leaves that batch out. Linen layers
+    that normalise by running statistics, and all that are told not to move them
+    (`update_running_average=False`), keep what they have, and so does what an estimator
+    keeps beside mean and variance: training goes on with that weight.
 
     Give averaged weights (EMA, SWA) as `params` and theirs is what comes out. For a bar
     of progress give `tqdm.tqdm(batches)`.
@@ -63,7 +65,9 @@ def recalibrate(
 
     Raises:
       ValueError: if there is no batch, no layer took part, `pooling` is unknown, or
-        `variables` are missing, or given with an NNX model.
+        `variables` are missing, or given with an NNX model; if a layer is not jaxbn's,
+        or stands in an `nn.scan` or `nn.vmap` whose `variable_axes` lack
+        `batch_moments`.
 
     Example:
       >>> from jaxbn.linen import BatchNorm
@@ -97,6 +101,7 @@ def recalibrate(
     else:
         take = _of_linen(model, call, rngs)
     totals = _totals(take, _ADD[pooling], given, batches)
+    totals = {path: each for path, each in totals.items() if jnp.any(each.count > 0)}
     if not totals:
         raise ValueError(
             "`call` must run `BatchNorm` layers of jaxbn in training mode, got none "
@@ -108,7 +113,7 @@ def recalibrate(
     stats = given["batch_stats"]
     for path, total in totals.items():
         stats = _replaced(stats, path, total, unbiased)
-    return {**given, "batch_stats": stats}
+    return type(given)({**given, "batch_stats": stats})
 
 
 def _totals(moments_of, add, variables, batches) -> dict[Path, moments_lib.Moments]:
@@ -117,12 +122,12 @@ def _totals(moments_of, add, variables, batches) -> dict[Path, moments_lib.Momen
     @jax.jit
     def first(variables: Any, batch: Any) -> dict[Path, Any]:
         nothing = jax.tree.map(jnp.zeros_like, made := moments_of(variables, batch))
-        return {path: add(nothing[path], made[path]) for path in made}
+        return {path: add(nothing[path], _finite(made[path])) for path in made}
 
     @jax.jit
     def advance(totals, variables: Any, batch: Any) -> dict[Path, Any]:
         made = moments_of(variables, batch)
-        return {path: add(totals[path], made[path]) for path in made}
+        return {path: add(totals[path], _finite(made[path])) for path in made}
 
     totals: dict[Path, moments_lib.Moments] | None = None
     for batch in batches:
@@ -144,7 +149,11 @@ def _of_linen(model: nn.Module, call, rngs):
         # Whatever else the model writes is dropped.
         mutable = flax.core.DenyList("params")
         _, written = model.apply(given, batch, method=call, mutable=mutable, rngs=rngs)
-        return moments_collection.moments_of(written.get(name, {}))
+        collected = written.get(name, {})
+        stats = given.get("batch_stats", {})
+        after = written.get("batch_stats", {})
+        moments_collection.check_all_collected(stats, after, collected)
+        return moments_collection.moments_of(collected)
 
     return moments_of
 
@@ -177,10 +186,18 @@ def _layers(model: nnx.Module) -> dict[Path, BatchNorm]:
 def _moved_model(model: nnx.Module, totals, unbiased: bool) -> nnx.Module:
     """A copy of the model with mean and variance of its layers replaced."""
     copy = nnx.clone(model)
-    for path, norm in _layers(copy).items():
+    layers = _layers(copy)
+    for path, total in totals.items():
+        norm = layers[path]
         old = running.BatchStats(norm.mean[...], norm.var[...])
-        norm.mean[...], norm.var[...] = _population(old, totals[path], unbiased)
+        norm.mean[...], norm.var[...] = _population(old, total, unbiased)
     return copy
+
+
+def _finite(batch: moments_lib.Moments) -> moments_lib.Moments:
+    """No elements of the channels whose moments are not finite."""
+    usable = jnp.isfinite(batch.mean) & jnp.isfinite(batch.var)
+    return jax.tree.map(lambda part: jnp.where(usable, part, 0), batch)
 
 
 def _add_mean(

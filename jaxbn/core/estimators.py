@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbn.core import moments as moments_lib
-from jaxbn.core import running
+from jaxbn.core import reduction, running
 
 Shape = int | Sequence[int]
 
@@ -144,7 +144,9 @@ def _first_two(state: Weighted | Window) -> running.BatchStats:
 
 def _init_weighted(shape: Shape, dtype: jax.typing.DTypeLike) -> Weighted:
     mean, var = running.init_batch_stats(shape, dtype)
-    return Weighted(mean, var, jnp.zeros_like(var))
+    # Of half precision it would stop growing at 256.
+    weight = jnp.zeros_like(var, reduction.reduction_dtype(var.dtype))
+    return Weighted(mean, var, weight)
 
 
 def _update_weighted(

@@ -56,5 +56,8 @@ def accumulating(estimator: Estimator) -> Estimator:
 def before_the_first(estimator: Estimator, state: Any) -> Passes:
     """No pass yet, from a state of the estimator."""
     stats = estimator.estimate(state)
-    real, mean = jnp.zeros_like(stats.var), jnp.zeros_like(stats.mean)
+    real, mean = (
+        jnp.zeros_like(part, reduction.reduction_dtype(part.dtype))
+        for part in (stats.var, stats.mean)
+    )
     return Passes(state, moments_lib.Moments(real, mean, real, mean), state)

@@ -18,6 +18,10 @@ layers change their layout, embeddings and other normalisations keep it. What a 
 cannot tell stays with the user: transposed convolutions, and a dense layer after a
 flattened image, whose order of channels and places differs between the layouts.
 
+What `statistics` other than "ema" keep beside mean and variance stays as the template
+has it. Give a new layer some before it trains on, or its first batch takes the place of
+what was imported: `weight` 1 for "debiased", the number of batches for "cumulative".
+
 Hyperparameters: PyTorch's momentum is the weight of the NEW value, 1 - ours
 (`momentum_from_torch`), and None means `statistics="cumulative"`. Keras's is ours, and
 its epsilon is 1e-3 by default. Both have the variance that is stable; PyTorch moves its

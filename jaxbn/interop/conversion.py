@@ -25,8 +25,8 @@ def converted(form: Format, weights: Weights, template: Any, names: Names) -> An
     """The tree with the values of `weights`; see `jaxbn.interop.from_torch`."""
     leaves, structure = _leaves(template)
     keys = _keys(form, leaves, names)
-    problems = _check_names(leaves, names)
-    values = []
+    problems = _check_names(leaves, keys, names)
+    values = jax.tree.leaves(template)
     for leaf in leaves:
         key = keys.get(leaf.place)
         value = leaf.value  # What they do not have stays as it is.
@@ -40,7 +40,7 @@ def converted(form: Format, weights: Weights, template: Any, names: Names) -> An
                     f"fit {np.shape(leaf.value)} of {leaf.module}/{leaf.name}"
                 )
             value = value.astype(leaf.value.dtype)
-        values.append(value)
+        values[leaf.place] = value
     used = set(keys.values())
     problems += [
         f"{key!r} of `weights` is not used"
@@ -55,15 +55,25 @@ def exported(form: Format, variables: Any, names: Names) -> dict[str, np.ndarray
     """Arrays of the tree by their names elsewhere; see `jaxbn.interop.to_torch`."""
     leaves, _ = _leaves(variables)
     keys = _keys(form, leaves, names)
-    _raise(_check_names(leaves, names))
+    _raise(_check_names(leaves, keys, names))
     made = {}
     for leaf in leaves:
         if leaf.place in keys:
             value = np.asarray(leaf.value)
+            if (
+                value.dtype.kind == "V"
+            ):  # bfloat16 and other types that are not NumPy's.
+                value = value.astype(np.float32)
             if leaf.name == "kernel" and form.outputs_first:
                 value = np.moveaxis(value, (-1, -2), (0, 1))
-            made[keys[leaf.place]] = np.ascontiguousarray(value)
+            made[keys[leaf.place]] = np.array(value, order="C")
     return made
+
+
+# Variables of NNX's random streams.
+_OF_STREAMS = ("count", "key")
+# What estimators keep beside mean and variance.
+_OF_ESTIMATORS = ("weight", "batches", "means", "variances")
 
 
 class _Leaf(NamedTuple):
@@ -83,7 +93,11 @@ def _leaves(tree: Any) -> tuple[list[_Leaf], Any]:
         path = [jax.tree_util.keystr((key,), simple=True) for key in keys]
         if path[0] in ("params", "batch_stats"):
             path = path[1:]
+        if path[-1] == "value":  # It is in a box, such as an NNX variable.
+            path = path[:-1]
         found.append(_Leaf("/".join(path[:-1]), path[-1], place, value))
+    streams = {leaf.module for leaf in found if leaf.name in _OF_STREAMS}
+    found = [leaf for leaf in found if leaf.module not in streams]
     return found, structure
 
 
@@ -102,11 +116,20 @@ def _keys(form: Format, leaves: list[_Leaf], names: Names) -> dict[int, str]:
     return found
 
 
-def _check_names(leaves: list[_Leaf], names: Names) -> list[str]:
+def _check_names(
+    leaves: list[_Leaf], keys: Mapping[int, str], names: Names
+) -> list[str]:
     modules = {leaf.module for leaf in leaves}
     problems = [
         f"the module {module!r} of the tree has no name in `names`"
         for module in sorted(modules - set(names))
+    ]
+    problems += [
+        f"{leaf.module}/{leaf.name} of the tree has no counterpart"
+        for leaf in leaves
+        if leaf.module in names
+        and leaf.place not in keys
+        and leaf.name not in _OF_ESTIMATORS
     ]
     return problems + [
         f"`names` has {module!r}, which is no module of the tree"
@@ -118,7 +141,7 @@ def _laid_out(form: Format, leaf: _Leaf, value: np.ndarray) -> np.ndarray:
     if leaf.name == "kernel" and form.outputs_first:
         return np.moveaxis(value, (0, 1), (-1, -2)) if value.ndim > 1 else value
     one_axis = value.size == max(value.shape, default=1)
-    if one_axis and value.size == np.size(leaf.value):
+    if leaf.name != "kernel" and one_axis and value.size == np.size(leaf.value):
         return value.reshape(np.shape(leaf.value))  # Haiku's have the rank of its x.
     return value
 

@@ -130,8 +130,12 @@ def gradient_of(
             train=True,
             method=loss_fn,
             rngs=rngs,
-            mutable=[moving, *options.mutable],
+            mutable=[moving, "batch_stats", *options.mutable],
         )
+        if collected is not None:
+            after = updates.get("batch_stats", {})
+            made = updates.get(moving, {})
+            moments_collection.check_all_collected(state.batch_stats, after, made)
         local = metrics_lib.reduce(values, batch.get("mask"))
         metrics = over_devices(local, axis_name)
         count = jnp.maximum(metrics["loss"].count, 1)

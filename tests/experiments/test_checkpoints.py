@@ -36,7 +36,7 @@ def test_half_written_checkpoint_is_ignored(tmp_path):
     assert not half_written.exists()
 
 
-def test_damaged_checkpoint_is_removed_with_a_message(tmp_path, capsys):
+def test_damaged_checkpoint_is_ignored_with_a_message(tmp_path, capsys):
     saved = checkpoints.Checkpoints(tmp_path)
     saved.save(5, TREE)
     saved.save(10, plus(TREE, 1))
@@ -45,6 +45,6 @@ def test_damaged_checkpoint_is_removed_with_a_message(tmp_path, capsys):
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     saved = checkpoints.Checkpoints(tmp_path)
     equal(saved.restore(TREE), TREE)
-    assert "Removed an unreadable checkpoint: 10" in capsys.readouterr().out
+    assert "Ignored an unreadable checkpoint: 10" in capsys.readouterr().out
     saved.save(10, plus(TREE, 2))  # Its place is free.
     equal(checkpoints.Checkpoints(tmp_path).restore(TREE), plus(TREE, 2))

@@ -226,6 +226,61 @@ def test_of_an_nnx_model(pooling):
         np.testing.assert_allclose(norm.var[...], expected[name]["var"], rtol=1e-5)
 
 
+@pytest.mark.parametrize("pooling", ["mean", "pooled"])
+def test_a_batch_that_is_not_finite_is_left_out_by_channel(pooling):
+    layer, variables = layer_and_variables()
+    broken = PARTS[1].copy()
+    broken[3, 0] = np.nan
+    parts = [PARTS[0], broken, PARTS[2]]
+    stats = jaxbn.recalibrate(layer, variables, parts, train, pooling=pooling)
+    without = jaxbn.recalibrate(layer, variables, parts[::2], train, pooling=pooling)
+    whole = jaxbn.recalibrate(layer, variables, PARTS, train, pooling=pooling)
+    for name in ("mean", "var"):
+        expected = np.array(whole["batch_stats"][name])
+        expected[0] = without["batch_stats"][name][0]
+        np.testing.assert_allclose(stats["batch_stats"][name], expected, rtol=1e-5)
+
+
+class Scanned(nn.Module):
+    axes: tuple[str, ...]
+
+    @nn.compact
+    def __call__(self, x):
+        class Block(nn.Module):
+            @nn.compact
+            def __call__(self, x, _):
+                return linen.BatchNorm(False)(2 * x), None
+
+        axes = dict.fromkeys(("params", *self.axes), 0)
+        scan = nn.scan(Block, axes, split_rngs={"params": True}, length=2)
+        return linen.BatchNorm(False)(scan()(x, None)[0])
+
+
+def test_layers_of_a_scan_are_told_or_collected():
+    call = lambda model, x: model(x)  # noqa: E731
+    net = Scanned(("batch_stats",))
+    variables = net.init(jax.random.key(0), X)
+    with pytest.raises(ValueError, match=r"could not be collected.*'batch_moments': 0"):
+        jaxbn.recalibrate(net, variables, PARTS, call)
+    net = Scanned(("batch_stats", "batch_moments"))
+    stats = jaxbn.recalibrate(net, variables, PARTS, call)["batch_stats"]
+    (inner,) = (value for name, value in stats.items() if name != "BatchNorm_0")
+    mean, var = weighted_mean([2 * part for part in PARTS])
+    np.testing.assert_allclose(inner["BatchNorm_0"]["mean"][0], mean, rtol=1e-5)
+    np.testing.assert_allclose(inner["BatchNorm_0"]["var"][0], var, rtol=1e-5)
+
+
+def test_layers_of_flax_are_told():
+    class Mixed(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return linen.BatchNorm(False)(nn.BatchNorm(False, name="theirs")(x))
+
+    variables = Mixed().init(jax.random.key(0), X)
+    with pytest.raises(ValueError, match=r"\['theirs'\] could not be collected"):
+        jaxbn.recalibrate(Mixed(), variables, PARTS, lambda model, x: model(x))
+
+
 def test_errors():
     layer, variables = layer_and_variables()
     with pytest.raises(ValueError, match="`batches` must hold at least one batch"):
@@ -235,6 +290,8 @@ def test_errors():
     for model, given in ((layer, None), (Model(), variables)):
         with pytest.raises(ValueError, match="`variables` must be all that"):
             jaxbn.recalibrate(model, given, PARTS, train)
+    with pytest.raises(ValueError, match=r"`call` must run .* in training mode"):
+        jaxbn.recalibrate(Model(), None, PARTS, lambda model, x: x)
     evaluate = lambda model, x: model(x, use_running_average=True)  # noqa: E731
     with pytest.raises(ValueError, match=r"`call` must run .* in training mode"):
         jaxbn.recalibrate(layer, variables, PARTS, evaluate)

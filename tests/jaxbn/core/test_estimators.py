@@ -165,3 +165,12 @@ def test_nothing_overflows_or_becomes_negative(name):
     mean, var = OWN[name].estimate(follow(OWN[name], batches))
     assert np.all(np.isfinite(mean))
     assert np.all(np.isfinite(var) & (var >= 0))
+
+
+def test_weights_of_half_precision_statistics_go_on_counting():
+    state = OWN["cumulative"].init(1, jnp.bfloat16)
+    assert state.mean.dtype == jnp.bfloat16
+    one = moments(5, 1.0, 1.0)
+    update = lambda _, state: OWN["cumulative"].update(state, one)  # noqa: E731
+    state = jax.lax.fori_loop(0, 400, update, state)
+    assert float(state.weight[0]) == 400

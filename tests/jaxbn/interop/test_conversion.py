@@ -95,3 +95,35 @@ def test_nnx_and_linen_trees_take_the_same_weights():
     for name, value in BN.items():
         np.testing.assert_allclose(back[f"m.{name}"], value, rtol=1e-6)
     assert back["m.num_batches_tracked"] == 0
+
+
+def test_random_streams_boxes_and_arrays_of_their_own():
+    class Model(nnx.Module):
+        def __init__(self):
+            rngs = nnx.Rngs(0)
+            self.dropout = nnx.Dropout(0.5, rngs=rngs)
+            self.fc = nnx.Linear(3, 2, rngs=rngs)
+
+    state = nnx.state(Model())
+    weights = interop.to_torch(nnx.to_pure_dict(state), {"fc": "fc"})
+    assert set(weights) == {"fc.weight", "fc.bias"}
+    assert all(value.flags.writeable for value in weights.values())
+    chex.assert_trees_all_equal(weights, interop.to_torch(state, {"fc": "fc"}))
+    boxed = nn.Dense(
+        2, kernel_init=nn.with_partitioning(nn.initializers.normal(), (None, "model"))
+    ).init(jax.random.key(0), np.ones((1, 3)))
+    tree = {"params": {"fc": boxed["params"]}}
+    made = interop.from_torch(weights, tree, {"fc": "fc"})
+    np.testing.assert_array_equal(made["params"]["fc"]["bias"], weights["fc.bias"])
+    chex.assert_trees_all_equal_structs(made, tree)
+
+
+def test_half_precision_leaves_as_float32():
+    tree = {"params": {"fc": {"bias": jax.numpy.ones(2, "bfloat16")}}}
+    assert interop.to_torch(tree, {"fc": "fc"})["fc.bias"].dtype == np.float32
+
+
+def test_what_has_no_counterpart_is_told():
+    tree = {"params": {"relu": {"negative_slope": np.ones(())}}}
+    with pytest.raises(ValueError, match="negative_slope of the tree has no count"):
+        interop.to_torch(tree, {"relu": "0"})

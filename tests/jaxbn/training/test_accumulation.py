@@ -50,7 +50,7 @@ def test_running_statistics_move_once_by_the_whole(batch):
 
 def test_gradient_is_the_mean_of_those_of_the_parts():
     params = make_state().params
-    parts = [{k: v[i : i + 4] for k, v in BATCH.items()} for i in (0, 4, 8)]
+    parts = [{k: v[i::3] for k, v in BATCH.items()} for i in range(3)]
     grads = [jax.tree.map(jnp.subtract, params, step(part)[0].params) for part in parts]
     mean = jax.tree.map(lambda *leaves: sum(leaves) / 3, *grads)
     state, _ = step(BATCH, micro_batches=3)
@@ -108,10 +108,68 @@ def test_multi_steps_of_optax_moves_the_statistics_in_each_call():
     assert np.any(state.params["Dense_0"]["kernel"] != before[0]["Dense_0"]["kernel"])
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_half_precision_gradients_are_added_up_in_float32(dtype):
+    class Half(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            return nn.Dense(1, param_dtype=dtype, dtype=dtype)(x)
+
+    def loss(model, batch, train):
+        return {"loss": 40 * model(batch["deep"]["x"], train)[:, 0]}
+
+    net, batch = Half(), {"deep": {"x": np.ones((4096, 3), np.float32)}}
+    variables = net.init(jax.random.key(0), np.ones((1, 3)), train=False)
+    before = variables["params"]["Dense_0"]["bias"]
+    state = training.TrainState.create(net.apply, variables, optax.sgd(1.0))
+    state, _ = training.make_train_step(loss, micro_batches=1024)(state, batch)
+    bias = state.params["Dense_0"]["bias"]
+    assert bias.dtype == dtype
+    # A sum of 1024 parts would overflow, or stop at 256 of them.
+    np.testing.assert_allclose(np.float32(before - bias), 40, rtol=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+def test_each_device_has_some_of_every_part(kind):
+    kinds = (getattr(jax.sharding.AxisType, kind),)
+    mesh = jax.make_mesh((2,), ("d",), axis_types=kinds)
+    expected, _ = step({"x": BATCH["x"], "y": BATCH["y"]}, micro_batches=3)
+
+    def mean_loss_fn(model, batch, train):
+        logits = model(batch["x"], train=train)
+        labels = jax.nn.one_hot(batch["y"], 3)
+        return {"loss": optax.safe_softmax_cross_entropy(logits, labels)}
+
+    with jax.set_mesh(mesh):
+        split = jax.NamedSharding(mesh, jax.P("d"))
+        batch = {name: jax.device_put(BATCH[name], split) for name in ("x", "y")}
+        make = training.make_train_step(mean_loss_fn, micro_batches=3)
+        state, _ = make(make_state(), batch)
+    chex.assert_trees_all_close(
+        jax.tree.map(np.asarray, state.batch_stats),
+        expected.batch_stats,
+        rtol=1e-5,
+        atol=1e-6,
+    )
+    chex.assert_trees_all_close(
+        jax.tree.map(np.asarray, state.params), expected.params, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_layers_of_flax_are_told():
+    class Theirs(nn.Module):
+        @nn.compact
+        def __call__(self, x, train, mask=None):
+            return nn.BatchNorm(name="theirs")(x, use_running_average=not train)
+
+    with pytest.raises(ValueError, match=r"\['theirs'\] could not be collected"):
+        step(BATCH, Theirs(), micro_batches=2)
+
+
 def test_errors():
     with pytest.raises(ValueError, match="`micro_batches` must be at least 1, got 0"):
         training.make_train_step(loss_fn, micro_batches=0)
     with pytest.raises(
-        ValueError, match=r"`batch\['x'\]` .* multiple of 5 .*\(12, 4\)"
+        ValueError, match=r"`batch.*'x'.*` .* multiple of 5 .*\(12, 4\)"
     ):
         step(BATCH, micro_batches=5)
