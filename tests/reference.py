@@ -77,3 +77,13 @@ def updated(batch_stats, moments, *, momentum=0.99, unbiased=True):
         momentum * np.asarray(batch_stats.mean) + (1 - momentum) * moments.mean,
         momentum * np.asarray(batch_stats.var) + (1 - momentum) * moments.var * factor,
     )
+
+
+def assert_moments_close(actual, expected, rtol=1e-4, atol=1e-6):
+    """The design's bound; measured about 2e-7 where the data are well conditioned."""
+    std = np.sqrt(expected.var)
+    np.testing.assert_array_equal(actual.count, expected.count)
+    # One rounding of the mean to float32, plus that of its sum in units of std.
+    slack = 3e-7 * np.abs(expected.mean) + rtol * std + atol
+    assert np.all(np.abs(np.asarray(actual.mean) - expected.mean) <= slack)
+    np.testing.assert_allclose(actual.var, expected.var, rtol=rtol, atol=atol**2)

@@ -6,7 +6,9 @@ from experiments.benchmark import devices as benchmark_devices
 from jaxbn import linen
 
 
-@pytest.mark.parametrize("style", benchmark_devices.STYLES)
+@pytest.mark.parametrize(
+    "style", ["jit", pytest.param("shard_map", marks=pytest.mark.exhaustive)]
+)
 def test_layer_on_several_devices(style, monkeypatch):
     monkeypatch.setattr(benchmark_devices, "SHAPE", (8, 3, 3, 4))
     expected = benchmark_devices.program(nn.BatchNorm, "jit", 1)()

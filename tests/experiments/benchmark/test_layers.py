@@ -1,3 +1,5 @@
+import pytest
+
 from experiments.benchmark import layers as benchmark_layers
 from experiments.measuring import peers
 
@@ -21,6 +23,7 @@ def test_kept_for_the_backward_pass():
     assert kept["jaxbn, then relu"] < kept["flax.linen, then relu"]
 
 
+@pytest.mark.exhaustive
 def test_traffic_of_the_peers():
     rows = benchmark_layers.traffic("float32", (8, 8, 8, 16))
     limit = rows[peers.LIMIT]

@@ -6,16 +6,7 @@ from absl.testing import parameterized
 
 from jaxbn.core import local, moments, reduction
 from tests import reference
-
-
-def assert_moments_close(actual, expected, rtol=1e-4, atol=1e-6):
-    """The design's bound; measured about 2e-7 where the data are well conditioned."""
-    std = np.sqrt(expected.var)
-    np.testing.assert_array_equal(actual.count, expected.count)
-    # One rounding of the mean to float32, plus that of its sum in units of std.
-    slack = 3e-7 * np.abs(expected.mean) + rtol * std + atol
-    assert np.all(np.abs(np.asarray(actual.mean) - expected.mean) <= slack)
-    np.testing.assert_allclose(actual.var, expected.var, rtol=rtol, atol=atol**2)
+from tests.reference import assert_moments_close
 
 
 def test_masked_nan_has_no_derivative():

@@ -182,6 +182,7 @@ def test_and_back_into_pytorch():
     np.testing.assert_allclose(y, expected, atol=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_haiku():
     import haiku as hk
 
