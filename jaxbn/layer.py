@@ -111,7 +111,7 @@ def channels(layer: Layer, x: jax.Array) -> tuple[int, ...]:
 
 
 def as_channels(num_features: int | Sequence[int]) -> tuple[int, ...]:
-    """The same, as a user gives it.
+    """The shape of parameters and statistics, from the sizes that a user gives.
 
     Raises:
       ValueError: if it is no size of an axis, or none of several.
@@ -221,7 +221,8 @@ def apply(
                 mask=mask,
                 residual=residual,
                 dtype=dtype,
-                estimator=follow,
+                # The default needs no check of its state at every call.
+                estimator=follow if collecting or layer.statistics != "ema" else None,
                 name=name,
                 **groups,
                 **{option: getattr(layer, option) for option in _OPTIONS},

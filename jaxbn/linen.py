@@ -186,9 +186,15 @@ class BatchNorm(nn.Module):
 
     @nn.nowrap
     def _is_collecting(self):
-        """Whether this pass is one of several that make one update."""
-        asked_for = self.is_mutable_collection(moments_collection.NAME)
-        return asked_for and not self.is_initializing()
+        """Whether this pass is one of several that make one update.
+
+        Only where the collection is named: `mutable=True` means all that a model has.
+        """
+        asked_for, whatever = (
+            self.is_mutable_collection(name)
+            for name in (moments_collection.NAME, "no collection of this name")
+        )
+        return asked_for and not whatever and not self.is_initializing()
 
     @nn.nowrap
     def _collected(self):

@@ -1,6 +1,6 @@
 """The collection `batch_moments`: moments of several passes of a Linen model.
 
-Where it is mutable, layers merge the moments of every pass into it and leave the
+Where `mutable` names it, layers merge the moments of every pass into it and leave the
 running statistics alone; `move_batch_stats` then makes one update of the whole.
 
   >>> import flax.linen as nn

@@ -8,7 +8,6 @@ become those of these batches, however the moving average had followed them.
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
-import flax.core
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -147,7 +146,7 @@ def _of_linen(model: nn.Module, call, rngs):
         name = moments_collection.NAME
         given = {each: tree for each, tree in variables.items() if each != name}
         # Whatever else the model writes is dropped.
-        mutable = flax.core.DenyList("params")
+        mutable = [name, *(each for each in given if each != "params")]
         _, written = model.apply(given, batch, method=call, mutable=mutable, rngs=rngs)
         collected = written.get(name, {})
         stats = given.get("batch_stats", {})
@@ -233,7 +232,8 @@ def _population(
     old: running.BatchStats, total: moments_lib.Moments, unbiased: bool
 ) -> running.BatchStats:
     """What the batches say of each channel; the old where they say nothing."""
-    new, usable = running.of_batch(old, total, unbiased)
+    new, enough = running.of_batch(old, total, unbiased)
+    usable = enough & running.finite(new)
     return jax.tree.map(
         lambda new, old: jnp.where(usable, new, old).astype(old.dtype), new, old
     )

@@ -74,13 +74,13 @@ def update_batch_stats(
     References:
       Ioffe and Szegedy, arXiv:1502.03167, Section 3.1 and Algorithm 2.
     """
-    batch, usable = of_batch(batch_stats, moments, unbiased)
+    batch, enough = of_batch(batch_stats, moments, unbiased)
 
     def move(old: jax.Array, new: jax.Array) -> jax.Array:
         return jnp.asarray(momentum * old + (1 - momentum) * new, old.dtype)
 
     new = jax.tree.map(move, batch_stats, batch)
-    usable &= jnp.isfinite(new.mean) & jnp.isfinite(new.var)
+    usable = enough & finite(new)
     kept = jax.tree.map(lambda n, old: jnp.where(usable, n, old), new, batch_stats)
     return jax.lax.stop_gradient(kept)
 
@@ -98,11 +98,15 @@ def of_batch(
 
     Returns:
       The estimate, `[C]` each, and a boolean `[C]`: False where the batch has fewer
-      than two values for a channel, or moments that are not finite.
+      than two values for a channel.
     """
     count, mean, var, _ = moments
     if unbiased:
         var = var * (count / jnp.maximum(count - 1, 1))
     batch = jax.tree.map(reduction.split_as, BatchStats(mean, var), batch_stats)
-    count = reduction.split_as(count, batch_stats.var)
-    return batch, (count > 1) & jnp.isfinite(batch.mean) & jnp.isfinite(batch.var)
+    return batch, reduction.split_as(count, batch_stats.var) > 1
+
+
+def finite(stats: BatchStats) -> jax.Array:
+    """Where both statistics of a channel are finite, `[C]`."""
+    return jnp.isfinite(stats.mean) & jnp.isfinite(stats.var)

@@ -89,6 +89,18 @@ def test_containers_stay_and_init_makes_no_collection():
     assert isinstance(moved, flax.core.FrozenDict)
 
 
+@pytest.mark.parametrize("mutable", [True, flax.core.DenyList("params")], ids=str)
+def test_a_blanket_permission_is_no_request(mutable):
+    """As with Flax's layer, the running statistics move."""
+    layer = linen.BatchNorm(False)
+    variables = layer.init(jax.random.key(0), X)
+    _, updates = layer.apply(variables, X, mutable=mutable)
+    _, expected = layer.apply(variables, X, mutable=["batch_stats"])
+    assert "batch_moments" not in updates
+    chex.assert_trees_all_equal(updates["batch_stats"], expected["batch_stats"])
+    assert np.all(updates["batch_stats"]["mean"] != 0)
+
+
 def test_under_scan_from_zeros():
     variables = init()
 
