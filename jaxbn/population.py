@@ -232,8 +232,8 @@ def _population(
     old: running.BatchStats, total: moments_lib.Moments, unbiased: bool
 ) -> running.BatchStats:
     """What the batches say of each channel; the old where they say nothing."""
-    new, enough = running.of_batch(old, total, unbiased)
-    usable = enough & running.finite(new)
+    new, count = running.of_batch(old, total, unbiased)
+    usable = running.is_usable(new, count)
     return jax.tree.map(
         lambda new, old: jnp.where(usable, new, old).astype(old.dtype), new, old
     )

@@ -158,8 +158,8 @@ def _update_weighted(
     unbiased: bool,
 ) -> Weighted:
     old = _first_two(state)
-    batch, enough = running.of_batch(old, moments, unbiased)
-    usable = enough & running.finite(batch)
+    batch, count = running.of_batch(old, moments, unbiased)
+    usable = running.is_usable(batch, count)
     weight = jnp.asarray(decay * state.weight + gain, state.weight.dtype)
     # Of a momentum of 1 the weight stays 0, and the state what it is.
     share = jnp.where(weight > 0, gain / jnp.where(weight > 0, weight, 1), 0)
@@ -187,8 +187,8 @@ def _update_window(
     state: Window, moments: moments_lib.Moments, *, unbiased: bool
 ) -> Window:
     old = _first_two(state)
-    batch, enough = running.of_batch(old, moments, unbiased)
-    usable = enough & running.finite(batch)
+    batch, count = running.of_batch(old, moments, unbiased)
+    usable = running.is_usable(batch, count)
     size = len(state.means)
     places = jnp.expand_dims(jnp.arange(size), range(1, state.means.ndim))
     written = usable[None] & (places == (state.batches % size)[None])

@@ -74,13 +74,13 @@ def update_batch_stats(
     References:
       Ioffe and Szegedy, arXiv:1502.03167, Section 3.1 and Algorithm 2.
     """
-    batch, enough = of_batch(batch_stats, moments, unbiased)
+    batch, count = of_batch(batch_stats, moments, unbiased)
 
     def move(old: jax.Array, new: jax.Array) -> jax.Array:
         return jnp.asarray(momentum * old + (1 - momentum) * new, old.dtype)
 
     new = jax.tree.map(move, batch_stats, batch)
-    usable = enough & finite(new)
+    usable = is_usable(new, count)
     kept = jax.tree.map(lambda n, old: jnp.where(usable, n, old), new, batch_stats)
     return jax.lax.stop_gradient(kept)
 
@@ -88,7 +88,7 @@ def update_batch_stats(
 def of_batch(
     batch_stats: BatchStats, moments: moments_lib.Moments, unbiased: bool
 ) -> tuple[BatchStats, jax.Array]:
-    """What one batch says of the population, and which channels it says it of.
+    """What one batch says of the population, and its elements per channel.
 
     Args:
       batch_stats: current statistics; on a mesh of Explicit axes the result is split as
@@ -97,16 +97,15 @@ def of_batch(
       unbiased: estimate the population's variance, `var * m / (m - 1)`.
 
     Returns:
-      The estimate, `[C]` each, and a boolean `[C]`: False where the batch has fewer
-      than two values for a channel.
+      The estimate and the count, `[C]` each.
     """
     count, mean, var, _ = moments
     if unbiased:
         var = var * (count / jnp.maximum(count - 1, 1))
     batch = jax.tree.map(reduction.split_as, BatchStats(mean, var), batch_stats)
-    return batch, reduction.split_as(count, batch_stats.var) > 1
+    return batch, reduction.split_as(count, batch_stats.var)
 
 
-def finite(stats: BatchStats) -> jax.Array:
-    """Where both statistics of a channel are finite, `[C]`."""
-    return jnp.isfinite(stats.mean) & jnp.isfinite(stats.var)
+def is_usable(stats: BatchStats, count: jax.Array) -> jax.Array:
+    """Where there are two values or more and statistics are finite, `[C]`."""
+    return (count > 1) & jnp.isfinite(stats.mean) & jnp.isfinite(stats.var)
