@@ -7,12 +7,16 @@ from experiments.measuring import peers
 
 SHAPE = (6, 3, 3, 4)
 
+# With `-m exhaustive`: PyTorch is large, and not installed by README's command.
 TORCH = pytest.param(
     "torch",
-    marks=pytest.mark.skipif(
-        importlib.util.find_spec("torch") is None,
-        reason="PyTorch, of the extra `peers`, is too large to install for one test",
-    ),
+    marks=[
+        pytest.mark.exhaustive,
+        pytest.mark.skipif(
+            importlib.util.find_spec("torch") is None,
+            reason="compares with PyTorch; `pip install torch` runs it",
+        ),
+    ],
 )
 
 

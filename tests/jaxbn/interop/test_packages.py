@@ -18,9 +18,10 @@ RNG = np.random.default_rng(0)
 X = RNG.standard_normal((4, 9, 8, 3)).astype(np.float32)
 MOMENTUM = 0.2  # PyTorch's, of the second normalisation.
 
+# With `-m exhaustive`: PyTorch is large, and not installed by README's command.
 needs_torch = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None,
-    reason="PyTorch, of the extra `peers`, is too large to install for the tests",
+    reason="compares with PyTorch; `pip install torch` runs it",
 )
 
 
@@ -150,6 +151,7 @@ def nnx_steps(weights, number=3, rate=0.05):
     )
 
 
+@pytest.mark.exhaustive
 @needs_torch
 @pytest.mark.parametrize("steps", [linen_steps, nnx_steps])
 def test_a_network_of_pytorch_goes_on_training(steps):
@@ -168,6 +170,7 @@ def test_a_network_of_pytorch_goes_on_training(steps):
             )
 
 
+@pytest.mark.exhaustive
 @needs_torch
 def test_and_back_into_pytorch():
     import torch
