@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen import dtypes, initializers
 
-from jaxbn import checks, layer, moments_collection
+from jaxbn import checks, folded, layer, moments_collection
 from jaxbn.core import moments, reduction
 from jaxbn.estimation import Statistics
 from jaxbn.grouping import GroupSize
@@ -146,6 +146,8 @@ class BatchNorm(nn.Module):
         )
         x = jnp.asarray(x)
         shape = layer.channels(self, x)
+        if self.has_variable(folded.COLLECTION, "dtype"):
+            return self._folded(x, switches, residual)
         state = self._batch_stats(shape, x.dtype)
         scale = self._param("scale", shape) if self.use_scale else None
         bias = self._param("bias", shape) if self.use_bias else None
@@ -183,6 +185,25 @@ class BatchNorm(nn.Module):
 
         kind = layer.state_type(self)
         return kind(*map(variable, kind._fields))
+
+    @nn.nowrap
+    def _folded(self, x, switches, residual):
+        """The output of a layer that `jaxbn.fold` has put elsewhere."""
+        scale, bias, promoted = (
+            self.get_variable(folded.COLLECTION, name)
+            for name in ("scale", "bias", "dtype")
+        )
+        return folded.apply(
+            x,
+            scale,
+            bias,
+            use_running_average=switches.use_running_average,
+            update_running_average=switches.update_running_average,
+            axis=self.axis,
+            residual=residual,
+            activation=self.activation,
+            dtype=dtypes.canonicalize_dtype(x, promoted, dtype=self.dtype),
+        )
 
     @nn.nowrap
     def _is_collecting(self):

@@ -1,0 +1,189 @@
+"""What a function computes, as a flat list of nodes without calls inside calls."""
+
+import collections
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+
+Value = int  # Of which each is made once: by a node, or as an input.
+
+
+class Node(NamedTuple):
+    """One operation."""
+
+    name: str  # Of the primitive, or of a jitted function that was kept whole.
+    params: Mapping[str, Any]
+    operands: tuple[Value, ...]
+    results: tuple[Value, ...]
+
+
+class Graph(NamedTuple):
+    """Nodes that lead to an output, in the order in which they are computed."""
+
+    nodes: tuple[Node, ...]
+    inputs: tuple[Value, ...]  # The leaves of the parameters.
+    shapes: Mapping[Value, tuple[int, ...]]
+    producers: Mapping[Value, Node]
+    uses: Mapping[Value, tuple[Node | None, ...]]  # None where it is an output.
+
+
+# Calls whose computation stands in the place of the call. Loops and branches stay.
+_CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "remat2": "jaxpr",
+    "checkpoint": "jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+}
+
+
+def trace(
+    function: Callable[[Any, Any], Any], parameters: Any, batch: Any, whole: str
+) -> Graph:
+    """The graph of `function(parameters, batch)`.
+
+    Args:
+      function: of two trees of arrays.
+      parameters: arrays, or their shapes and dtypes; the inputs of the graph.
+      batch: the same of what is no parameter.
+      whole: the name of a jitted function whose calls stay single nodes.
+    """
+    closed = jax.make_jaxpr(function)(parameters, batch)
+    jaxpr = closed.jaxpr
+    nodes: list[Node] = []
+    shapes: dict[Value, tuple[int, ...]] = {}
+
+    def value(shape: tuple[int, ...]) -> Value:
+        shapes[len(shapes)] = shape
+        return len(shapes) - 1
+
+    def visit(jaxpr: core.Jaxpr, arguments: Sequence[Value]) -> list[Value]:
+        known = dict(zip([*jaxpr.constvars, *jaxpr.invars], arguments, strict=True))
+
+        def read(atom: Any) -> Value:
+            constant = isinstance(atom, core.Literal)
+            return value(_shape(atom)) if constant else known[atom]
+
+        for eqn in jaxpr.eqns:
+            operands = tuple(map(read, eqn.invars))
+            name, inner = (
+                eqn.primitive.name,
+                eqn.params.get(_CALLS.get(eqn.primitive.name, ""), None),
+            )
+            if inner is not None and eqn.params.get("name") == whole:
+                name, inner = whole, None
+            if name == "convert_element_type" and not _is_between_floats(eqn):
+                name = "a cast of integers"
+            if inner is None:
+                results = tuple(value(_shape(var)) for var in eqn.outvars)
+                nodes.append(Node(name, eqn.params, operands, results))
+            else:
+                # A rematerialised computation is an open one, without constants.
+                opened = getattr(inner, "jaxpr", inner)
+                constants = [value(_shape(var)) for var in opened.constvars]
+                results = visit(opened, [*constants, *operands])
+            known.update(zip(eqn.outvars, results, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    constants = [value(_shape(var)) for var in jaxpr.constvars]
+    inputs = tuple(value(_shape(var)) for var in jaxpr.invars)
+    outputs = visit(jaxpr, [*constants, *inputs])
+    needed = _needed(nodes, outputs)
+    uses: dict[Value, list[Node | None]] = collections.defaultdict(list)
+    for node in needed:
+        for operand in node.operands:
+            uses[operand].append(node)
+    for output in outputs:
+        uses[output].append(None)
+    return Graph(
+        nodes=needed,
+        inputs=inputs[: len(jax.tree.leaves(parameters))],
+        shapes=shapes,
+        producers={result: node for node in needed for result in node.results},
+        uses={each: tuple(users) for each, users in uses.items()},
+    )
+
+
+def _is_between_floats(cast: core.JaxprEqn) -> bool:
+    dtypes = [getattr(a.aval, "dtype", int) for a in (*cast.invars, *cast.outvars)]
+    return all(jnp.issubdtype(dtype, jnp.inexact) for dtype in dtypes)
+
+
+def _shape(atom: Any) -> tuple[int, ...]:
+    return tuple(getattr(atom.aval, "shape", ()))
+
+
+def _needed(nodes: list[Node], outputs: Sequence[Value]) -> tuple[Node, ...]:
+    """Those that lead to an output."""
+    wanted, kept = set(outputs), []
+    for node in reversed(nodes):
+        if wanted & set(node.results):
+            wanted |= set(node.operands)
+            kept.append(node)
+    return tuple(reversed(kept))
+
+
+Axes = tuple[int, ...]
+
+# Operations that change neither the values of channels nor their number.
+_COPIES = ("convert_element_type", "copy", "copy_p", "name", "sharding_constraint")
+
+
+def before(graph: Graph, node: Node, axes: Axes) -> Axes | None:
+    """Where axes of the result of a node that only moves data stand in its operand.
+
+    None if the node does more than that, or the axes are not there as they are.
+    """
+    operand, result = graph.shapes[node.operands[0]], graph.shapes[node.results[0]]
+    if node.name in _COPIES:
+        return axes if len(node.operands) == 1 else None
+    if node.name == "rev":
+        return None if set(axes) & set(node.params["dimensions"]) else axes
+    if node.name == "transpose":
+        return tuple(node.params["permutation"][a] for a in axes)
+    if node.name in ("reshape", "squeeze", "expand_dims"):
+        return _moved(result, operand, axes)
+    if node.name == "broadcast_in_dim":
+        places = {out: a for a, out in enumerate(node.params["broadcast_dimensions"])}
+        same = all(a in places and operand[places[a]] == result[a] for a in axes)
+        return tuple(places[a] for a in axes) if same else None
+    return None
+
+
+def after(graph: Graph, node: Node, axes: Axes) -> Axes | None:
+    """Where axes of the operand of such a node stand in its result."""
+    result = graph.shapes[node.results[0]]
+    for found in _placements(len(result), len(axes)):
+        if before(graph, node, found) == axes:
+            return found
+    return None
+
+
+def _placements(ndim: int, number: int) -> list[Axes]:
+    if number == 0:
+        return [()]
+    shorter = _placements(ndim, number - 1)
+    return [(*head, a) for head in shorter for a in range(ndim) if a not in head]
+
+
+def _moved(old: tuple[int, ...], new: tuple[int, ...], axes: Axes) -> Axes | None:
+    """Where axes of an array stand after a reshape; None if it splits or joins them."""
+    found = []
+    for a in axes:
+        size = math.prod(old[:a])
+        places = [
+            b
+            for b in range(len(new))
+            if new[b] == old[a] and math.prod(new[:b]) == size
+        ]
+        if not places:
+            return None
+        found.append(places[0])
+    return tuple(found)

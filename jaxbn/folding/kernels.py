@@ -1,0 +1,94 @@
+"""Which axes of a convolution or a product of arrays are those of its kernel."""
+
+from typing import NamedTuple
+
+from jaxbn.folding import graph as graph_lib
+from jaxbn.folding.graph import Axes, Graph, Node, Value
+
+LINEAR = ("conv_general_dilated", "dot_general")
+
+
+class Place(NamedTuple):
+    """A parameter, and the axes of it that are meant."""
+
+    leaf: Value
+    axes: Axes
+
+
+def leaf_of(graph: Graph, value: Value, axes: Axes) -> Place | None:
+    """The parameter that `value` is, perhaps moved about; `axes` are those of `value`.
+
+    None if it is not one alone, or is used elsewhere too.
+    """
+    while len(graph.uses[value]) == 1:
+        if value in graph.inputs:
+            return Place(value, axes)
+        made = graph.producers.get(value)
+        moved = None if made is None else graph_lib.before(graph, made, axes)
+        if made is None or moved is None:
+            return None
+        value, axes = made.operands[0], moved
+    return None
+
+
+def of_outputs(graph: Graph, node: Node, axes: Axes) -> Place | None:
+    """The kernel, and its axes that become `axes` of the result."""
+    for operand in (1, 0):
+        places = _result_axes(graph, node, operand)
+        if all(a in places for a in axes):
+            value = node.operands[operand]
+            kernel = leaf_of(graph, value, tuple(places[a] for a in axes))
+            if kernel is not None:
+                return kernel
+    return None
+
+
+def of_inputs(
+    graph: Graph, node: Node, value: Value, axes: Axes
+) -> tuple[Place, Axes, Axes] | None:
+    """The kernel that `axes` of the operand `value` are multiplied with.
+
+    Returns:
+      The kernel and its axes that are those of `value`; its axes that are those of the
+      result; and where these stand in the result. None if `axes` are not summed over.
+    """
+    if node.operands.count(value) != 1:
+        return None
+    operand = node.operands.index(value)
+    pairs = _summed_axes(node, operand)
+    if not all(a in pairs for a in axes):
+        return None
+    places = _result_axes(graph, node, 1 - operand)
+    inner = tuple(pairs[a] for a in axes)
+    outer = {a: own for a, own in places.items() if own not in inner}
+    both = (*inner, *outer.values())
+    kernel = leaf_of(graph, node.operands[1 - operand], both)
+    if kernel is None:
+        return None
+    number = len(inner)
+    inner, outputs = kernel.axes[:number], kernel.axes[number:]
+    return Place(kernel.leaf, inner), outputs, tuple(outer)
+
+
+def _result_axes(graph: Graph, node: Node, operand: int) -> dict[int, int]:
+    """Axes of the result that are those of one operand, and which of its they are."""
+    if node.name == "conv_general_dilated":
+        numbers = node.params["dimension_numbers"]
+        return {numbers.out_spec[1]: numbers.rhs_spec[0]} if operand == 1 else {}
+    contracted, batch = node.params["dimension_numbers"]
+    ndims = [len(graph.shapes[each]) for each in node.operands]
+    free = [
+        [a for a in range(ndims[i]) if a not in (*contracted[i], *batch[i])]
+        for i in (0, 1)
+    ]
+    start = len(batch[0]) + (len(free[0]) if operand == 1 else 0)
+    return {start + n: a for n, a in enumerate(free[operand])}
+
+
+def _summed_axes(node: Node, operand: int) -> dict[int, int]:
+    """Axes of one operand that are summed over, and those of the other they meet."""
+    if node.name == "conv_general_dilated":
+        numbers = node.params["dimension_numbers"]
+        return {numbers.lhs_spec[1]: numbers.rhs_spec[1]} if operand == 0 else {}
+    contracted, _ = node.params["dimension_numbers"]
+    return dict(zip(contracted[operand], contracted[1 - operand], strict=True))

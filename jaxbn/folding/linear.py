@@ -1,0 +1,167 @@
+"""Which convolution or dense layer stands beside a normalisation.
+
+Both functions look through operations that only move data. They refuse, with the
+reason, where the same values are used elsewhere, or another operation stands between.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from jaxbn.folding import graph as graph_lib
+from jaxbn.folding import kernels
+from jaxbn.folding.graph import Axes, Graph, Node, Value
+from jaxbn.folding.kernels import Place
+
+
+class Norm(NamedTuple):
+    """A normalisation in the graph."""
+
+    node: Node
+    axes: Axes  # Of its channels, in ascending order.
+
+    @property
+    def input(self) -> Value:
+        """What is normalised."""
+        return self.node.operands[0]
+
+
+class Preceding(NamedTuple):
+    """A linear layer whose outputs are what is normalised."""
+
+    kernel: Place
+    bias: Place | None
+
+
+class Following(NamedTuple):
+    """A linear layer whose inputs are what was normalised."""
+
+    kernel: Place
+    groups: int  # Of a convolution: each has its own part of the channels.
+    outputs: Axes  # Of the kernel.
+    bias: Place | None  # Its axes are those of `outputs`.
+    norm: Norm | None  # The normalisation after it, whose bias may do instead.
+    pads: bool  # With zeros, which a shift of the inputs would not reach.
+
+
+class Refusal(Exception):
+    """Why there is no such layer."""
+
+
+def preceding(graph: Graph, norm: Norm) -> Preceding:
+    """The layer whose outputs are normalised.
+
+    Raises:
+      Refusal: if there is none.
+    """
+    value, axes, bias = norm.input, norm.axes, None
+    while True:
+        if len(graph.uses[value]) > 1:
+            raise Refusal("its input is used elsewhere too")
+        made = graph.producers.get(value)
+        if made is None:
+            raise Refusal("nothing stands before it")
+        if made.name in kernels.LINEAR:
+            kernel = kernels.of_outputs(graph, made, axes)
+            if kernel is None:
+                raise Refusal(
+                    "the layer before it has other channels, or a kernel that is "
+                    "computed or shared"
+                )
+            return Preceding(kernel, bias)
+        if made.name == "add" and bias is None:
+            value, bias = _without_bias(graph, made, axes)
+            continue
+        moved = graph_lib.before(graph, made, axes)
+        if moved is None:
+            raise Refusal(f"`{made.name}` stands before it")
+        value, axes = made.operands[0], moved
+
+
+def following(graph: Graph, norm: Norm, folded: Mapping[Value, Norm]) -> Following:
+    """The layer whose inputs are normalised.
+
+    Args:
+      graph: of the whole model.
+      norm: the normalisation.
+      folded: those that are folded into the layer before them, by their input.
+
+    Raises:
+      Refusal: if there is none, or none with a bias.
+    """
+    value, axes = norm.node.results[0], norm.axes
+    while (user := _only_user(graph, value)).name not in kernels.LINEAR:
+        moved = graph_lib.after(graph, user, axes)
+        if moved is None:
+            raise Refusal(f"`{user.name}` stands after it")
+        value, axes = user.results[0], moved
+    found = kernels.of_inputs(graph, user, value, axes)
+    if found is None:
+        raise Refusal(
+            "the layer after it does not sum over its channels, or has a kernel that "
+            "is computed or shared"
+        )
+    kernel, outputs, places = found
+    bias, after = _bias_after(graph, user.results[0], places, folded)
+    convolves = user.name == "conv_general_dilated"
+    return Following(
+        kernel=kernel,
+        groups=user.params["feature_group_count"] if convolves else 1,
+        outputs=outputs,
+        bias=bias,
+        norm=after,
+        pads=convolves and _pads(user),
+    )
+
+
+def _pads(convolution: Node) -> bool:
+    """Whether zeros stand beside its inputs, or between them."""
+    padding, dilation = (convolution.params[n] for n in ("padding", "lhs_dilation"))
+    return any(max(pair) > 0 for pair in padding) or max(dilation, default=1) > 1
+
+
+def _only_user(graph: Graph, value: Value) -> Node:
+    first, *others = graph.uses[value]
+    if others:
+        raise Refusal("its output is used more than once")
+    if first is None:
+        raise Refusal("nothing stands after it")
+    return first
+
+
+def _without_bias(graph: Graph, add: Node, axes: Axes) -> tuple[Value, Place]:
+    """The other operand of a sum with a parameter, and that parameter."""
+    for value, other in (add.operands, add.operands[::-1]):
+        bias = _bias(graph, value, other, axes)
+        if bias is not None:
+            return value, bias
+    raise Refusal("`add` stands before it")
+
+
+def _bias_after(
+    graph: Graph, value: Value, axes: Axes, folded: Mapping[Value, Norm]
+) -> tuple[Place | None, Norm | None]:
+    """What can take a shift of all outputs of a linear layer."""
+    while len(graph.uses[value]) == 1:
+        if value in folded and folded[value].axes == axes:
+            return None, folded[value]
+        user = graph.uses[value][0]
+        if user is None:
+            break
+        if user.name == "add":
+            other = user.operands[user.operands[0] == value]
+            bias = _bias(graph, value, other, axes)
+            if bias is not None:
+                return bias, None
+        moved = graph_lib.after(graph, user, axes)
+        if moved is None:
+            break
+        value, axes = user.results[0], moved
+    raise Refusal("the layer after it has no bias")
+
+
+def _bias(graph: Graph, value: Value, other: Value, axes: Axes) -> Place | None:
+    """What is added to `value`, if it is a parameter with one number per channel."""
+    sizes, given = graph.shapes[value], graph.shapes[other]
+    if len(sizes) != len(given) or any(sizes[a] != given[a] for a in axes):
+        return None
+    return kernels.leaf_of(graph, other, axes)

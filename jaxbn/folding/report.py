@@ -1,0 +1,38 @@
+"""What was folded into which layer, and why the rest was not."""
+
+from typing import Literal, NamedTuple
+
+Place = Literal["before", "after", "affine", "left"]
+
+_WORDS = {
+    "before": "folded into {}",
+    "after": "folded into {}, which follows",
+    "affine": "a scale and a bias",
+    "left": "left as it is",
+}
+
+
+class FoldedLayer(NamedTuple):
+    """What became of one layer."""
+
+    path: str
+    place: Place  # Of the layer that took it: before or after; "affine": none did.
+    into: str | None  # That layer.
+    reason: str  # Why none before it did, and why none after; empty where one did.
+
+
+class Report(NamedTuple):
+    """One row per layer, in the order in which they are computed."""
+
+    layers: tuple[FoldedLayer, ...]
+
+    def __str__(self) -> str:
+        """One line per layer."""
+        names = [each.path or "(the model)" for each in self.layers]
+        width = max(map(len, names), default=0)
+        lines = []
+        for name, each in zip(names, self.layers, strict=True):
+            text = _WORDS[each.place].format(each.into)
+            because = f": {each.reason}" if each.reason else ""
+            lines.append(f"{name.ljust(width)}  {text}{because}")
+        return "\n".join(lines)

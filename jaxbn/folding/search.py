@@ -1,0 +1,98 @@
+"""Folds every normalisation of a graph into the layers beside it, where it can."""
+
+import collections
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxbn.folding import linear, merging
+from jaxbn.folding.graph import Graph, Value
+from jaxbn.folding.linear import Following, Norm, Refusal
+from jaxbn.folding.merging import Affine
+from jaxbn.folding.report import FoldedLayer
+
+
+class Layer(NamedTuple):
+    """A normalisation of the model, as the affine map that it is in evaluation."""
+
+    path: str
+    norm: Norm
+    affine: Affine
+    activates: bool
+
+
+class Folded(NamedTuple):
+    """What is left of all layers, and the parameters that took the rest."""
+
+    parameters: dict[Value, np.ndarray]  # Those that changed.
+    affines: dict[str, Affine]  # By path.
+    rows: dict[str, FoldedLayer]  # By path.
+
+
+def fold(
+    graph: Graph,
+    layers: list[Layer],
+    parameters: Mapping[Value, Any],
+    names: Mapping[Value, str],
+) -> Folded:
+    """Folds into the layer before where there is one, else into the one after.
+
+    Args:
+      graph: of the whole model.
+      layers: all that are to be folded, each once.
+      parameters: of the model.
+      names: of the layers that the parameters belong to.
+    """
+    changed: dict[Value, np.ndarray] = {}
+    now = collections.ChainMap(changed, dict(parameters))
+    affines = {layer.path: layer.affine for layer in layers}
+    rows: dict[str, FoldedLayer] = {}
+    before: dict[Value, Layer] = {}  # Those folded into the layer before, by input.
+
+    for layer in layers:
+        try:
+            place = linear.preceding(graph, layer.norm)
+        except Refusal as refusal:
+            rows[layer.path] = FoldedLayer(layer.path, "affine", None, str(refusal))
+            continue
+        new, affines[layer.path] = merging.into_preceding(place, layer.affine, now)
+        changed.update(new)
+        before[layer.norm.input] = layer
+        into = names[place.kernel.leaf]
+        rows[layer.path] = FoldedLayer(layer.path, "before", into, "")
+
+    norms = {value: layer.norm for value, layer in before.items()}
+    for layer in layers:
+        row = rows[layer.path]
+        if row.place == "before":
+            continue
+        try:
+            place = _after(graph, layer, norms)
+        except Refusal as refusal:
+            rows[layer.path] = row._replace(reason=f"{row.reason}; {refusal}")
+            continue
+        new, moved = merging.into_following(place, layer.affine, now)
+        changed.update(new)
+        if place.bias is not None:
+            bias = np.asarray(now[place.bias.leaf])
+            moved = merging.along(moved, place.bias.axes, bias.ndim)
+            changed[place.bias.leaf] = bias + moved
+        elif place.norm is not None:
+            other = before[place.norm.input].path
+            affines[other] = Affine(None, affines[other].shift + moved)
+        affines[layer.path] = Affine(None, None)
+        into = names[place.kernel.leaf]
+        rows[layer.path] = FoldedLayer(layer.path, "after", into, "")
+    return Folded(changed, affines, rows)
+
+
+def _after(graph: Graph, layer: Layer, norms: Mapping[Value, Norm]) -> Following:
+    """The layer that follows, unless something about the layer itself forbids it."""
+    residual = len(layer.norm.node.operands) > 3
+    if layer.activates or residual:
+        raise Refusal("its own activation or residual stands after it")
+    found = linear.following(graph, layer.norm, norms)
+    if found.pads and np.any(layer.affine.shift != 0):
+        raise Refusal("the layer after it pads with zeros, which are not shifted")
+    return found
