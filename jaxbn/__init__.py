@@ -38,6 +38,7 @@ __all__ = [
 # `import jaxbn` needs no Flax.
 _MODULES = {
     "estimators": "jaxbn.core.estimators",
+    "folding": "jaxbn.folding",
     "interop": "jaxbn.interop",
     "linen": "jaxbn.linen",
     "nnx": "jaxbn.nnx",
@@ -51,7 +52,10 @@ _MODULES = {
 _FUNCTIONS = {
     "diagnose": "jaxbn.diagnosis",
     "fold": "jaxbn.folding",
+    "freeze": "jaxbn.freezing",
     "recalibrate": "jaxbn.population",
+    "replace": "jaxbn.replacement",
+    "unfreeze": "jaxbn.freezing",
 }
 
 

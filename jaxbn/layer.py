@@ -6,14 +6,13 @@ what is trained is decided here, and the functional form is called.
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbn import checks, estimation, functional
+from jaxbn import checks, estimation, functional, switches
 from jaxbn.core import estimators, moments, passes, running
 
 # Fields of a layer that `batch_norm_train` takes under the same name.
@@ -46,62 +45,8 @@ class Layer(Protocol):
     variance: Any
     use_fast_variance: Any
     force_float32_reductions: Any
-    update_running_average: Any
-    train_affine: Any
     statistics: Any
     unbiased: Any
-
-
-class Switches(NamedTuple):
-    """Three choices that Flax makes with one flag."""
-
-    use_running_average: bool  # Which statistics normalise: those of the batch if not.
-    update_running_average: bool
-    train_affine: bool
-
-
-def switches(
-    layer: Layer,
-    use_running_average: bool,
-    update_running_average: bool | None,
-    train_affine: bool | None,
-) -> Switches:
-    """The switches of one call: what it says, else the layer, else the default.
-
-    Raises:
-      TypeError: if one is not True or False, or not known while tracing.
-    """
-    use = _as_bool("use_running_average", use_running_average)
-    if update_running_average is None:
-        update_running_average = layer.update_running_average
-    if update_running_average is None:
-        update_running_average = not use
-    affine = layer.train_affine if train_affine is None else train_affine
-    return Switches(
-        use,
-        _as_bool("update_running_average", update_running_average),
-        _as_bool("train_affine", affine),
-    )
-
-
-def _as_bool(name: str, value: Any) -> bool:
-    if isinstance(value, jax.core.Tracer):
-        raise TypeError(
-            f"`{name}` must be known while tracing, got {value}; mark it static, or "
-            "trace a program for each value."
-        )
-    if (
-        np.ndim(value) == 0
-        and np.asarray(value).dtype.kind in "biu"
-        and value in (0, 1)
-    ):
-        return bool(value)
-    remedy = ""
-    if isinstance(value, int):
-        remedy = (
-            "; the number of channels is that of the input and not given to a layer"
-        )
-    raise TypeError(f"`{name}` must be True or False, got {value!r}{remedy}.")
 
 
 def channels(layer: Layer, x: jax.Array) -> tuple[int, ...]:
@@ -166,7 +111,7 @@ def before_the_first_pass(layer: Layer, state: Any) -> passes.Passes:
 
 def apply(
     layer: Layer,
-    on: Switches,
+    on: switches.Switches,
     x: jax.Array,
     scale: jax.Array | None,
     bias: jax.Array | None,
@@ -198,8 +143,8 @@ def apply(
       initializing: True: nothing moves, and no axis name need be bound.
       name: of the layer, for warnings.
     """
-    if not on.train_affine:
-        scale, bias = jax.lax.stop_gradient((scale, bias))
+    scale = scale if on.train_scale else jax.lax.stop_gradient(scale)
+    bias = bias if on.train_bias else jax.lax.stop_gradient(bias)
 
     follow = estimator(layer)
     if collecting:

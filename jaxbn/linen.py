@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen import dtypes, initializers
 
-from jaxbn import checks, folded, layer, moments_collection
+from jaxbn import checks, folded, layer, moments_collection, switches
 from jaxbn.core import moments, reduction
 from jaxbn.estimation import Statistics
 from jaxbn.grouping import GroupSize
@@ -118,6 +118,7 @@ class BatchNorm(nn.Module):
         residual: jax.typing.ArrayLike | None = None,
         update_running_average: bool | None = None,
         train_affine: bool | None = None,
+        frozen: switches.Frozen | None = None,
     ) -> jax.Array:
         """Normalises `x`.
 
@@ -128,6 +129,7 @@ class BatchNorm(nn.Module):
           residual: of the shape of `x`, added before the activation.
           update_running_average: overrides the class.
           train_affine: overrides the class.
+          frozen: overrides all of these; `jaxbn.freeze` gives it.
 
         Returns:
           `y` of the shape of `x`.
@@ -136,25 +138,26 @@ class BatchNorm(nn.Module):
           ValueError, TypeError: as `jaxbn.batch_norm_train`; in inference not for
             groups, masks and axis names.
         """
-        switches = layer.switches(
+        on = switches.switches(
             self,
             nn.merge_param(
                 "use_running_average", self.use_running_average, use_running_average
             ),
             update_running_average,
             train_affine,
+            frozen or switches.Frozen(),
         )
         x = jnp.asarray(x)
         shape = layer.channels(self, x)
         if self.has_variable(folded.COLLECTION, "dtype"):
-            return self._folded(x, switches, residual)
+            return self._folded(x, on, residual)
         state = self._batch_stats(shape, x.dtype)
         scale = self._param("scale", shape) if self.use_scale else None
         bias = self._param("bias", shape) if self.use_bias else None
         collecting = self._is_collecting()
         y, moved = layer.apply(
             self,
-            switches,
+            on,
             x,
             scale,
             bias,
@@ -187,7 +190,7 @@ class BatchNorm(nn.Module):
         return kind(*map(variable, kind._fields))
 
     @nn.nowrap
-    def _folded(self, x, switches, residual):
+    def _folded(self, x, on, residual):
         """The output of a layer that `jaxbn.fold` has put elsewhere."""
         scale, bias, promoted = (
             self.get_variable(folded.COLLECTION, name)
@@ -197,8 +200,8 @@ class BatchNorm(nn.Module):
             x,
             scale,
             bias,
-            use_running_average=switches.use_running_average,
-            update_running_average=switches.update_running_average,
+            use_running_average=on.use_running_average,
+            update_running_average=on.update_running_average,
             axis=self.axis,
             residual=residual,
             activation=self.activation,

@@ -21,7 +21,7 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from jax.nn import initializers
 
-from jaxbn import layer
+from jaxbn import layer, switches
 from jaxbn.core import reduction
 from jaxbn.estimation import Statistics
 from jaxbn.grouping import GroupSize
@@ -132,6 +132,7 @@ class BatchNorm(nnx.Module):
         self.variance = variance
         self.update_running_average = update_running_average
         self.train_affine = train_affine
+        self.frozen = switches.Frozen()  # Set by `jaxbn.freeze`.
         self.statistics = statistics
 
         shape = layer.as_channels(num_features)
@@ -183,8 +184,8 @@ class BatchNorm(nnx.Module):
                 "`use_running_average` must be given to the layer or to the call, got "
                 "None in both; or call `train()` or `eval()` of the model."
             )
-        switches = layer.switches(
-            self, use_running_average, update_running_average, train_affine
+        on = switches.switches(
+            self, use_running_average, update_running_average, train_affine, self.frozen
         )
         x = jnp.asarray(x)
         if layer.channels(self, x) != self.mean.shape:
@@ -200,7 +201,7 @@ class BatchNorm(nnx.Module):
         promoted = self.promote_dtype(arrays, dtype=self.dtype)
         y, moved = layer.apply(
             self,
-            switches,
+            on,
             x,
             scale,
             bias,
@@ -238,13 +239,11 @@ class BatchNorm(nnx.Module):
         update_running_average: bool | None = None,
         train_affine: bool | None = None,
     ) -> None:
-        """Sets what is given; called by `nnx.view`.
-
-        The arguments are those of the constructor.
-        """
-        if use_running_average is not None:
-            self.use_running_average = use_running_average
-        if update_running_average is not None:
-            self.update_running_average = update_running_average
-        if train_affine is not None:
-            self.train_affine = train_affine
+        """Sets what is given, as the constructor does; called by `nnx.view`."""
+        given = {
+            "use_running_average": use_running_average,
+            "update_running_average": update_running_average,
+            "train_affine": train_affine,
+        }
+        for name, value in given.items():
+            setattr(self, name, getattr(self, name) if value is None else value)

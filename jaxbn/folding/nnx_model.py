@@ -7,6 +7,7 @@ from flax import nnx
 
 from jaxbn import layer as layer_lib
 from jaxbn.folding import program
+from jaxbn.folding.merging import Affine
 from jaxbn.folding.nnx_layer import Folded, FoldedBatchNorm
 from jaxbn.folding.program import Seen
 from jaxbn.folding.report import FoldedLayer, Report
@@ -27,10 +28,8 @@ def fold(model: nnx.Module, example: Any, call: Any) -> tuple[nnx.Module, Report
             left.append(FoldedLayer(name, "left", None, reason))
         if not isinstance(node, BatchNorm):
             return node
-        layers[name] = seen = _seen(node, name)
-        return FoldedBatchNorm(
-            node, jnp.asarray(seen.affine.scale), jnp.asarray(seen.affine.shift)
-        )
+        layers[name] = Seen(name, node.axis, node.activation, _affine(node))
+        return as_affine(name, node)
 
     copy = nnx.recursive_map(replaced, copy)
     graph, state = nnx.split(copy)
@@ -53,10 +52,21 @@ def _variable(part: Any) -> Folded | None:
     return None if part is None else Folded(jnp.asarray(part))
 
 
-def _seen(norm: BatchNorm, name: str) -> Seen:
+def as_affine(path: str, norm: BatchNorm) -> FoldedBatchNorm:
+    """The layer as a scale and a bias, for evaluation: a function for `jaxbn.replace`.
+
+    Args:
+      path: not needed.
+      norm: a layer of jaxbn; its running statistics are what it is made of.
+    """
+    del path
+    affine = _affine(norm)
+    return FoldedBatchNorm(norm, jnp.asarray(affine.scale), jnp.asarray(affine.shift))
+
+
+def _affine(norm: BatchNorm) -> Affine:
     scale, bias = (
         None if part is None else part[...] for part in (norm.scale, norm.bias)
     )
     stats = layer_lib.estimator(norm).estimate(norm._state())
-    affine = program.affine_of(stats, scale, bias, norm.epsilon)
-    return Seen(name, norm.axis, norm.activation, affine)
+    return program.affine_of(stats, scale, bias, norm.epsilon)

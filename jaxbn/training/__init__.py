@@ -41,6 +41,7 @@ written with the parts that a step is made of:
   ...     return gradient.applied_to(state), gradient.metrics, norm
 """
 
+from jaxbn.training.frozen_mask import frozen_mask as frozen_mask
 from jaxbn.training.gradient import Gradient as Gradient
 from jaxbn.training.gradient import LossFn as LossFn
 from jaxbn.training.gradient import value_and_grad as value_and_grad

@@ -1,0 +1,174 @@
+"""Freezing layers of a model by their path, for fine-tuning.
+
+>>> import jax.numpy as jnp
+>>> from jaxbn.nnx import BatchNorm
+>>> model = nnx.Sequential(BatchNorm(3, rngs=nnx.Rngs(0)))
+>>> model = freeze(model, scale=False, bias=False)
+>>> model.train()  # The statistics stay frozen, scale and bias are trained.
+>>> y = model(jnp.ones((8, 3)))
+>>> model.layers[0].mean[...]
+Array([0., 0., 0.], dtype=float32)
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import flax.linen as nn
+from flax import nnx
+
+from jaxbn import linen, selection
+from jaxbn import nnx as nnx_layer
+from jaxbn.selection import Where
+from jaxbn.switches import Frozen
+
+Target = TypeVar("Target", bound=Callable[..., Any])
+
+
+def freeze(
+    target: Target,
+    where: Where = None,
+    *,
+    statistics: bool = True,
+    updates: bool = True,
+    scale: bool = True,
+    bias: bool = True,
+) -> Target:
+    """Freezes layers of jaxbn, whatever mode the model is in.
+
+    An NNX model is changed in place and stays frozen through `model.train()`. Linen
+    modules have no state of their own: give the function that runs the model, such as
+    the `loss_fn` of a train step, and use the one that is returned. Under `jax.jit` the
+    frozen function is what must be jitted.
+
+    No gradient reaches frozen parameters, but an optimiser may still move them, by
+    weight decay or momentum: see `jaxbn.training.frozen_mask`.
+
+    Args:
+      target: an NNX model, or a function that runs Linen models.
+      where: which layers; see `jaxbn.selection.Where`.
+      statistics: normalise by the running statistics in training too.
+      updates: do not move the running statistics.
+      scale: do not train the scale.
+      bias: do not train the bias.
+
+    Returns:
+      The model, or the function that runs its models with frozen layers.
+
+    Raises:
+      ValueError: if `where` matches no layer; of a function when it is called.
+      TypeError: if `target` is neither, or a Linen module.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from jaxbn.linen import BatchNorm
+      >>> net, x = BatchNorm(use_running_average=False), jnp.ones((8, 3))
+      >>> variables = net.init(jax.random.key(0), x)
+      >>> run = freeze(lambda variables, x: net.apply(variables, x))
+      >>> run(variables, x).std() == 0  # Nothing moves, so nothing need be mutable.
+      Array(True, dtype=bool)
+    """
+    given = Frozen(statistics, updates, scale, bias)
+    return _changed(target, where, given, True)
+
+
+def unfreeze(
+    target: Target,
+    where: Where = None,
+    *,
+    statistics: bool = True,
+    updates: bool = True,
+    scale: bool = True,
+    bias: bool = True,
+) -> Target:
+    """Undoes `freeze`, for all layers or some of them.
+
+    Args:
+      target: as `freeze`.
+      where: as `freeze`.
+      statistics: let the mode of the model decide which statistics normalise.
+      updates: likewise whether the running ones move.
+      scale: train the scale, where the layer does.
+      bias: train the bias, where the layer does.
+
+    Returns:
+      As `freeze`.
+
+    Raises:
+      ValueError, TypeError: as `freeze`.
+    """
+    given = Frozen(statistics, updates, scale, bias)
+    return _changed(target, where, given, False)
+
+
+class _Rule(NamedTuple):
+    """What is frozen or unfrozen, and where."""
+
+    where: Where
+    given: Frozen
+    value: bool
+
+    def applied(self, frozen: Frozen) -> Frozen:
+        """`frozen` with what the rule says."""
+        pairs = zip(frozen, self.given, strict=True)
+        return Frozen(*(self.value if given else old for old, given in pairs))
+
+
+def _changed(target: Any, where: Where, given: Frozen, value: bool) -> Any:
+    rule = _Rule(where, given, value)
+    if isinstance(target, nnx.Module):
+        return _changed_model(target, rule)
+    if isinstance(target, nn.Module) or not callable(target):
+        raise TypeError(
+            "`target` must be an NNX model, or a function that runs a Linen model, got "
+            f"{type(target).__name__}; give your `loss_fn`, or what calls `apply`."
+        )
+    if isinstance(target, _Frozen):
+        return _Frozen(target.function, (*target.rules, rule))
+    return _Frozen(target, (rule,))
+
+
+def _changed_model(model: nnx.Module, rule: _Rule) -> nnx.Module:
+    layers = {
+        "/".join(map(str, path)): module
+        for path, module in nnx.iter_modules(model)
+        if isinstance(module, nnx_layer.BatchNorm)
+    }
+    meant = list(filter(selection.as_predicate(rule.where), layers))
+    selection.check_any(rule.where, meant, layers)
+    for path in meant:
+        layers[path].frozen = rule.applied(layers[path].frozen)
+    return model
+
+
+class _Frozen:
+    """A function whose Linen layers are frozen as the rules say, one after another."""
+
+    def __init__(self, function: Callable[..., Any], rules: tuple[_Rule, ...]):
+        functools.update_wrapper(self, function)
+        self.function = function
+        self.rules = rules
+        self._is_meant = [selection.as_predicate(rule.where) for rule in rules]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        seen: set[str] = set()
+
+        def give_frozen(next_function, args, kwargs, context):
+            is_layer = isinstance(context.module, linen.BatchNorm)
+            if is_layer and context.method_name == "__call__":
+                path = "/".join(context.module.path)
+                seen.add(path)
+                kwargs = {**kwargs, "frozen": self._frozen(path)}
+            return next_function(*args, **kwargs)
+
+        with nn.intercept_methods(give_frozen):
+            result = self.function(*args, **kwargs)
+        for rule, is_meant in zip(self.rules, self._is_meant, strict=True):
+            selection.check_any(rule.where, filter(is_meant, seen), seen)
+        return result
+
+    def _frozen(self, path: str) -> Frozen:
+        frozen = Frozen()
+        for rule, is_meant in zip(self.rules, self._is_meant, strict=True):
+            frozen = rule.applied(frozen) if is_meant(path) else frozen
+        return frozen

@@ -1,0 +1,84 @@
+"""Putting other layers in the place of the normalisation of an NNX model."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from flax import nnx
+
+from jaxbn import selection
+from jaxbn.nnx import BatchNorm
+from jaxbn.selection import Where
+
+
+def replace(
+    model: nnx.Module,
+    make: Callable[[str, Any], Any] | None = None,
+    where: Where = None,
+    **options: Any,
+) -> nnx.Module:
+    """A copy of an NNX model with other layers in the place of its `BatchNorm`.
+
+    The layers of jaxbn and those of Flax count. A layer that is used in several places
+    is replaced in all of them by one.
+
+    A Linen model makes its layers while it runs, so their kind is a field of the model:
+    `norm: Callable = jaxbn.linen.BatchNorm`, and `functools.partial` sets options.
+
+    Args:
+      model: not changed.
+      make: of the path and the layer; returns what takes its place, for instance
+        `lambda path, norm: nnx.GroupNorm(norm.num_features, rngs=rngs)`, or the layer
+        itself. `jaxbn.folding.as_affine` is one.
+      where: which layers; see `jaxbn.selection.Where`.
+      **options: instead of `make`: of `jaxbn.nnx.BatchNorm`. The layer with the
+        variables and the attributes of the old one, and these options.
+
+    Returns:
+      The new model; variables are copies.
+
+    Raises:
+      ValueError: if `where` matches no layer, or `make` and `options` are both given.
+      TypeError: if an option is none of `BatchNorm`.
+
+    Example:
+      >>> model = nnx.Sequential(nnx.BatchNorm(3, rngs=nnx.Rngs(0)))
+      >>> model = replace(model, momentum=0.9)
+      >>> type(model.layers[0]).__module__, model.layers[0].momentum
+      ('jaxbn.nnx', 0.9)
+    """
+    if make is not None and options:
+        raise ValueError(
+            f"`make` and options of `BatchNorm` exclude each other, got {make!r} and "
+            f"{sorted(options)}."
+        )
+    is_meant = selection.as_predicate(where)
+    paths: list[str] = []
+    meant: list[str] = []
+
+    def replaced(keys: tuple[Any, ...], node: Any) -> Any:
+        if not isinstance(node, (BatchNorm, nnx.BatchNorm)):
+            return node
+        path = "/".join(map(str, keys))
+        paths.append(path)
+        if not is_meant(path):
+            return node
+        meant.append(path)
+        return make(path, node) if make is not None else _with_options(node, options)
+
+    new = nnx.recursive_map(replaced, nnx.clone(model))
+    selection.check_any(where, meant, paths)
+    return new
+
+
+def _with_options(norm: Any, options: dict[str, Any]) -> BatchNorm:
+    """A layer of jaxbn with the attributes and the variables of another."""
+    names = set(inspect.signature(BatchNorm.__init__).parameters) - {"rngs", "self"}
+    given = {name: getattr(norm, name) for name in names if hasattr(norm, name)}
+    new = BatchNorm(**{**given, **options}, rngs=nnx.Rngs(0))
+    for name, value in vars(norm).items():
+        if isinstance(getattr(new, name, None), nnx.Variable) and value is not None:
+            setattr(new, name, value)
+    if isinstance(norm, BatchNorm):
+        new.frozen = norm.frozen
+    return new
