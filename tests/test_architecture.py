@@ -36,6 +36,7 @@ ORDER = (
     "jaxbn.diagnosis",
     "jaxbn.replicas",
     "jaxbn.interop.conversion",
+    "jaxbn.interop.files",
     "jaxbn.interop.packages",
     "jaxbn.interop",
     "jaxbn.parallel",
