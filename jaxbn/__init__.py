@@ -38,10 +38,12 @@ __all__ = [
 # `import jaxbn` needs no Flax.
 _MODULES = {
     "estimators": "jaxbn.core.estimators",
+    "guide": "jaxbn.guide",
     "interop": "jaxbn.interop",
     "linen": "jaxbn.linen",
     "nnx": "jaxbn.nnx",
     "parallel": "jaxbn.parallel",
+    "reproducibility": "jaxbn.reproducibility",
     "testing": "jaxbn.testing",
     "training": "jaxbn.training",
 }

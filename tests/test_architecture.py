@@ -49,6 +49,8 @@ ORDER = (
     "jaxbn.training.nnx_steps",
     "jaxbn.training",
     "jaxbn.testing",
+    "jaxbn.guide",
+    "jaxbn.reproducibility",
     "experiments",
 )
 
