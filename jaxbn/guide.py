@@ -8,6 +8,7 @@
   ...     @nn.compact
   ...     def __call__(self, x, train, mask=None):
   ...         x = nn.Dense(8, use_bias=False)(x)
+  ...         mask = None if mask is None else mask[:, None]
   ...         norm = linen.BatchNorm(axis_name=self.axis_name, momentum=0.9)
   ...         return nn.Dense(2)(nn.relu(norm(x, not train, mask=mask)))
   >>> x, y = jax.random.normal(jax.random.key(0), (16, 4)), jnp.arange(16) % 2
@@ -111,7 +112,7 @@ initialising the name need not be bound; later an unknown one is an error.
 
 `jax.pmap(named, axis_name="data")` is the same with a copy of the state per device. If
 replicas kept statistics of their own, `jaxbn.sync_batch_stats` merges them, and
-`jaxbn.in_sync` asks whether they differ.
+`jaxbn.in_sync` asks whether they are equal.
 
 **My batches are small.** Their moments are noisy: share them over all devices
 (`axis_name`), or over `group_size` neighbouring ones where a part is enough. The
@@ -124,17 +125,20 @@ statistics.
 
 **Some of my examples are padding.** Give every layer a `mask`, True where an element
 counts; it broadcasts to `x`, so that `[N, L]` of sequences becomes `mask[..., None]`.
-What is masked changes nothing elsewhere, over devices with unequal counts too. The
-`mask` of a batch, `[N]`, leaves examples out of loss and metrics; `pad_batch` makes it:
+Pad with finite numbers. What is masked changes nothing elsewhere, over devices with
+unequal counts too. The `mask` of a batch, `[N]`, leaves examples out of loss and
+metrics; `pad_batch` makes it:
 
   >>> batch = jaxbn.parallel.pad_batch({"x": x[:13], "y": y[:13]}, multiple=8)
-  >>> mask = batch["mask"]
   >>> options = {"train": True, "mutable": ["batch_stats"]}
-  >>> _, padded = net.apply(variables, batch["x"], mask=mask[:, None], **options)
+  >>> _, padded = net.apply(variables, batch["x"], mask=batch["mask"], **options)
   >>> _, of_13 = net.apply(variables, x[:13], **options)
   >>> means = [new["batch_stats"]["BatchNorm_0"]["mean"] for new in (padded, of_13)]
   >>> np.allclose(*means, atol=1e-6)
   True
+  >>> metrics = training.make_eval_step(loss_fn)(state, batch)
+  >>> int(metrics["loss"].count)
+  13
 
 **How do I fine-tune with frozen statistics?** Three switches, in the constructor or the
 call: `use_running_average=True` normalises by the running statistics,
@@ -175,7 +179,8 @@ names.
   >>> saved = flax.serialization.to_bytes(state)
   >>> state = flax.serialization.from_bytes(begin(net), saved)
 
-With orbax, `StandardCheckpointer().save(path, state)` and `.restore(path, begin(net))`.
+With orbax, `with orbax.checkpoint.StandardCheckpointer() as c:`, in it `c.save(path,
+state)` or `c.restore(path, begin(net))`; its end waits for the file.
 
 **Losses become NaN, or half precision goes wrong.** Statistics are float32 in any
 `dtype`, and the variance is the stable one; `use_fast_variance=True` is Flax's, which
@@ -184,7 +189,7 @@ that are not finite leave the running statistics as they are. Leave `dtype` to t
 layers: statistics need no cast of your own.
 
 **I come from PyTorch.** `interop.from_torch` takes a `state_dict` or a `.safetensors`
-file.
+file; `from_keras` and `from_haiku` are beside it.
 
   ====================================  ============================================
   `torch.nn.BatchNorm2d`                `jaxbn.linen.BatchNorm`

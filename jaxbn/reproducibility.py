@@ -45,8 +45,8 @@ But for rounding, because sums are taken in another order:
 Not equal:
 
 - a training with `micro_batches=k` and one on whole batches: each part is normalised by
-  its own statistics, as with `group_size` of its size, to which it is equal but for
-  rounding
+  its own statistics, as with `group_size` of its size and the examples in its order, to
+  which it is equal but for rounding
   (`tests/test_reproducibility.py::test_micro_batches_are_groups_of_the_whole_batch_but_for_rounding`);
 - a bias right before a normalisation, under Adam and its like: its gradient is 0 but
   for rounding, which they scale to whole steps. What the network gives in training is
