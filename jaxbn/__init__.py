@@ -39,10 +39,12 @@ __all__ = [
 _MODULES = {
     "estimators": "jaxbn.core.estimators",
     "folding": "jaxbn.folding",
+    "guide": "jaxbn.guide",
     "interop": "jaxbn.interop",
     "linen": "jaxbn.linen",
     "nnx": "jaxbn.nnx",
     "parallel": "jaxbn.parallel",
+    "reproducibility": "jaxbn.reproducibility",
     "testing": "jaxbn.testing",
     "training": "jaxbn.training",
 }

@@ -53,6 +53,7 @@ ORDER = (
     "jaxbn.folding",
     "jaxbn.replicas",
     "jaxbn.interop.conversion",
+    "jaxbn.interop.files",
     "jaxbn.interop.packages",
     "jaxbn.interop",
     "jaxbn.parallel",
@@ -66,6 +67,8 @@ ORDER = (
     "jaxbn.training.nnx_steps",
     "jaxbn.training",
     "jaxbn.testing",
+    "jaxbn.guide",
+    "jaxbn.reproducibility",
     "experiments",
 )
 

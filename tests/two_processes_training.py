@@ -33,6 +33,11 @@ def loss_fn(model, batch, train):
     return {"loss": (model(batch["x"], train=train)[:, 0] - batch["y"]) ** 2}
 
 
+def make_batch(step):
+    """Inputs of all processes."""
+    return np.random.default_rng(step).normal(3, 2, (16, 3)).astype(np.float32)
+
+
 def main():
     process, port, out = sys.argv[1:4]
     out = pathlib.Path(out)
@@ -51,8 +56,7 @@ def main():
     for step in range(start, STEPS):
         if "die" in sys.argv and step == DIES_AT and process == "1":
             os.kill(os.getpid(), signal.SIGKILL)
-        x = np.random.default_rng(step).normal(3, 2, (16, 3)).astype(np.float32)
-        part = two_processes.local_part(x)
+        part = two_processes.local_part(make_batch(step))
         batch = parallel.shard_batch({"x": part, "y": part.sum(-1)}, mesh)
         state, _ = train_step(state, batch)
         checkpoints.save(step + 1, state)

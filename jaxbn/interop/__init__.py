@@ -1,8 +1,10 @@
 """Weights from and to PyTorch, Keras and Haiku, as plain arrays by name.
 
-None of these packages is imported. What is converted is a tree of variables as Linen
-(`model.init(...)`) or NNX (`nnx.to_pure_dict(nnx.state(model))`) has them; `names` says
-which of its modules is which of theirs:
+None of these packages is imported, and no pickle is read: weights are arrays by name,
+or the path of a `.safetensors` file of these (`load_safetensors`, `save_safetensors`).
+What is converted is a tree of variables as Linen (`model.init(...)`) or NNX
+(`nnx.to_pure_dict(nnx.state(model))`) has them; `names` says which of its modules is
+which of theirs:
 
   >>> import numpy as np
   >>> template = {"params": {"bn": {"scale": np.ones(2), "bias": np.zeros(2)}},
@@ -14,9 +16,10 @@ which of its modules is which of theirs:
   (array([3., 3.]), array([1., 1.]))
 
 Layers besides Batch Normalization are converted too: kernels of dense and convolutional
-layers change their layout, embeddings and other normalisations keep it. What a name
-cannot tell stays with the user: transposed convolutions, and a dense layer after a
-flattened image, whose order of channels and places differs between the layouts.
+layers change their layout, embeddings and other normalisations keep it. A module with
+neither a kernel nor an embedding is taken for a normalisation. What a name cannot tell
+stays with the user: transposed convolutions, and a dense layer after a flattened image,
+whose order of channels and places differs between the layouts.
 
 What `statistics` other than "ema" keep beside mean and variance stays as the template
 has it. Give a new layer some before it trains on, or its first batch takes the place of
@@ -29,6 +32,8 @@ running variance by the unbiased one, as jaxbn, Keras by the biased one
 (`unbiased=False`).
 """
 
+from jaxbn.interop.files import load_safetensors as load_safetensors
+from jaxbn.interop.files import save_safetensors as save_safetensors
 from jaxbn.interop.packages import from_haiku as from_haiku
 from jaxbn.interop.packages import from_keras as from_keras
 from jaxbn.interop.packages import from_torch as from_torch

@@ -19,12 +19,13 @@ class Format(NamedTuple):
     of_other: Mapping[str, str]
     outputs_first: bool  # Of kernels: [O, I, ...] instead of [..., I, O].
     ignored: tuple[str, ...]  # Endings of names without a counterpart.
+    also: Mapping[str, str]  # Of some modules, where `weights` have this name instead.
 
 
 def converted(form: Format, weights: Weights, template: Any, names: Names) -> Any:
     """The tree with the values of `weights`; see `jaxbn.interop.from_torch`."""
     leaves, structure = _leaves(template)
-    keys = _keys(form, leaves, names)
+    keys = _keys(form, leaves, names, weights)
     problems = _check_names(leaves, keys, names)
     values = jax.tree.leaves(template)
     for leaf in leaves:
@@ -54,22 +55,29 @@ def converted(form: Format, weights: Weights, template: Any, names: Names) -> An
 def exported(form: Format, variables: Any, names: Names) -> dict[str, np.ndarray]:
     """Arrays of the tree by their names elsewhere; see `jaxbn.interop.to_torch`."""
     leaves, _ = _leaves(variables)
-    keys = _keys(form, leaves, names)
-    _raise(_check_names(leaves, keys, names))
-    made = {}
+    keys = _keys(form, leaves, names, {})
+    problems = _check_names(leaves, keys, names)
+    made: dict[str, np.ndarray] = {}
     for leaf in leaves:
         if leaf.place in keys:
-            value = np.asarray(leaf.value)
-            if (
-                value.dtype.kind == "V"
-            ):  # bfloat16 and other types that are not NumPy's.
+            key, value = keys[leaf.place], np.asarray(leaf.value)
+            if value.dtype.kind == "V":  # bfloat16 and others that are not NumPy's.
                 value = value.astype(np.float32)
             if leaf.name == "kernel" and form.outputs_first:
                 value = np.moveaxis(value, (-1, -2), (0, 1))
-            made[keys[leaf.place]] = np.array(value, order="C")
+            if key in made and not np.array_equal(made[key], value, equal_nan=True):
+                problems.append(
+                    f"{leaf.module}/{leaf.name} would be {key!r}, and so would other "
+                    "values; give each module a name of its own"
+                )
+            made[key] = np.array(value, order="C")
+    _raise(problems)
     return made
 
 
+# What a module has that is no normalisation. A scale would not tell: a normalisation
+# may be without it, and have a bias alone.
+_OF_OTHERS = {"kernel", "embedding"}
 # Variables of NNX's random streams.
 _OF_STREAMS = ("count", "key")
 # What estimators keep beside mean and variance.
@@ -101,18 +109,22 @@ def _leaves(tree: Any) -> tuple[list[_Leaf], Any]:
     return found, structure
 
 
-def _keys(form: Format, leaves: list[_Leaf], names: Names) -> dict[int, str]:
+def _keys(
+    form: Format, leaves: list[_Leaf], names: Names, weights: Weights
+) -> dict[int, str]:
     """The names elsewhere of leaves that have one, by their place."""
-    of_module: dict[str, set[str]] = {}
-    for leaf in leaves:
-        of_module.setdefault(leaf.module, set()).add(leaf.name)
+    others = {leaf.module for leaf in leaves if leaf.name in _OF_OTHERS}
     found = {}
     for leaf in leaves:
-        norm = bool({"scale", "mean"} & of_module[leaf.module])
-        known = form.of_norm if norm else form.of_other
+        known = form.of_other if leaf.module in others else form.of_norm
         if leaf.module in names and leaf.name in known:
-            parts = (names[leaf.module], known[leaf.name])
-            found[leaf.place] = form.separator.join(filter(None, parts))
+            possible = [
+                form.separator.join(filter(None, (names[leaf.module], kind[leaf.name])))
+                for kind in (known, form.also)
+                if leaf.name in kind
+            ]
+            given = [key for key in possible if key in weights]
+            found[leaf.place] = (given or possible)[0]
     return found
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from jaxbn.interop.conversion import Format, Names, Weights, converted, exported
+from jaxbn.interop.files import Path, as_weights
 
 _TORCH = Format(
     ".",
@@ -12,6 +13,7 @@ _TORCH = Format(
     {"kernel": "weight", "bias": "bias", "embedding": "weight"},
     True,
     ("num_batches_tracked",),
+    {},
 )
 _KERAS = Format(
     "/",
@@ -19,6 +21,7 @@ _KERAS = Format(
     {"kernel": "kernel", "bias": "bias", "embedding": "embeddings"},
     False,
     (),
+    {"scale": "scale"},  # Of RMSNormalization.
 )
 _HAIKU = Format(
     "/",
@@ -27,22 +30,23 @@ _HAIKU = Format(
     {"kernel": "w", "bias": "b", "embedding": "embeddings"},
     False,
     ("/hidden", "/counter"),
+    {"bias": "b"},  # Of hk.Bias.
 )  # fmt: skip
 
 
-def from_torch(weights: Weights, template: Any, names: Names) -> Any:
+def from_torch(weights: Weights | Path, template: Any, names: Names) -> Any:
     """The tree with the values of a PyTorch `state_dict`.
 
     Args:
-      weights: tensors or arrays by name.
+      weights: tensors or arrays by name, or the path of a `.safetensors` file.
       template: the tree whose structure, shapes and dtypes the result has.
       names: of the modules.
 
     Raises:
       ValueError: with every difference: names that are missing on either side, weights
-        that are not used, shapes that do not fit.
+        that are not used, shapes that do not fit; or as `load_safetensors`.
     """
-    return converted(_TORCH, weights, template, names)
+    return converted(_TORCH, as_weights(weights), template, names)
 
 
 def to_torch(variables: Any, names: Names) -> dict[str, np.ndarray]:
@@ -53,7 +57,8 @@ def to_torch(variables: Any, names: Names) -> dict[str, np.ndarray]:
       names: of the modules.
 
     Raises:
-      ValueError: if a module of the tree has no name, or a name no module.
+      ValueError: if a module of the tree has no name, a name no module, or two modules
+        the same name and different values.
     """
     weights = exported(_TORCH, variables, names)
     for name in [name for name in weights if name.endswith(".running_mean")]:
@@ -61,22 +66,25 @@ def to_torch(variables: Any, names: Names) -> dict[str, np.ndarray]:
     return weights
 
 
-def from_keras(weights: Weights, template: Any, names: Names) -> Any:
+def from_keras(weights: Weights | Path, template: Any, names: Names) -> Any:
     """The tree with the values of a Keras model.
 
     Args:
-      weights: arrays by path, `{w.path: w.numpy() for w in model.weights}`.
+      weights: arrays by path, `{w.path: w.numpy() for w in model.weights}`, or the path
+        of a `.safetensors` file of these.
       template: as `from_torch`.
       names: as `from_torch`.
 
     Raises:
       ValueError: as `from_torch`.
     """
-    return converted(_KERAS, weights, template, names)
+    return converted(_KERAS, as_weights(weights), template, names)
 
 
 def to_keras(variables: Any, names: Names) -> dict[str, np.ndarray]:
     """Arrays by the paths of a Keras model.
+
+    A scale is called `gamma`, as of all normalisations but RMSNormalization.
 
     Args:
       variables: as `to_torch`.

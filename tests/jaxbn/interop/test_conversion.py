@@ -14,6 +14,8 @@ from jaxbn import interop
 RNG = np.random.default_rng(0)
 BN = {name: RNG.standard_normal(3) for name in ("weight", "bias", "running_mean")}
 BN["running_var"] = RNG.random(3)
+IMAGES = np.ones((2, 4, 4, 6), np.float32)
+STATISTICS = {"moving_mean", "moving_variance"}  # Keras's.
 
 
 def bn_template():
@@ -127,3 +129,58 @@ def test_what_has_no_counterpart_is_told():
     tree = {"params": {"relu": {"negative_slope": np.ones(())}}}
     with pytest.raises(ValueError, match="negative_slope of the tree has no count"):
         interop.to_torch(tree, {"relu": "0"})
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        (nn.LayerNorm(), {"gamma", "beta"}),
+        (nn.LayerNorm(use_scale=False), {"beta"}),
+        (nn.LayerNorm(use_bias=False), {"gamma"}),
+        (nn.GroupNorm(2), {"gamma", "beta"}),
+        (nn.GroupNorm(2, use_scale=False), {"beta"}),
+        (nn.InstanceNorm(use_scale=False), {"beta"}),
+        (nn.RMSNorm(), {"gamma"}),
+        (jaxbn.linen.BatchNorm(True), {"gamma", "beta"} | STATISTICS),
+        (jaxbn.linen.BatchNorm(True, use_scale=False), {"beta"} | STATISTICS),
+        (jaxbn.linen.BatchNorm(True, use_scale=False, use_bias=False), STATISTICS),
+        (nn.Dense(2), {"kernel", "bias"}),
+        (nn.Dense(2, use_bias=False), {"kernel"}),
+        (nn.Conv(2, (3, 3)), {"kernel", "bias"}),
+        (nn.Embed(3, 2), {"embeddings"}),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_every_layer_of_flax_is_called(module, expected):
+    """By its own variables, so that no fake tree decides what a layer has."""
+    x = np.zeros(2, int) if isinstance(module, nn.Embed) else IMAGES
+    variables = module.init(jax.random.key(0), x)
+    tree = {name: {"m": part} for name, part in variables.items()}
+    weights = interop.to_keras(tree, {"m": "m"})
+    assert set(weights) == {f"m/{name}" for name in expected}
+    chex.assert_trees_all_equal(interop.from_keras(weights, tree, {"m": "m"}), tree)
+
+
+def test_a_name_that_only_some_modules_use():
+    """RMSNormalization of Keras has a `scale`, and hk.Bias a `b`."""
+    tree = {"params": {"m": {"scale": np.zeros(3)}}}
+    made = interop.from_keras({"m/scale": np.arange(3.0)}, tree, {"m": "m"})
+    np.testing.assert_array_equal(made["params"]["m"]["scale"], np.arange(3.0))
+    with pytest.raises(ValueError, match="`weights` has no 'm/gamma'"):
+        interop.from_keras({}, tree, {"m": "m"})
+    tree = {"params": {"m": {"bias": np.zeros(3)}}}
+    made = interop.from_haiku({"m": {"b": np.arange(3.0)}}, {}, tree, {"m": "m"})
+    np.testing.assert_array_equal(made["params"]["m"]["bias"], np.arange(3.0))
+
+
+def test_two_modules_of_one_name():
+    """Tied weights are read into both; what differs cannot be written."""
+    tree = {"params": {name: {"embedding": np.zeros((3, 2))} for name in "ab"}}
+    names = {"a": "table", "b": "table"}
+    weights = {"table.weight": np.arange(6.0).reshape(3, 2)}
+    made = interop.from_torch(weights, tree, names)
+    chex.assert_trees_all_equal(made["params"]["a"], made["params"]["b"])
+    chex.assert_trees_all_equal(interop.to_torch(made, names), weights)
+    made["params"]["b"]["embedding"] = np.ones((3, 2))
+    with pytest.raises(ValueError, match=r"b/embedding would be 'table.weight', and"):
+        interop.to_torch(made, names)

@@ -1,7 +1,9 @@
 """Whole models against the packages themselves, where they are installed."""
 
+import collections
 import importlib.util
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -160,14 +162,163 @@ def test_a_network_of_pytorch_goes_on_training(steps):
     evaluated, outputs, after = torch_steps(model)
     our_evaluated, our_outputs, variables = steps(weights)
     np.testing.assert_allclose(our_evaluated, evaluated, atol=1e-5)
-    np.testing.assert_allclose(np.stack(our_outputs), np.stack(outputs), atol=2e-5)
+    np.testing.assert_allclose(np.stack(our_outputs), np.stack(outputs), atol=1e-5)
     back = interop.to_torch(variables, NAMES)
     assert set(back) == set(after)
     for name, value in after.items():
         if not name.endswith("num_batches_tracked"):
             np.testing.assert_allclose(
-                back[name], value.numpy(), atol=2e-5, err_msg=name
+                back[name], value.numpy(), atol=1e-5, err_msg=name
             )
+
+
+def torch_gradients(model, x):
+    """Of all weights and of the input, laid out as here."""
+    import torch
+
+    x = torch.tensor(np.moveaxis(x, -1, 1).copy(), requires_grad=True)
+    torch.sum(torch.sin(model(x))).backward()
+    weights = {name: each.grad.numpy() for name, each in model.named_parameters()}
+    return weights, np.moveaxis(x.grad.numpy(), 1, -1)
+
+
+def linen_gradients(weights, x, train):
+    template = Net().init(jax.random.key(0), X, train=False)
+    variables = interop.from_torch(weights, template, NAMES)
+
+    @jax.jit
+    def loss(params, x):
+        given = variables | {"params": params}
+        y, _ = Net().apply(given, x, train=train, mutable=["batch_stats"])
+        return jnp.sum(jnp.sin(y))
+
+    params, dx = jax.grad(loss, (0, 1))(variables["params"], x)
+    return {"params": params}, dx
+
+
+def nnx_gradients(weights, x, train):
+    model = Model()
+    state = nnx.state(model, (nnx.Param, nnx.BatchStat))
+    made = interop.from_torch(weights, nnx.to_pure_dict(state), NAMES)
+    nnx.replace_by_pure_dict(state, made)
+    nnx.update(model, state)
+    model.train() if train else model.eval()
+    grads, dx = nnx.grad(lambda m, x: jnp.sum(jnp.sin(m(x))), argnums=(0, 1))(model, x)
+    return nnx.to_pure_dict(grads), dx
+
+
+@pytest.mark.exhaustive
+@needs_torch
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("gradients", [linen_gradients, nnx_gradients])
+def test_gradients_are_those_of_pytorch(gradients, train):
+    """Those of a bias before a normalisation are 0, but for rounding of the others."""
+    model = torch_model().train(train)
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    expected, expected_dx = torch_gradients(model, X)
+    grads, dx = gradients(weights, X, train)
+    np.testing.assert_allclose(dx, expected_dx, atol=1e-5 * np.abs(expected_dx).max())
+    actual = interop.to_torch(grads, NAMES)
+    assert set(actual) == set(expected)
+    largest = max(np.abs(each).max() for each in expected.values())
+    for name, value in expected.items():
+        np.testing.assert_allclose(
+            actual[name], value, rtol=1e-5, atol=1e-6 * largest, err_msg=name
+        )
+
+
+class Norms(nn.Module):
+    """Every normalisation of Flax that PyTorch or Haiku has, and an embedding."""
+
+    offset_only: bool  # What the bare normalisation has: its bias, or its scale.
+
+    @nn.compact
+    def __call__(self, words):
+        x = nn.Embed(7, 6, name="table")(words)
+        x = nn.LayerNorm(epsilon=1e-5, name="layer")(x)
+        x = nn.Dense(6, use_bias=False, name="dense")(x)
+        has = {"use_bias": self.offset_only, "use_scale": not self.offset_only}
+        x = nn.LayerNorm(epsilon=1e-5, name="bare", **has)(x)
+        x = nn.GroupNorm(2, epsilon=1e-5, name="group")(x)
+        return nn.RMSNorm(epsilon=1e-5, name="rms")(x)
+
+
+@pytest.mark.exhaustive
+@needs_torch
+def test_normalisations_of_pytorch():
+    import torch
+
+    torch.manual_seed(0)
+    modules = {
+        "table": torch.nn.Embedding(7, 6),
+        "layer": torch.nn.LayerNorm(6),
+        "dense": torch.nn.Linear(6, 6, bias=False),
+        "bare": torch.nn.LayerNorm(6, bias=False),
+        "group": torch.nn.GroupNorm(2, 6),
+        "rms": torch.nn.RMSNorm(6, eps=1e-5),
+    }
+    model = torch.nn.Sequential(collections.OrderedDict(modules))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape))
+    words = np.array([0, 3, 6, 3])
+    expected = model(torch.tensor(words)).detach().numpy()
+    net, names = Norms(offset_only=False), {name: name for name in modules}
+    template = net.init(jax.random.key(0), words)
+    variables = interop.from_torch(model.state_dict(), template, names)
+    # One word is one place: its groups are those of a [N, C] array in PyTorch as well.
+    y = jax.vmap(lambda word: net.apply(variables, word[None])[0])(words)
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+    back = interop.to_torch(variables, names)
+    for name, value in model.state_dict().items():
+        np.testing.assert_array_equal(back[name], value.numpy())
+
+
+@pytest.mark.exhaustive
+@needs_torch
+def test_a_file_of_pytorch(tmp_path):
+    """Written by safetensors.torch, in bfloat16; and one of ours read by it."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    model = torch_model().bfloat16()
+    save_file(model.state_dict(), tmp_path / "theirs.safetensors")
+    template = Net().init(jax.random.key(0), X, train=False)
+    variables = interop.from_torch(tmp_path / "theirs.safetensors", template, NAMES)
+    expected = interop.from_torch(model.state_dict(), template, NAMES)
+    chex.assert_trees_all_equal(variables, expected)
+    ours = tmp_path / "ours.safetensors"
+    interop.save_safetensors(ours, interop.to_torch(variables, NAMES))
+    other = torch_model()
+    other.load_state_dict(load_file(ours))
+    for name, value in other.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            assert torch.equal(value, model.state_dict()[name].float()), name
+
+
+@pytest.mark.exhaustive
+def test_normalisations_of_haiku():
+    import haiku as hk
+
+    def forward(words):
+        random = hk.initializers.RandomNormal(mean=1.0)
+        both = {"scale_init": random, "offset_init": random}
+        x = hk.Embed(7, 6, name="table")(words)
+        x = hk.LayerNorm(-1, True, True, name="layer", **both)(x)
+        x = hk.Linear(6, with_bias=False, name="dense")(x)
+        x = hk.LayerNorm(-1, False, True, offset_init=random, name="bare")(x)
+        x = hk.GroupNorm(2, name="group", **both)(x)
+        return hk.RMSNorm(-1, name="rms", scale_init=random)(x)
+
+    model = hk.without_apply_rng(hk.transform(forward))
+    words = np.array([0, 3, 6, 3])
+    params = model.init(jax.random.key(0), words)
+    net, names = Norms(offset_only=True), {name: name for name in params}
+    template = net.init(jax.random.key(1), words)
+    variables = interop.from_haiku(params, {}, template, names)
+    expected = jax.vmap(lambda word: model.apply(params, word[None])[0])(words)
+    y = jax.vmap(lambda word: net.apply(variables, word[None])[0])(words)
+    np.testing.assert_allclose(y, expected, atol=1e-5)
 
 
 @pytest.mark.exhaustive
