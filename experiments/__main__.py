@@ -12,6 +12,7 @@ from experiments.benchmark import study as benchmark
 from experiments.device import study as device
 from experiments.figure1 import study as figure1
 from experiments.figure1 import sweep as figure1_sweep
+from experiments.fine_tune import study as fine_tune
 from experiments.sync_cost import study as sync_cost
 
 COMMANDS = {
@@ -21,6 +22,7 @@ COMMANDS = {
     "device": device.Device,
     "figure1": figure1.Figure1,
     "figure1_sweep": figure1_sweep.Figure1Sweep,
+    "fine_tune": fine_tune.FineTune,
     "pages": pages.Pages,
     "prepare": datasets.Prepare,
     "sync_cost": sync_cost.SyncCost,

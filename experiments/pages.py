@@ -13,6 +13,7 @@ from experiments.benchmark import report as benchmark
 from experiments.device import report as device
 from experiments.figure1 import report as figure1
 from experiments.figure1 import report_sweep as figure1_sweep
+from experiments.fine_tune import report as fine_tune
 from experiments.sync_cost import report as sync_cost
 
 WRITERS: dict[str, Callable[[pathlib.Path], str]] = {
@@ -22,6 +23,7 @@ WRITERS: dict[str, Callable[[pathlib.Path], str]] = {
     "device": device.write,
     "figure1": figure1.write,
     "figure1_sweep": figure1_sweep.write,
+    "fine_tune": fine_tune.write,
     "sync_cost": sync_cost.write,
 }
 """By the `study` that a JSON names."""

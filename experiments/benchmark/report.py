@@ -238,6 +238,28 @@ def _model_table(result: Mapping[str, Any]) -> str:
     )
 
 
+def _folded_table(result: Mapping[str, Any]) -> str:
+    header = ["model", "normalisation", "time over that of the folded model",
+              "arrays", "numbers"]  # fmt: skip
+    rows = [
+        [model, name, _spread(row["over_folded"]), row["arrays"], row["numbers"]]
+        for model, by_name in result["folded"].items()
+        for name, row in by_name.items()
+    ]
+    errors = ", ".join(
+        f"{model} {by_name['folded']['error']:.1e} ({by_name['folded']['into_others']} "
+        f"of {by_name['folded']['layers']} layers folded into others)"
+        for model, by_name in result["folded"].items()
+    )
+    some = next(iter(result["folded"].values()))["folded"]
+    return (
+        f"Inference, {some['images']} images of {some['size']}x{some['size']}, with "
+        "normalisation and with it folded away by `jaxbn.fold`. Largest difference of "
+        f"an output by that, of the largest output: {errors}.\n\n"
+        + output.markdown(header, rows)
+    )
+
+
 _SECTIONS = (
     ({"layers"}, (_missing, _summary)),
     ({"layers", "depth"}, (_aims,)),
@@ -246,6 +268,7 @@ _SECTIONS = (
     ({"memory"}, (_memory_table,)),
     ({"depth"}, (_depth_table,)),
     ({"models"}, (_model_table,)),
+    ({"folded"}, (_folded_table,)),
     ({"devices"}, (_device_table,)),
 )
 """What each needs of the JSON, which may hold only some of the parts."""

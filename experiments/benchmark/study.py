@@ -30,6 +30,7 @@ PARTS: dict[str, dict[str, str]] = {
     "memory": {},
     "resnet50": {},
     "bn_inception": {},
+    "folded": {},
     "devices": _EIGHT_DEVICES,
 }
 _QUICK = ("float32", "bfloat16", "traffic")

@@ -14,7 +14,7 @@ from typing import Any
 import tyro
 
 from experiments import provenance
-from experiments.benchmark import devices, layers, networks
+from experiments.benchmark import devices, folded, layers, networks
 from experiments.networks import models
 
 PARTS: dict[str, Callable[[int, bool], dict[str, Any]]] = {
@@ -26,6 +26,7 @@ PARTS: dict[str, Callable[[int, bool], dict[str, Any]]] = {
     "memory": lambda rounds, quick: {"memory": networks.memory(rounds)},
     "resnet50": lambda rounds, quick: networks.model(models.ResNet50, rounds),
     "bn_inception": lambda rounds, quick: networks.model(models.BNInception, rounds),
+    "folded": lambda rounds, quick: folded.measure(rounds),
     "devices": lambda rounds, quick: devices.measure(rounds),
 }
 

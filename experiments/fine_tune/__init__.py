@@ -1,0 +1,1 @@
+"""A network from PyTorch, adapted to new data and shipped without normalisation."""

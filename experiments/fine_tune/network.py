@@ -1,0 +1,50 @@
+"""One small convolutional network, in Linen and in PyTorch, and who is who."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from jaxbn import linen
+
+FEATURES = (16, 32, 32, 64)
+STRIDES = (1, 2, 1, 2)
+CLASSES = 10
+
+# Modules of the Linen network, and their names in the `state_dict`.
+NAMES = {
+    **{f"conv{i}": f"{3 * i}" for i in range(len(FEATURES))},
+    **{f"norm{i}": f"{3 * i + 1}" for i in range(len(FEATURES))},
+    "head": f"{3 * len(FEATURES) + 2}",
+}
+
+
+class Network(nn.Module):
+    """Convolution, normalisation and ReLU four times, the mean of each map, a dense."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Images `[N, H, W, 1]` to logits `[N, 10]`."""
+        conv = functools.partial(nn.Conv, kernel_size=(3, 3), padding=1, use_bias=False)
+        for i, (features, stride) in enumerate(zip(FEATURES, STRIDES, strict=True)):
+            x = conv(features, strides=stride, name=f"conv{i}")(x)
+            norm = linen.BatchNorm(momentum=0.9, activation="relu", name=f"norm{i}")
+            x = norm(x, use_running_average=not train)
+        return nn.Dense(CLASSES, name="head")(x.mean((1, 2)))
+
+
+def torch_network() -> Any:
+    """The same in PyTorch, whose images are `[N, 1, H, W]`."""
+    from torch import nn as torch_nn
+
+    layers, channels = [], 1
+    for features, stride in zip(FEATURES, STRIDES, strict=True):
+        layers += [
+            torch_nn.Conv2d(channels, features, 3, stride, padding=1, bias=False),
+            torch_nn.BatchNorm2d(features),
+            torch_nn.ReLU(),
+        ]
+        channels = features
+    pool = torch_nn.AdaptiveAvgPool2d(1), torch_nn.Flatten()
+    return torch_nn.Sequential(*layers, *pool, torch_nn.Linear(channels, CLASSES))

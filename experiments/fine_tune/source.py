@@ -1,0 +1,62 @@
+"""The network as someone else made it: trained in PyTorch, saved as safetensors."""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+import tqdm
+
+from experiments.fine_tune import network
+from jaxbn import interop
+
+
+def train(
+    path: pathlib.Path, images: np.ndarray, labels: np.ndarray, epochs: int
+) -> None:
+    """Trains on images `[N, H, W, 1]` in [0, 1], and writes the weights to `path`.
+
+    Adam with rate 1e-3, batches of 64.
+
+    Raises:
+      ValueError: if PyTorch is not installed.
+    """
+    torch = _torch()
+    torch.manual_seed(0)
+    model = network.torch_network()
+    x, y = _tensor(images), torch.tensor(labels).long()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    order = np.random.default_rng(0)
+    for _ in tqdm.trange(epochs, desc="PyTorch", unit="epoch", leave=False):
+        for batch in np.split(order.permutation(len(x)), range(64, len(x), 64)):
+            optimizer.zero_grad()
+            logits = model(x[batch])
+            torch.nn.functional.cross_entropy(logits, y[batch]).backward()
+            optimizer.step()
+    weights = {name: value.numpy() for name, value in model.state_dict().items()}
+    interop.save_safetensors(path, weights)
+
+
+def logits(path: pathlib.Path, images: np.ndarray) -> np.ndarray:
+    """What PyTorch computes in evaluation from the weights at `path`, `[N, 10]`."""
+    torch = _torch()
+    model = network.torch_network()
+    weights = interop.load_safetensors(path)
+    model.load_state_dict({name: torch.tensor(w) for name, w in weights.items()})
+    model.eval()
+    with torch.no_grad():
+        return model(_tensor(images)).numpy()
+
+
+def _tensor(images: np.ndarray) -> Any:
+    return _torch().tensor(np.moveaxis(images, -1, 1).copy())
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise ValueError(
+            "PyTorch must be installed to train the network that is taken over: "
+            "`pip install torch`."
+        ) from error
+    return torch
