@@ -48,7 +48,11 @@ _MODULES = {
 
 
 # Functions of Flax models, of modules that import it.
-_FUNCTIONS = {"diagnose": "jaxbn.diagnosis", "recalibrate": "jaxbn.population"}
+_FUNCTIONS = {
+    "collecting": "jaxbn.nnx_passes",
+    "diagnose": "jaxbn.diagnosis",
+    "recalibrate": "jaxbn.population",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -73,7 +73,7 @@ def of_call(given: Given) -> LayerDiagnosis:
 
     trained, evaluated = output(mean, var), output(running_mean, running_var)
     shift = np.abs(trained - evaluated)[valid]
-    y = trained.real
+    y = np.real(trained)
     low = np.min(y, 0, where=valid, initial=np.inf)
     high = np.max(y, 0, where=valid, initial=-np.inf)
     flat = np.mean(np.abs(y) > _SATURATED, 0, where=valid | (count == 0))

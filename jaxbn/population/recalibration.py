@@ -109,8 +109,8 @@ def recalibrate(
         source = sources.Linen(model, call, rngs)
     with _bar(batches) if progress else contextlib.nullcontext() as bar:
         found = _Passes(source, pooling, batches, bar).over(given, layer_by_layer)
-    if isinstance(model, nnx.Module):
-        return nnx.merge(graph, found, copy=True)
+    if isinstance(source, sources.Nnx):
+        return nnx.merge(source.graph, found, copy=True)
     return found
 
 
