@@ -47,7 +47,7 @@ that is not finite) is written with the parts that a step is made of:
   >>> @jax.jit
   ... def step(state, batch):
   ...     gradient = value_and_grad(loss_fn)(state, batch)
-  ...     norm = optax.global_norm(gradient.grads)
+  ...     norm = optax.tree.norm(gradient.grads)
   ...     new = where_finite(gradient.grads, gradient.applied_to(state), state)
   ...     return new, gradient.metrics, norm
 """
