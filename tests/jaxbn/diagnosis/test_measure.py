@@ -22,8 +22,8 @@ def of(x=X, mask=None, stats=STATS, scale=None, bias=None, axis=-1):
 
 def test_masked_elements_count_nothing():
     """Each channel has a mask of its own, and rubbish where it is False."""
-    scale, bias = np.array([1.0, 2.0, 3.0]), np.array([0.0, -1.0, 1.0])
-    row = of(np.where(MASK, X, np.nan), MASK, scale=scale, bias=bias)
+    scale, bias = np.array([0.0, 2.0, 3.0]), np.array([0.0, -1.0, 1.0])
+    row = of(np.where(MASK, X, np.inf), MASK, scale=scale, bias=bias)
     assert row.elements == MASK.sum(0).min()
     distances, ratios, shifts = [], [], []
     for c in range(3):

@@ -30,14 +30,18 @@ class Block(nn.Module):
         return norm(x, False if self.in_call else None, residual=jnp.sin(x))
 
 
+# Of a class that is wrapped once, `nn.jit` keeps what it traced.
+BLOCKS = {"none": Block, "jit": nn.jit(Block), "remat": nn.remat(Block)}
+
+
 class Net(nn.Module):
     wrap: str = "none"
 
     @nn.compact
     def __call__(self, x):
-        wrap = {"none": lambda cls: cls, "jit": nn.jit, "remat": nn.remat}[self.wrap]
+        block = BLOCKS[self.wrap]
         # Made in another order than called.
-        last, first = wrap(Block)(name="last"), wrap(Block)(True, name="first")
+        last, first = block(name="last"), block(True, name="first")
         return last(first(x) ** 2)
 
 
