@@ -67,7 +67,9 @@ def gan_loss(real, fake):
     return jnp.mean(jax.nn.softplus(-real)) + jnp.mean(jax.nn.softplus(fake))
 
 
-@pytest.mark.parametrize("take", ["both", "real"])
+@pytest.mark.parametrize(
+    "take", ["both", pytest.param("real", marks=pytest.mark.exhaustive)]
+)
 def test_discriminator_in_linen(take):
     """Real and generated images go through it apart, each by its own statistics."""
 
@@ -92,7 +94,9 @@ def test_discriminator_in_linen(take):
     assert np.all(params["Dense_0"]["kernel"] != start["params"]["Dense_0"]["kernel"])
 
 
-@pytest.mark.parametrize("take", ["both", "real"])
+@pytest.mark.parametrize(
+    "take", [pytest.param("both", marks=pytest.mark.exhaustive), "real"]
+)
 def test_discriminator_in_nnx(take):
     @nnx.jit
     def step(model, optimizer, real, fake):
@@ -115,6 +119,7 @@ def contrastive(a, b):
     return jnp.mean((a - b) ** 2) - jnp.mean((a - b[::-1]) ** 2)
 
 
+@pytest.mark.exhaustive
 def test_siamese_network_in_linen():
     """Two views of each example: one update by both, where there would be two."""
     start = variables()

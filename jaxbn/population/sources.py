@@ -5,6 +5,7 @@ said by a flag, an array, that it normalises by its running statistics although 
 model is in training mode: one compiled program does for all layers in turn.
 """
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from jaxbn.model_layers import Call, Path
 Moments = dict[Path, moments_lib.Moments]
 Replace = Callable[[running.BatchStats, moments_lib.Moments], running.BatchStats]
 _FLAG = "evaluate"
+_NUMBERS = itertools.count()
 
 
 def _choose(call: Call, flag: jax.Array | None, evaluate) -> jax.Array:
@@ -55,7 +57,7 @@ class Linen(NamedTuple):
         def run(variables: Any, batch: Any) -> Moments:
             with model_layers.hooked_linen(note, (linen.BatchNorm,)):
                 # A collection that no other call names: `nn.jit` traces once more.
-                return self._moments(variables, batch, {}, f"order of {id(paths)}")
+                return self._moments(variables, batch, {}, f"order {next(_NUMBERS)}")
 
         jax.eval_shape(run, variables, batch)
         return tuple(paths)

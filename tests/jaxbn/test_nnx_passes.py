@@ -86,7 +86,7 @@ def collected_around_jit(model):
 @pytest.mark.parametrize(
     "run",
     [
-        collected_eagerly,
+        pytest.param(collected_eagerly, marks=pytest.mark.exhaustive),
         collected_inside_of_jit,
         pytest.param(collected_around_jit, marks=pytest.mark.exhaustive),
     ],
@@ -125,6 +125,7 @@ def test_parts_are_one_update_of_the_whole():
     np.testing.assert_allclose(layer.var[...], var, rtol=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_gradients_within():
     def loss(model, x):
         return jnp.sum(jnp.sin(model(x)))

@@ -352,7 +352,9 @@ def reference(pooling, layer_by_layer):
 
 
 @pytest.mark.parametrize("kind", ["linen", "nnx"])
-@pytest.mark.parametrize("layer_by_layer", [False, True])
+@pytest.mark.parametrize(
+    "layer_by_layer", [pytest.param(False, marks=pytest.mark.exhaustive), True]
+)
 @pytest.mark.parametrize(
     "pooling", ["mean", pytest.param("pooled", marks=pytest.mark.exhaustive)]
 )
@@ -390,6 +392,7 @@ def test_of_layers_in_turn(pooling, layer_by_layer, kind):
     chex.assert_trees_all_close(stats, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_evaluation_sees_what_the_last_layer_was_given():
     """Of all data in one batch: what evaluation gives each layer has its statistics."""
     variables = Deep().init(jax.random.key(0), X)
@@ -415,6 +418,7 @@ def test_evaluation_sees_what_the_last_layer_was_given():
     assert moved[False] > 1e-3
 
 
+@pytest.mark.exhaustive
 def test_layers_of_a_scan_are_taken_together():
     net = Scanned(("batch_stats", "batch_moments"))
     variables = net.init(jax.random.key(0), X)
@@ -445,13 +449,13 @@ def test_layers_of_a_scan_are_taken_together():
     np.testing.assert_allclose(last["var"], var, rtol=1e-4)
 
 
-@pytest.mark.parametrize("layer_by_layer", [False, True])
-def test_batches_from_a_function(layer_by_layer):
+def test_batches_from_a_function():
     layer, variables = layer_and_variables()
-    options = {"layer_by_layer": layer_by_layer}
-    expected = jaxbn.recalibrate(layer, variables, PARTS, train, **options)
-    new = jaxbn.recalibrate(layer, variables, lambda: iter(PARTS), train, **options)
-    chex.assert_trees_all_equal(new, expected)
+    expected = jaxbn.recalibrate(layer, variables, PARTS, train)
+    new = jaxbn.recalibrate(
+        layer, variables, lambda: iter(PARTS), train, layer_by_layer=True
+    )
+    chex.assert_trees_all_equal(new, expected)  # There is one layer.
 
 
 def test_batches_that_cannot_be_read_again():
@@ -505,7 +509,9 @@ class Regression(nn.Module):
         return nn.Dense(1)(x)[:, 0]
 
 
-@pytest.mark.parametrize("average", ["ema", "swa"])
+@pytest.mark.parametrize(
+    "average", ["ema", pytest.param("swa", marks=pytest.mark.exhaustive)]
+)
 def test_averaged_weights(average):
     """Their statistics are none of any step: they are those of the averaged network."""
     net, tx = Regression(), optax.sgd(0.3)
