@@ -52,6 +52,7 @@ _MODULES = {
 
 # Functions of Flax models, of modules that import it.
 _FUNCTIONS = {
+    "collecting": "jaxbn.nnx_passes",
     "diagnose": "jaxbn.diagnosis",
     "fold": "jaxbn.folding",
     "freeze": "jaxbn.freezing",

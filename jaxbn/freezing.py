@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 import flax.linen as nn
 from flax import nnx
 
-from jaxbn import linen, selection
+from jaxbn import linen, model_layers, selection
 from jaxbn import nnx as nnx_layer
 from jaxbn.selection import Where
 from jaxbn.switches import Frozen
@@ -129,11 +129,8 @@ def _changed(target: Any, where: Where, given: Frozen, value: bool) -> Any:
 
 
 def _changed_model(model: nnx.Module, rule: _Rule) -> nnx.Module:
-    layers = {
-        "/".join(map(str, path)): module
-        for path, module in nnx.iter_modules(model)
-        if isinstance(module, nnx_layer.BatchNorm)
-    }
+    found = model_layers.nnx_layers(model, (nnx_layer.BatchNorm,))
+    layers = {"/".join(path): module for path, module in found.items()}
     meant = list(filter(selection.as_predicate(rule.where), layers))
     selection.check_any(rule.where, meant, layers)
     for path in meant:

@@ -105,7 +105,7 @@ def moments_of(batch_moments: Any) -> dict[tuple[str, ...], moments_lib.Moments]
 
 
 def _is_of_a_layer(tree: Any) -> bool:
-    return isinstance(tree, Mapping) and set(tree) == {"moments", "moved"}
+    return isinstance(tree, Mapping) and {"moments", "moved"} <= set(tree)
 
 
 def as_variables(collected: passes.Passes) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import core
 
-from jaxbn import folded, linen
+from jaxbn import folded, linen, model_layers
 from jaxbn import layer as layer_lib
 from jaxbn.folding import program
 from jaxbn.folding.merging import Affine
@@ -66,25 +66,25 @@ def _layers(
     found: dict[str, _Layer] = {}
     left: dict[str, str] = {}
 
-    def note(next_function, args, kwargs, context):
-        module, path = context.module, "/".join(context.module.path)
-        if context.method_name == "__call__" and isinstance(module, nn.BatchNorm):
+    def note(made: model_layers.Call) -> jax.Array:
+        path = "/".join(made.path)
+        if isinstance(made.layer, nn.BatchNorm):
             left[path] = "it is Flax's; import `BatchNorm` from `jaxbn.linen`"
-        if context.method_name == "__call__" and isinstance(module, linen.BatchNorm):
-            stats, params = (
-                _at(given.get(name, {}), path) for name in ("batch_stats", "params")
-            )
-            inner = nn.meta.unbox(module.get_variable("batch_stats", "mean"))
-            if inner is not None and inner.shape == jnp.shape(stats.get("mean", ())):
-                found[path] = _layer(module, path, stats, params)
-            elif inner is not None:
-                left[path] = _IN_A_LOOP
-        return next_function(*args, **kwargs)
+            return made.proceed()
+        stats, params = (
+            _at(given.get(name, {}), path) for name in ("batch_stats", "params")
+        )
+        inner = nn.meta.unbox(made.layer.get_variable("batch_stats", "mean"))
+        if inner is not None and inner.shape == jnp.shape(stats.get("mean", ())):
+            found[path] = _layer(made.layer, path, stats, params)
+        elif inner is not None:
+            left[path] = _IN_A_LOOP
+        return made.proceed()
 
     def run(variables, batch):
         # Of a model in training mode the next run complains, in words of its own.
         mutable = core.DenyList("params")
-        with nn.intercept_methods(note):
+        with model_layers.hooked_linen(note):
             return model.apply(variables, batch, method=call, mutable=mutable)[0]
 
     jax.eval_shape(run, given, example)

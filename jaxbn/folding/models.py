@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 from flax import nnx
 
+from jaxbn import model_layers
 from jaxbn.folding import linen_model, nnx_model
 from jaxbn.folding.report import Report
 
@@ -62,11 +63,7 @@ def fold(
       >>> jax.tree.map(jnp.shape, new["params"])
       {'layers_0': {'bias': (4,), 'kernel': (3, 4)}}
     """
-    if (variables is None) != isinstance(model, nnx.Module):
-        raise ValueError(
-            "`variables` must be all that `model.apply` takes, and None for an NNX "
-            "model."
-        )
+    model_layers.check_variables(model, variables)
     if isinstance(model, nnx.Module):
         new, report = nnx_model.fold(model, example, call)
     else:

@@ -31,16 +31,29 @@ normalisation would multiply a NaN by its zero gradient.
 
 `make_nnx_train_step` and `make_nnx_eval_step` are those of NNX models.
 
-What should happen between gradient and update (its norm as a metric, a loss scale) is
-written with the parts that a step is made of:
+In mixed precision the loss is scaled if the state has a field `dynamic_scale`, as that
+of Flax's ImageNet example has. A step that overflows changes neither parameters nor
+running statistics:
+
+  >>> from flax.training.dynamic_scale import DynamicScale
+  >>> class ScaledState(TrainState):
+  ...     dynamic_scale: DynamicScale = DynamicScale()
+  >>> scaled = ScaledState.create(net.apply, variables, optax.sgd(0.1))
+  >>> scaled, metrics = make_train_step(loss_fn)(scaled, batch)
+
+What should happen between gradient and update (its norm as a metric, leaving out a step
+that is not finite) is written with the parts that a step is made of:
 
   >>> @jax.jit
   ... def step(state, batch):
   ...     gradient = value_and_grad(loss_fn)(state, batch)
-  ...     norm = optax.global_norm(gradient.grads)
-  ...     return gradient.applied_to(state), gradient.metrics, norm
+  ...     norm = optax.tree.norm(gradient.grads)
+  ...     new = where_finite(gradient.grads, gradient.applied_to(state), state)
+  ...     return new, gradient.metrics, norm
 """
 
+from jaxbn.training.finite import all_finite as all_finite
+from jaxbn.training.finite import where_finite as where_finite
 from jaxbn.training.frozen_mask import frozen_mask as frozen_mask
 from jaxbn.training.gradient import Gradient as Gradient
 from jaxbn.training.gradient import LossFn as LossFn

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxbn import grouping, moments_collection
 from jaxbn.core import reduction
+from jaxbn.training import finite
 from jaxbn.training import metrics as metrics_lib
 from jaxbn.training.state import TrainState
 
@@ -39,13 +40,18 @@ class Gradient(NamedTuple):
           state: what the gradient was taken of.
           value_fn: the mean loss by the parameters, for optimisers that search along a
             line. They are given the loss as `value`, and `grad`, in any case.
+
+        Returns:
+          The new state. Of one with a `dynamic_scale` (see `make_train_step`) nothing
+          but the scale and the number of steps is new if the gradient is not finite.
         """
         extra_args = {"value": self.metrics["loss"].mean, "grad": self.grads}
         if value_fn is not None:
             extra_args["value_fn"] = value_fn
-        return state.apply_gradients(
+        new = state.apply_gradients(
             grads=self.grads, extra_args=extra_args, batch_stats=self.batch_stats
         )
+        return finite.after_scaled_step(self.grads, new, state)
 
 
 class Options(NamedTuple):
@@ -140,11 +146,12 @@ def gradient_of(
         metrics = over_devices(local, axis_name)
         count = jnp.maximum(metrics["loss"].count, 1)
         loss = local["loss"].total / count.astype(local["loss"].total.dtype)
-        return loss, (updates.get(moving, unmoved), metrics)
+        return finite.scaled(state, loss), (updates.get(moving, unmoved), metrics)
 
     params = varying(state.params if params is None else params, axis_name)
     grads, (batch_stats, metrics) = jax.grad(objective, has_aux=True)(params)
-    return Gradient(over_devices(grads, axis_name), metrics, batch_stats)
+    grads = finite.unscaled(state, over_devices(grads, axis_name))
+    return Gradient(grads, metrics, batch_stats)
 
 
 def mean_loss(gradient_at: Callable[[Any], Gradient]) -> Callable[[Any], jax.Array]:

@@ -101,7 +101,8 @@ class TrainState(train_state.TrainState):
         # Copied: some optimisers keep the parameters themselves, and a donated buffer
         # may occur once.
         opt_state = _copied(state.opt_state)
-        return state.replace(step=jnp.zeros((), jnp.int32), opt_state=opt_state)
+        state = state.replace(step=jnp.zeros((), jnp.int32), opt_state=opt_state)
+        return jax.tree.map(_as_array, state)
 
     def apply_gradients(
         self, *, grads: Any, extra_args: Mapping[str, Any] | None = None, **fields: Any
@@ -133,6 +134,12 @@ def _copied(tree: Any) -> Any:
     return jax.tree.map(
         lambda leaf: jnp.array(leaf) if hasattr(leaf, "dtype") else leaf, tree
     )
+
+
+def _as_array(leaf: Any) -> Any:
+    """A number as an array, else the second step would be compiled once more."""
+    is_number = isinstance(leaf, (bool, int, float, complex))
+    return jnp.array(leaf, jnp.result_type(leaf)) if is_number else leaf
 
 
 def taken_by(

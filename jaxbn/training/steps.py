@@ -28,6 +28,11 @@ def make_train_step(
     The gradient is that of the mean loss of the valid examples. The state is donated:
     use only the one returned. Compiled once per shape of batch and of state.
 
+    If the state has a field `dynamic_scale` (`flax.training.dynamic_scale`; add it in a
+    subclass of `TrainState`), the loss is multiplied by it, and the gradient divided. A
+    step whose gradient is not finite on every device then moves the scale and `step`
+    and leaves parameters, optimiser and running statistics as they are.
+
     Args:
       loss_fn: called with the model, its variables bound, the batch and `train=True`.
         It may call the model several times; each call moves the running statistics.

@@ -1,6 +1,7 @@
-"""Recalibration against float64 NumPy and against two layers by hand."""
+"""Recalibration against float64 NumPy: all layers together, and one by one."""
 
 import functools
+import sys
 
 import chex
 import flax.core
@@ -10,6 +11,7 @@ import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -279,6 +281,289 @@ def test_layers_of_flax_are_told():
     variables = Mixed().init(jax.random.key(0), X)
     with pytest.raises(ValueError, match=r"\['theirs'\] could not be collected"):
         jaxbn.recalibrate(Mixed(), variables, PARTS, lambda model, x: model(x))
+
+
+WEIGHTS = RNG.standard_normal((2, 3, 3)).astype(np.float32)
+
+
+class Deep(nn.Module):
+    """A layer called twice at the end, made first; one that is frozen; others."""
+
+    @nn.compact
+    def __call__(self, x, use_running_average=False):
+        average = {"use_running_average": use_running_average}
+        twice = linen.BatchNorm(name="twice", momentum=0.5)
+        x = linen.BatchNorm(name="first", activation="relu")(x, **average)
+        self.variable("cache", "seen", lambda: jnp.zeros(())).value += 1
+        x = linen.BatchNorm(True, update_running_average=False, name="frozen")(x)
+        x = linen.BatchNorm(name="second", statistics="debiased")(
+            x @ WEIGHTS[0], **average
+        )
+        x = twice(jnp.tanh(x) @ WEIGHTS[1], **average)
+        return twice(x**2, **average)
+
+
+class DeepModel(nnx.Module):
+    """The same in NNX."""
+
+    def __init__(self):
+        make = functools.partial(jaxbn.nnx.BatchNorm, 3, rngs=nnx.Rngs(0))
+        self.twice, self.first = make(momentum=0.5), make(activation="relu")
+        self.frozen = make(update_running_average=False)
+        self.second = make(statistics="debiased")
+
+    def __call__(self, x):
+        x = self.frozen(self.first(x), use_running_average=True)
+        x = self.second(x @ WEIGHTS[0])
+        x = self.twice(jnp.tanh(x) @ WEIGHTS[1])
+        return self.twice(x**2)
+
+
+def reference(pooling, layer_by_layer):
+    """What becomes of the layers of `Deep`, in float64."""
+
+    def population(parts):
+        mean, var = weighted_mean(parts)
+        if pooling == "pooled":
+            var = np.concatenate(parts).astype(np.float64).var(0, ddof=1)
+        return {"mean": mean, "var": var}
+
+    def normalized(part, stats=None):
+        stats = stats or {"mean": part.mean(0), "var": part.var(0)}
+        return (part - stats["mean"]) / np.sqrt(stats["var"] + 1e-5)
+
+    found = {}
+    parts = [part.astype(np.float64) for part in PARTS]
+    found["first"] = population(parts)
+    stats = found["first"] if layer_by_layer else None
+    parts = [np.maximum(normalized(part, stats), 0) for part in parts]
+    # The frozen one has mean 0 and variance 1.
+    parts = [part / np.sqrt(1 + 1e-5) @ WEIGHTS[0].astype(np.float64) for part in parts]
+    found["second"] = population(parts)
+    stats = found["second"] if layer_by_layer else None
+    parts = [
+        np.tanh(normalized(p, stats)) @ WEIGHTS[1].astype(np.float64) for p in parts
+    ]
+    # It is taken in one pass, in which it normalises by the batch.
+    found["twice"] = population(
+        [np.concatenate([p, normalized(p) ** 2]) for p in parts]
+    )
+    return found
+
+
+@pytest.mark.parametrize("kind", ["linen", "nnx"])
+@pytest.mark.parametrize(
+    "layer_by_layer", [pytest.param(False, marks=pytest.mark.exhaustive), True]
+)
+@pytest.mark.parametrize(
+    "pooling", ["mean", pytest.param("pooled", marks=pytest.mark.exhaustive)]
+)
+def test_of_layers_in_turn(pooling, layer_by_layer, kind):
+    chex.clear_trace_counter()
+    # What there is and in which order, the sums for each shape of a batch.
+    traces = 4 if layer_by_layer else 3
+    call = chex.assert_max_traces(lambda model, x: model(x), n=traces)
+    options = {"pooling": pooling, "layer_by_layer": layer_by_layer}
+    expected = reference(pooling, layer_by_layer)
+    if kind == "linen":
+        variables = Deep().init(jax.random.key(0), X)
+        before = jax.tree.map(np.array, variables)
+        new = jaxbn.recalibrate(Deep(), variables, PARTS, call, **options)
+        chex.assert_trees_all_equal(variables, before)
+        chex.assert_trees_all_equal_structs(new, dict(variables))
+        assert new["params"] is variables["params"]
+        assert new["cache"] is variables["cache"]
+        stats = dict(new["batch_stats"])
+        old = dict(variables["batch_stats"])
+    else:
+        model = DeepModel()
+        model.eval()
+        before = nnx.clone(nnx.state(model))
+        new = jaxbn.recalibrate(model, None, PARTS, call, **options)
+        chex.assert_trees_all_equal(nnx.state(model), before)
+        graphs = [nnx.graphdef(each) for each in (new, model)]
+        assert graphs[0] == graphs[1]  # No attribute or class more, and its modes.
+        stats, old = (
+            nnx.to_pure_dict(nnx.state(each, nnx.BatchStat)) for each in (new, model)
+        )
+    chex.assert_trees_all_equal(stats.pop("frozen"), old.pop("frozen"))
+    second = stats["second"].pop("weight"), old["second"].pop("weight")
+    chex.assert_trees_all_equal(*second)
+    chex.assert_trees_all_close(stats, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.exhaustive
+def test_evaluation_sees_what_the_last_layer_was_given():
+    """Of all data in one batch: what evaluation gives each layer has its statistics."""
+    variables = Deep().init(jax.random.key(0), X)
+    call = lambda model, x: model(x)  # noqa: E731
+    moved = {}
+    for layer_by_layer in (False, True):
+        new = jaxbn.recalibrate(
+            Deep(), variables, PARTS, call, layer_by_layer=layer_by_layer,
+            pooling="pooled",
+        )  # fmt: skip
+        given = {}
+
+        def note(next_function, args, kwargs, context, given=given):
+            if context.module.name == "second":
+                given["x"] = np.asarray(args[0], np.float64)
+            return next_function(*args, **kwargs)
+
+        with nn.intercept_methods(note):
+            Deep().apply(new, X, True, mutable=["cache"])
+        stats = new["batch_stats"]["second"]
+        moved[layer_by_layer] = np.abs(stats["mean"] - given["x"].mean(0)).max()
+    assert moved[True] < 1e-5
+    assert moved[False] > 1e-3
+
+
+@pytest.mark.exhaustive
+def test_layers_of_a_scan_are_taken_together():
+    net = Scanned(("batch_stats", "batch_moments"))
+    variables = net.init(jax.random.key(0), X)
+    new = jaxbn.recalibrate(
+        net, variables, PARTS, lambda model, x: model(x), layer_by_layer=True
+    )
+    stats = dict(new["batch_stats"])
+    last = stats.pop("BatchNorm_0")
+    (inner,) = (value["BatchNorm_0"] for value in stats.values())
+
+    def normalized(parts, stats):
+        mean, var = stats
+        return [(part - mean) / np.sqrt(var + 1e-5) for part in parts]
+
+    doubled = [2 * part.astype(np.float64) for part in PARTS]
+    own = [normalized([part], (part.mean(0), part.var(0)))[0] for part in doubled]
+    for i, parts in enumerate((doubled, [2 * part for part in own])):
+        mean, var = weighted_mean(parts)
+        np.testing.assert_allclose(inner["mean"][i], mean, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(inner["var"][i], var, rtol=1e-5)
+    # After the scan both of its layers are evaluated.
+    parts = doubled
+    for i in range(2):
+        known = [np.asarray(inner[name][i], np.float64) for name in ("mean", "var")]
+        parts = normalized(parts if i == 0 else [2 * part for part in parts], known)
+    mean, var = weighted_mean(parts)
+    np.testing.assert_allclose(last["mean"], mean, atol=1e-5)
+    np.testing.assert_allclose(last["var"], var, rtol=1e-4)
+
+
+def test_batches_from_a_function():
+    layer, variables = layer_and_variables()
+    expected = jaxbn.recalibrate(layer, variables, PARTS, train)
+    new = jaxbn.recalibrate(
+        layer, variables, lambda: iter(PARTS), train, layer_by_layer=True
+    )
+    chex.assert_trees_all_equal(new, expected)  # There is one layer.
+
+
+def test_batches_that_cannot_be_read_again():
+    variables = Deep().init(jax.random.key(0), X)
+    call = lambda model, x: model(x)  # noqa: E731
+    for batches in (iter(PARTS), (part for part in PARTS)):
+        with pytest.raises(TypeError, match=r"`batches` must be read once per layer"):
+            jaxbn.recalibrate(Deep(), variables, batches, call, layer_by_layer=True)
+    used = iter(PARTS)
+    with pytest.raises(ValueError, match="`batches` must hold at least one batch"):
+        jaxbn.recalibrate(Deep(), variables, lambda: used, call, layer_by_layer=True)
+
+
+@pytest.mark.parametrize(
+    ("batches", "layer_by_layer", "said"),
+    [
+        (PARTS, True, "6/6"),
+        (lambda: iter(PARTS), False, "3batch"),
+        pytest.param(PARTS, False, "3/3", marks=pytest.mark.exhaustive),
+        pytest.param(lambda: iter(PARTS), True, "6/6", marks=pytest.mark.exhaustive),
+    ],
+)
+def test_progress(batches, layer_by_layer, said, capsys):
+    class Two(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return linen.BatchNorm(False)(linen.BatchNorm(False)(x))
+
+    variables = Two().init(jax.random.key(0), X)
+    options = {"layer_by_layer": layer_by_layer, "progress": True}
+    jaxbn.recalibrate(Two(), variables, batches, lambda model, x: model(x), **options)
+    found = capsys.readouterr().err
+    assert "recalibrate" in found
+    assert said in found
+
+
+def test_progress_without_tqdm(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    layer, variables = layer_and_variables()
+    with pytest.raises(
+        ModuleNotFoundError, match=r"`progress=True` needs tqdm.*pip inst"
+    ):
+        jaxbn.recalibrate(layer, variables, PARTS, train, progress=True)
+
+
+class Regression(nn.Module):
+    @nn.compact
+    def __call__(self, x, use_running_average=False):
+        x = linen.BatchNorm()(nn.Dense(3)(x), use_running_average)
+        self.sow("counts", "calls", jnp.ones(()))
+        return nn.Dense(1)(x)[:, 0]
+
+
+@pytest.mark.parametrize(
+    "average", ["ema", pytest.param("swa", marks=pytest.mark.exhaustive)]
+)
+def test_averaged_weights(average):
+    """Their statistics are none of any step: they are those of the averaged network."""
+    net, tx = Regression(), optax.sgd(0.3)
+    variables = net.init(jax.random.key(0), X)
+    others = {"losses": {"kept": jnp.arange(3)}, "counts": variables["counts"]}
+    params, stats, averaged = variables["params"], variables["batch_stats"], None
+    opt_state = tx.init(params)
+
+    @jax.jit
+    def step(params, stats, opt_state):
+        def loss(params):
+            given = {"params": params, "batch_stats": stats}
+            y, new = net.apply(given, X, mutable=["batch_stats"])
+            return jnp.mean((y - jnp.sin(X[:, 0])) ** 2), new["batch_stats"]
+
+        grads, stats = jax.grad(loss, has_aux=True)(params)
+        updates, opt_state = tx.update(grads, opt_state)
+        return optax.apply_updates(params, updates), stats, opt_state
+
+    for i in range(6):
+        params, stats, opt_state = step(params, stats, opt_state)
+        size = 0.2 if average == "ema" else 1 / (i + 1)
+        averaged = (
+            params if i == 0 else optax.incremental_update(params, averaged, size)
+        )
+    given = {"params": averaged, "batch_stats": stats, **others}
+    before = jax.tree.map(np.array, given)
+    new = jaxbn.recalibrate(net, given, PARTS, lambda model, x: model(x))
+    chex.assert_trees_all_equal(given, before)
+    chex.assert_trees_all_equal({k: new[k] for k in others}, others)
+    assert new["params"] is averaged
+    dense = jax.tree.map(lambda leaf: np.asarray(leaf, float), averaged["Dense_0"])
+    mean, var = weighted_mean(
+        [part @ dense["kernel"] + dense["bias"] for part in PARTS]
+    )
+    found = new["batch_stats"]["BatchNorm_0"]
+    np.testing.assert_allclose(found["mean"], mean, rtol=1e-5)
+    np.testing.assert_allclose(found["var"], var, rtol=1e-5)
+    assert np.all(np.abs(stats["BatchNorm_0"]["mean"] - mean) > 0.1)
+
+
+def test_nnx_layers_of_flax_are_told():
+    class Mixed(nnx.Module):
+        def __init__(self):
+            self.ours = jaxbn.nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+            self.theirs = nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+
+        def __call__(self, x):
+            return self.theirs(self.ours(x))
+
+    with pytest.raises(ValueError, match=r"\['theirs'\] could not be collected"):
+        jaxbn.recalibrate(Mixed(), None, PARTS, lambda model, x: model(x))
 
 
 def test_errors():

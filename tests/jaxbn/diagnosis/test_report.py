@@ -5,8 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import jaxbn
+import jaxbn.nnx
 from jaxbn import linen
 
 X = np.random.default_rng(0).standard_normal((256, 3)).astype(np.float32)
@@ -91,16 +93,49 @@ def test_a_model_in_words_and_unchanged():
     assert row.mean_distance == pytest.approx(0.4, abs=0.1)
 
 
+class Model(nnx.Module):
+    """`Net` in NNX."""
+
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.first = jaxbn.nnx.BatchNorm(3, rngs=rngs)
+        self.second = nnx.BatchNorm(3, axis=1, rngs=rngs)
+
+    def __call__(self, x):
+        return self.second(nnx.relu(self.first(x))[:, :, None])
+
+
+def test_nnx_says_what_linen_says():
+    variables = Net().init(jax.random.key(0), X, train=False)
+    call = lambda model, x: model(5 + x, train=True)  # noqa: E731
+    expected = jaxbn.diagnose(Net(), variables, X, call)
+    model = Model()
+    model.eval()  # It is put in training mode.
+    found = jaxbn.diagnose(model, None, X, lambda model, x: model(5 + x))
+    assert str(found) == str(expected)
+
+
+def test_a_layer_called_twice_has_two_rows():
+    layer = linen.BatchNorm(False, name="bn")
+    variables = layer.init(jax.random.key(0), X)
+
+    def call(model, x):
+        return model(x), model(7 + x)
+
+    found = jaxbn.diagnose(layer, variables, X, call)
+    assert [row.mean_distance for row in found.layers] == pytest.approx(
+        [np.abs(X.mean(0)).max(), (7 + X.mean(0)).max()], rel=1e-4
+    )
+    said = str(found)
+    assert "bn (call 2)  3" in said
+    assert "bn (call 2): the running statistics" in said
+
+
 def test_errors():
     variables = Net().init(jax.random.key(0), X, train=False)
-    with pytest.raises(ValueError, match="must run a layer of `BatchNorm`"):
-        jaxbn.diagnose(Net(), variables, X, lambda model, x: x)
-
-    class Jitted(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            return nn.jit(linen.BatchNorm)(False, name="bn")(x)
-
-    variables = Jitted().init(jax.random.key(0), X)
-    with pytest.raises(ValueError, match="outside of `jit`"):
-        jaxbn.diagnose(Jitted(), variables, X, lambda model, x: model(x))
+    for model, given in ((Net(), variables), (Model(), None)):
+        with pytest.raises(ValueError, match="must run a layer of `BatchNorm`"):
+            jaxbn.diagnose(model, given, X, lambda model, x: x)
+    for model, given in ((Net(), None), (Model(), variables)):
+        with pytest.raises(ValueError, match="`variables` must be all that"):
+            jaxbn.diagnose(model, given, X, lambda model, x: x)

@@ -1,0 +1,61 @@
+"""Several passes of an NNX model, one update of its running statistics."""
+
+import contextlib
+from collections.abc import Iterator
+
+from flax import nnx
+
+from jaxbn import model_layers
+from jaxbn.nnx import BatchNorm
+
+
+@contextlib.contextmanager
+def collecting(model: nnx.Module) -> Iterator[None]:
+    """Within it, layers merge the moments of all calls, and move once, at its end.
+
+    As the collection `batch_moments` does for Linen models: parts of a batch that is
+    too large, a discriminator that sees real and generated images, a siamese network.
+    Calls that do not move statistics are not collected, and a layer without any keeps
+    what it has. If an exception leaves it, nothing moves.
+
+    It may stand inside of `nnx.jit`, or around calls of jitted steps. Afterwards the
+    model has the structure of before.
+
+    Args:
+      model: an NNX model with layers of `jaxbn.nnx.BatchNorm`.
+
+    Raises:
+      TypeError: if it is no NNX model.
+      ValueError: if a layer is Flax's, or is collecting already.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> layer = BatchNorm(1, momentum=0.0, unbiased=False, rngs=nnx.Rngs(0))
+      >>> with collecting(layer):
+      ...     for part in (jnp.array([[1.0], [3.0]]), jnp.array([[5.0], [7.0]])):
+      ...         y = layer(part)
+      >>> layer.mean[...], layer.var[...]
+      (Array([4.], dtype=float32), Array([5.], dtype=float32))
+    """
+    if not isinstance(model, nnx.Module):
+        raise TypeError(
+            f"`model` must be an NNX model, got {type(model).__name__}; a Linen model "
+            'collects with `mutable=["batch_moments"]` and `jaxbn.move_batch_stats`.'
+        )
+    model_layers.check_collectable(model)
+    layers = model_layers.nnx_layers(model, (BatchNorm,))
+    if any(hasattr(layer, "collected") for layer in layers.values()):
+        raise ValueError("`model` must not be collecting already, got one that is.")
+    for layer in layers.values():
+        layer.collect()
+    moved = {}
+    try:
+        yield
+        moved = {
+            path: layer.collected.get_value().moved for path, layer in layers.items()
+        }
+    finally:
+        for path, layer in layers.items():
+            del layer.collected
+            if path in moved:
+                layer._set_state(moved[path])

@@ -1,0 +1,203 @@
+"""Linen and NNX models alike: variables and a batch in, moments of every layer out.
+
+Both kinds give moments, and take new running statistics. Of each layer it can be
+said by a flag, an array, that it normalises by its running statistics although the
+model is in training mode: one compiled program does for all layers in turn.
+"""
+
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxbn import linen, model_layers, moments_collection
+from jaxbn import nnx as jaxbn_nnx
+from jaxbn.core import moments as moments_lib
+from jaxbn.core import running
+from jaxbn.model_layers import Call, Path
+
+Moments = dict[Path, moments_lib.Moments]
+Replace = Callable[[running.BatchStats, moments_lib.Moments], running.BatchStats]
+_FLAG = "evaluate"
+_NUMBERS = itertools.count()
+
+
+def _choose(call: Call, flag: jax.Array | None, evaluate) -> jax.Array:
+    """The output of a layer as its flag says; of several under a scan all are alike."""
+    trained = call.proceed()
+    return trained if flag is None else jnp.where(flag.ravel()[0], evaluate(), trained)
+
+
+class Linen(NamedTuple):
+    """A Linen model; it goes by its variables."""
+
+    model: nn.Module
+    call: Callable[[Any, Any], Any]
+    rngs: Any
+
+    def moments(
+        self, variables: Mapping[str, Any], batch: Any, flags: Mapping[Path, jax.Array]
+    ) -> Moments:
+        """The moments of every layer that would move its statistics."""
+        with model_layers.hooked_linen(_evaluate_linen, (linen.BatchNorm,)):
+            return self._moments(variables, batch, flags)
+
+    def order(self, variables: Mapping[str, Any], batch: Any) -> tuple[Path, ...]:
+        """The paths of all layers, as they are called for the first time."""
+        paths: dict[Path, None] = {}
+
+        def note(call: Call) -> jax.Array:
+            paths[call.path] = None
+            return call.proceed()
+
+        def run(variables: Any, batch: Any) -> Moments:
+            with model_layers.hooked_linen(note, (linen.BatchNorm,)):
+                # A collection that no other call names: `nn.jit` traces once more.
+                return self._moments(variables, batch, {}, f"order {next(_NUMBERS)}")
+
+        jax.eval_shape(run, variables, batch)
+        return tuple(paths)
+
+    def replaced(
+        self, variables: Mapping[str, Any], totals: Moments, replace: Replace
+    ) -> Any:
+        """The variables with mean and variance of these layers replaced."""
+        stats = variables["batch_stats"]
+        for path, total in totals.items():
+            stats = _replaced(stats, path, total, replace)
+        kind: Any = type(variables)
+        return kind({**variables, "batch_stats": stats})
+
+    def _moments(self, variables, batch, flags, *mutable: str) -> Moments:
+        name = moments_collection.NAME
+        given = {each: tree for each, tree in variables.items() if each != name}
+        others = [each for each in given if each != "params"]
+        if flags:
+            given[name] = _nested(flags)
+        # Whatever else the model writes is dropped.
+        _, written = self.model.apply(
+            given,
+            batch,
+            method=self.call,
+            mutable=[name, *others, *mutable],
+            rngs=self.rngs,
+        )
+        collected = written.get(name, {})
+        stats = given.get("batch_stats", {})
+        after = written.get("batch_stats", {})
+        moments_collection.check_all_collected(stats, after, collected)
+        return moments_collection.moments_of(collected)
+
+
+def _evaluate_linen(call: Call) -> jax.Array:
+    layer = call.layer
+
+    def evaluate() -> jax.Array:
+        # A layer of its own, with the same variables.
+        alone = layer.clone(parent=None, name=None, use_running_average=None)
+        given = {name: tree for name, tree in layer.variables.items()}
+        given.pop(moments_collection.NAME)
+        residual = call.options.get("residual")
+        return alone.apply(given, call.x, use_running_average=True, residual=residual)
+
+    return _choose(call, layer.get_variable(moments_collection.NAME, _FLAG), evaluate)
+
+
+def _nested(flags: Mapping[Path, jax.Array]) -> dict[str, Any]:
+    """The flags as a collection of variables."""
+    collection: dict[str, Any] = {}
+    for path, flag in flags.items():
+        inner = collection
+        for name in path:
+            inner = inner.setdefault(name, {})
+        inner[_FLAG] = flag
+    return collection
+
+
+def _replaced(tree: Any, path: Path, total: moments_lib.Moments, replace: Replace):
+    """The collection with mean and variance of one layer replaced."""
+    if path:
+        inner = _replaced(tree[path[0]], path[1:], total, replace)
+        return type(tree)({**tree, path[0]: inner})
+    old = running.BatchStats(tree["mean"], tree["var"])
+    return type(tree)({**tree, **replace(old, total)._asdict()})
+
+
+class Nnx(NamedTuple):
+    """An NNX model without its state, by which it goes."""
+
+    graph: Any
+    call: Callable[[Any, Any], Any]
+
+    def moments(
+        self, state: Any, batch: Any, flags: Mapping[Path, jax.Array]
+    ) -> Moments:
+        """The moments of every layer that would move its statistics."""
+        model, layers = self._model(state)
+        model_layers.hook_nnx(_evaluate_nnx, model, (jaxbn_nnx.BatchNorm,))
+        for path, layer in layers.items():
+            layer.collect()
+            if flags:
+                layer.evaluate = nnx.Variable(flags[path])
+        self.call(model, batch)
+        collected = {path: each.collected.get_value() for path, each in layers.items()}
+        return {path: each.moments for path, each in collected.items()}
+
+    def order(self, state: Any, batch: Any) -> tuple[Path, ...]:
+        """The paths of all layers, as they are called for the first time."""
+        paths: dict[Path, None] = {}
+
+        def note(call: Call) -> jax.Array:
+            paths[call.path] = None
+            return call.proceed()
+
+        def run(state: Any, batch: Any) -> None:
+            model, _ = self._model(state)
+            model_layers.hook_nnx(note, model, (jaxbn_nnx.BatchNorm,))
+            self.call(model, batch)
+
+        jax.eval_shape(run, state, batch)
+        return tuple(paths)
+
+    def replaced(self, state: Any, totals: Moments, replace: Replace) -> Any:
+        """The state with mean and variance of these layers replaced."""
+        model, layers = self._model(state)
+        for path, total in totals.items():
+            norm = layers[path]
+            old = running.BatchStats(norm.mean[...], norm.var[...])
+            norm.mean[...], norm.var[...] = replace(old, total)
+        return nnx.state(model)
+
+    def _model(self, state: Any) -> tuple[nnx.Module, dict[Path, Any]]:
+        """A model in training mode, and its layers that may move."""
+        model = nnx.merge(self.graph, state, copy=True)
+        model.train()
+        model_layers.check_collectable(model)
+        layers = model_layers.nnx_layers(model, (jaxbn_nnx.BatchNorm,))
+        moving = {
+            path: layer
+            for path, layer in layers.items()
+            if layer.update_running_average is not False
+        }
+        return model, moving
+
+
+def _evaluate_nnx(call: Call) -> jax.Array:
+    layer = call.layer
+    flag = getattr(layer, _FLAG, None)
+    residual = call.options.get("residual")
+
+    def evaluate() -> jax.Array:
+        return jaxbn_nnx.BatchNorm.__call__(
+            layer,
+            call.x,
+            use_running_average=True,
+            update_running_average=False,
+            residual=residual,
+        )
+
+    return _choose(call, None if flag is None else flag[...], evaluate)

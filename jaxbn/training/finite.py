@@ -1,0 +1,94 @@
+"""Steps whose gradient is not finite: they leave everything as it was.
+
+A loss that was scaled too far overflows in the backward pass only. Batch statistics of
+such a step look like any other, so that a step that is skipped must keep the old ones
+by itself; neither optax nor Flax's example does.
+"""
+
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from jaxbn.core import reduction
+from jaxbn.training.state import TrainState
+
+Tree = TypeVar("Tree")
+_FIELD = "dynamic_scale"
+
+
+def all_finite(tree: Any, *, axis_name: reduction.AxisName | None = None) -> jax.Array:
+    """Whether every number in a tree is finite, as a boolean scalar.
+
+    Args:
+      tree: of arrays of any dtype, such as gradients.
+      axis_name: axis or axes of pmap, shard_map or vmap, all devices of which must have
+        finite numbers. Not needed where gradients are summed over devices already.
+
+    Example:
+      >>> all_finite({"a": jnp.ones(2), "b": jnp.array([0.0, jnp.nan])})
+      Array(False, dtype=bool)
+    """
+    found = jnp.array(True)
+    for leaf in jax.tree.leaves(tree):
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            found &= jnp.all(jnp.isfinite(leaf))
+    if axis_name is None:
+        return found
+    return jax.lax.psum(jnp.where(found, 0, 1), axis_name) == 0
+
+
+def where_finite(
+    grads: Any, new: Tree, old: Tree, *, axis_name: reduction.AxisName | None = None
+) -> Tree:
+    """`new` where every gradient is finite, else `old`.
+
+    For all that a step makes: parameters, state of the optimiser, batch statistics.
+
+    Args:
+      grads: a tree of arrays.
+      new: a tree of arrays, or keys; a whole `TrainState`, or states of NNX.
+      old: the same structure, shapes and dtypes.
+      axis_name: as `all_finite`.
+
+    Returns:
+      One of the two trees, bit for bit.
+
+    Example:
+      >>> new, old = {"mean": jnp.ones(2)}, {"mean": jnp.zeros(2)}
+      >>> where_finite(jnp.array([1.0, jnp.inf]), new, old)
+      {'mean': Array([0., 0.], dtype=float32)}
+    """
+    use_new = all_finite(grads, axis_name=axis_name)
+    return jax.tree.map(lambda new, old: jnp.where(use_new, new, old), new, old)
+
+
+def scaled(state: TrainState, loss: jax.Array) -> jax.Array:
+    """The loss times the scale of the state, if it has one."""
+    scale = getattr(state, _FIELD, None)
+    return loss if scale is None else loss * jnp.asarray(scale.scale, loss.dtype)
+
+
+def unscaled(state: TrainState, grads: Any) -> Any:
+    """The gradient of the loss from that of the scaled one."""
+    scale = getattr(state, _FIELD, None)
+    if scale is None:
+        return grads
+
+    def divide(grad: jax.Array) -> jax.Array:
+        wide = grad.astype(reduction.reduction_dtype(grad.dtype))
+        return (wide / scale.scale).astype(grad.dtype)
+
+    return jax.tree.map(divide, grads)
+
+
+def after_scaled_step(grads: Any, new: TrainState, old: TrainState) -> TrainState:
+    """The state after a step, of one without a scale `new` itself."""
+    scale: Any = getattr(old, _FIELD, None)
+    if scale is None:
+        return new
+    # Flax moves its scale by a gradient that it takes itself; here by one of a number.
+    number = jnp.where(all_finite(grads), 1.0, jnp.nan)
+    moved = scale.value_and_grad(lambda x: number * x)(1.0).dynamic_scale
+    kept = where_finite(grads, new, old)
+    return kept.replace(step=new.step, **{_FIELD: moved})
