@@ -70,6 +70,19 @@ def as_arrays(
     return Arrays(x, scale, bias, feature_axes)
 
 
+def check_features(x, axis, num_features, shape: tuple[int, ...]) -> None:
+    """Checks that the input has the channels that a layer was made for.
+
+    Raises:
+      ValueError: if it has not.
+    """
+    if tuple(x.shape[a] for a in as_feature_axes(axis, x.ndim)) != shape:
+        raise ValueError(
+            f"`x` must have {num_features} channels on axis {axis}, as `num_features` "
+            f"says, got the shape {x.shape}."
+        )
+
+
 def as_feature_axes(axis: int | Sequence[int], ndim: int) -> tuple[int, ...]:
     """Channel axes as ascending non-negative integers."""
     if ndim == 0:

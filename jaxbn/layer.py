@@ -202,6 +202,7 @@ def apply(
         scale, bias = jax.lax.stop_gradient((scale, bias))
 
     follow = estimator(layer)
+    state = estimation.as_complex(follow, state) if jnp.iscomplexobj(x) else state
     if collecting:
         state = passes.before_the_first(follow, state)
         if collected is not None:
