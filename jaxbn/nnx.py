@@ -184,10 +184,10 @@ class BatchNorm(nnx.Module):
             self, use_running_average, update_running_average, train_affine
         )
         x = jnp.asarray(x)
-        checks.check_features(x, self.axis, self.num_features, self.mean.shape)
         scale = None if self.scale is None else self.scale[...]
         bias = None if self.bias is None else self.bias[...]
         state = self._state()
+        checks.check_features(x, self.axis, self.num_features, state.mean.shape)
         collected = getattr(self, "collected", None)
         arrays = x, state.mean, state.var, scale, bias
         promoted = self.promote_dtype(arrays, dtype=self.dtype)
@@ -224,7 +224,7 @@ class BatchNorm(nnx.Module):
     def _set_state(self, state: Any) -> None:
         for name, value in state._asdict().items():
             variable = getattr(self, name)
-            if variable.dtype == value.dtype:
+            if variable[...].dtype == value.dtype:
                 variable[...] = value
             else:  # The first batch of complex numbers.
                 variable.set_value(value)

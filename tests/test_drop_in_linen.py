@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from jaxbn.linen import BatchNorm
+from tests import drop_in
 
-X = (1 + np.random.default_rng(0).standard_normal((6, 4, 3))).astype(np.float32)
+X = drop_in.X
 KEY = jax.random.key(0)
 INIT = {
     "scale_init": nn.initializers.normal(1.0),
@@ -48,7 +49,7 @@ class ScanBlock(Block):
     @nn.compact
     def __call__(self, x, _):
         y = Block(self.norm, self.use_running_average, name="block")(x)
-        return y, y.sum()
+        return y, y.mean()
 
 
 def run(net, *args, rngs=KEY, mutable=STATS):
@@ -378,43 +379,11 @@ LONG_PROGRAMS = (
     lifted_derivatives,
     metadata,
 )
-CASES = [
-    pytest.param(
-        program,
-        fast,
-        marks=[EXHAUSTIVE] if fast or program in LONG_PROGRAMS else [],
-        id=f"{program.__name__}-{'fast' if fast else 'stable'}",
-    )
-    for program in PROGRAMS + LONG_PROGRAMS
-    for fast in (False, True)
-]
 
 
-def assert_same(ours, theirs):
-    chex.assert_trees_all_equal_structs(ours, theirs)
-    for (path, a), b in zip(
-        jax.tree.leaves_with_path(ours), jax.tree.leaves(theirs), strict=True
-    ):
-        name = jax.tree_util.keystr(path)
-        assert type(a) is type(b), name
-        if not hasattr(a, "shape"):
-            assert a == b, name
-            continue
-        assert (a.shape, a.dtype) == (b.shape, b.dtype), name
-        if not isinstance(a, jax.ShapeDtypeStruct):
-            # Sums of a few hundred terms in another order, through several layers; an
-            # element may be small because larger terms cancel.
-            atol = 1e-4 * max(1e-2, np.abs(b).max())
-            np.testing.assert_allclose(a, b, rtol=1e-4, atol=atol, err_msg=name)
-
-
-@pytest.mark.parametrize(("program", "fast"), CASES)
+@pytest.mark.parametrize(("program", "fast"), drop_in.cases(PROGRAMS, LONG_PROGRAMS))
 def test_same_program(program, fast):
-    ours, theirs = (
-        program(functools.partial(layer, use_fast_variance=fast))
-        for layer in (our_layer, flax_layer)
-    )
-    assert_same(ours, theirs)
+    drop_in.compare(program, fast, our_layer, flax_layer)
 
 
 @pytest.mark.parametrize("start", ["own", "Flax's", "real"])
@@ -431,7 +400,7 @@ def test_complex_numbers(start):
         ]
         variables = {**variables, **results[0][1]}
         if train:
-            assert_same(*results)
+            drop_in.assert_same(*results)
         else:
             np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-5)
 

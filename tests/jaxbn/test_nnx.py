@@ -342,10 +342,17 @@ def test_input_of_another_size():
         make(features=4)(X)
 
 
-def test_complex_input():
-    layer = jaxbn.nnx.BatchNorm(3, param_dtype=jnp.complex64, rngs=nnx.Rngs(0))
+@pytest.mark.parametrize("param_dtype", [jnp.float32, jnp.complex64])
+@pytest.mark.parametrize("statistics", ["ema", "debiased", "window"])
+def test_complex_input(param_dtype, statistics):
+    options = {"param_dtype": param_dtype, "momentum": 0.0, "statistics": statistics}
+    layer = jaxbn.nnx.BatchNorm(3, **options, rngs=nnx.Rngs(0))
     x = X + 1j * X[::-1]
-    layer(x)
-    assert layer.mean.dtype == jnp.complex64
-    assert layer.var.dtype == jnp.float32
+    y = layer(x, use_running_average=True)  # As Flax's from the first call on.
+    np.testing.assert_allclose(y, x / np.sqrt(1 + 1e-5), rtol=1e-5)
+    assert layer.mean.dtype == param_dtype  # Nothing has moved.
+    for way in (nnx.jit(call), call):
+        way(layer, x)
+        np.testing.assert_allclose(layer.mean[...], x.mean((0, 1)), rtol=1e-5)
+        assert layer.var.dtype == jnp.float32
     assert np.all(np.imag(layer.mean[...]) != 0)
