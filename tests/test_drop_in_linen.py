@@ -353,16 +353,11 @@ def many_steps(norm):
 
 
 PROGRAMS = (
-    plain,
-    inference,
     named_by_itself,
     twice_in_one_call,
-    jitted,
     rematerialised,
     scanned_with_shared_layers,
-    vmapped_with_shared_layers,
     in_while_loop,
-    mapped_variables,
     shared_scope,
     bound,
     captured_and_sown,
@@ -372,6 +367,11 @@ PROGRAMS = (
     many_steps,
 )
 LONG_PROGRAMS = (
+    plain,
+    inference,
+    jitted,
+    vmapped_with_shared_layers,
+    mapped_variables,
     scanned_with_statistics_per_layer,
     remat_scan,
     vmapped_layers,
@@ -386,7 +386,9 @@ def test_same_program(program, fast):
     drop_in.compare(program, fast, our_layer, flax_layer)
 
 
-@pytest.mark.parametrize("start", ["own", "Flax's", "real"])
+@pytest.mark.parametrize(
+    "start", ["real", *(pytest.param(s, marks=EXHAUSTIVE) for s in ("own", "Flax's"))]
+)
 def test_complex_numbers(start):
     """Flax's mean becomes complex by the first update, ours is from the start."""
     x = X[..., :2] + 1j * X[::-1, :, 1:]

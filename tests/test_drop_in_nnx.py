@@ -147,6 +147,15 @@ def synchronised(norm):
     return mapped(model, X.reshape(4, 2, 4, 3)), values(model)
 
 
+def in_a_shard_map(norm):
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    model = make(functools.partial(norm, axis_name="d"))
+    mapped = nnx.shard_map(
+        call, mesh=mesh, in_specs=(jax.P(), jax.P("d")), out_specs=jax.P("d")
+    )
+    return mapped(model, X), values(model)
+
+
 def scanned_layers(norm):
     @nnx.vmap(in_axes=0, out_axes=0)
     def make_layers(rngs):
@@ -281,25 +290,26 @@ def to_nnx(norm):
 
 
 PROGRAMS = (
-    plain,
     evaluation,
-    jitted,
     jitted_as_a_tree,
     functional,
-    derivatives,
     rematerialised,
-    mapped_with_shared_parameters,
-    synchronised,
     scanned_over_time,
     without_arrays,
     copies,
     metadata,
-    on_explicit_mesh,
     own_promotion,
     to_linen,
     to_nnx,
 )
 LONG_PROGRAMS = (
+    plain,
+    jitted,
+    derivatives,
+    mapped_with_shared_parameters,
+    synchronised,
+    in_a_shard_map,
+    on_explicit_mesh,
     mapped_layers,
     scanned_layers,
     loops_and_conditionals,
@@ -318,6 +328,26 @@ def test_hijax_variables_under_jit():
     expected = run_with(our_layer, nnx.jit(call))
     actual = run_with(our_layer, jax.jit(call), hijax=True)
     chex.assert_trees_all_equal(actual, expected)
+
+
+def test_double_precision():
+    """The statistics stay float32, in Flax's layer too, which warns of that."""
+
+    def run(norm):
+        layer = norm(
+            3, param_dtype=np.float64, use_fast_variance=False, rngs=nnx.Rngs(0)
+        )
+        y, grads = layer(x), nnx.to_pure_dict(nnx.grad(loss)(layer, x))
+        return jax.tree.map(np.asarray, (y, values(layer), grads))
+
+    with jax.enable_x64(True):
+        x = 1000 + np.asarray(X, np.float64)
+        ours = run(our_layer)
+        with pytest.warns(FutureWarning, match="cannot safely cast"):
+            theirs = run(flax_layer)
+        chex.assert_trees_all_equal_shapes_and_dtypes(ours, theirs)
+        np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-9, atol=1e-9)
+        chex.assert_trees_all_close(ours[1:], theirs[1:], rtol=1e-6, atol=1e-6)
 
 
 def test_view_info():
@@ -376,6 +406,7 @@ def test_a_second_call_is_not_compiled_again():
     assert traced == [X.shape]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("spec", [("d",), ("d", None, "m"), (None, None, "m")])
 def test_channels_split_over_an_explicit_mesh(spec):
     """Where Flax's layer raises for channels that are split."""

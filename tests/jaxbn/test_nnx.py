@@ -285,8 +285,10 @@ def test_input_of_another_size():
         make(features=4)(X)
 
 
-@pytest.mark.parametrize("param_dtype", [jnp.float32, jnp.complex64])
-@pytest.mark.parametrize("statistics", ["ema", "debiased", "window"])
+@pytest.mark.parametrize(
+    ("param_dtype", "statistics"),
+    [(jnp.complex64, "ema"), (jnp.float32, "ema"), (jnp.float32, "window")],
+)
 def test_complex_input(param_dtype, statistics):
     options = {"param_dtype": param_dtype, "momentum": 0.0, "statistics": statistics}
     layer = jaxbn.nnx.BatchNorm(3, **options, rngs=nnx.Rngs(0))
