@@ -70,16 +70,14 @@ def as_arrays(
     return Arrays(x, scale, bias, feature_axes)
 
 
-def check_features(x, axis, num_features, shape: tuple[int, ...]) -> None:
-    """Checks that the input has the channels that a layer was made for.
-
-    Raises:
-      ValueError: if it has not.
-    """
+def check_features(
+    x: jax.Array, axis: int | Sequence[int], shape: tuple[int, ...]
+) -> None:
+    """Raises a ValueError where the channels are not those of the layer."""
     if tuple(x.shape[a] for a in as_feature_axes(axis, x.ndim)) != shape:
         raise ValueError(
-            f"`x` must have {num_features} channels on axis {axis}, as `num_features` "
-            f"says, got the shape {x.shape}."
+            f"`x` must have channels of shape {shape} on axis {axis}, as "
+            f"`num_features` says, got the shape {x.shape}."
         )
 
 

@@ -187,7 +187,7 @@ class BatchNorm(nnx.Module):
         scale = None if self.scale is None else self.scale[...]
         bias = None if self.bias is None else self.bias[...]
         state = self._state()
-        checks.check_features(x, self.axis, self.num_features, state.mean.shape)
+        checks.check_features(x, self.axis, state.mean.shape)
         collected = getattr(self, "collected", None)
         arrays = x, state.mean, state.var, scale, bias
         promoted = self.promote_dtype(arrays, dtype=self.dtype)

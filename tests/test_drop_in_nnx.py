@@ -330,6 +330,7 @@ def test_hijax_variables_under_jit():
     chex.assert_trees_all_equal(actual, expected)
 
 
+@pytest.mark.exhaustive
 def test_double_precision():
     """The statistics stay float32, in Flax's layer too, which warns of that."""
 
