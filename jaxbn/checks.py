@@ -70,6 +70,17 @@ def as_arrays(
     return Arrays(x, scale, bias, feature_axes)
 
 
+def check_features(
+    x: jax.Array, axis: int | Sequence[int], shape: tuple[int, ...]
+) -> None:
+    """Raises a ValueError where the channels are not those of the layer."""
+    if tuple(x.shape[a] for a in as_feature_axes(axis, x.ndim)) != shape:
+        raise ValueError(
+            f"`x` must have channels of shape {shape} on axis {axis}, as "
+            f"`num_features` says, got the shape {x.shape}."
+        )
+
+
 def as_feature_axes(axis: int | Sequence[int], ndim: int) -> tuple[int, ...]:
     """Channel axes as ascending non-negative integers."""
     if ndim == 0:

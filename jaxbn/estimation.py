@@ -75,6 +75,26 @@ def state_type(estimator: Estimator) -> type[Any]:
     return type(state)
 
 
+def as_complex(estimator: Estimator, state: Any) -> Any:
+    """The state as it is for complex inputs: complex where `init` makes it so.
+
+    Layers are made before the first input is seen, and a checkpoint may be of one that
+    had seen none.
+
+    Example:
+      >>> ema = estimators.ema(momentum=0.9)
+      >>> state = as_complex(ema, ema.init(1, jnp.float32))
+      >>> state.mean.dtype.name, state.var.dtype.name
+      ('complex64', 'float32')
+    """
+    like = jax.eval_shape(lambda: estimator.init(1, jnp.complex64))
+
+    def widen(leaf: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
+        return leaf + 0j if jnp.iscomplexobj(like) else leaf
+
+    return jax.tree.map(widen, state, like)
+
+
 def reset_batch_stats(tree: Any) -> Any:
     """The running statistics of all layers as they are before the first batch.
 

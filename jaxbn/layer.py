@@ -147,6 +147,7 @@ def apply(
     bias = bias if on.train_bias else jax.lax.stop_gradient(bias)
 
     follow = estimator(layer)
+    state = estimation.as_complex(follow, state) if jnp.iscomplexobj(x) else state
     if collecting:
         state = passes.before_the_first(follow, state)
         if collected is not None:

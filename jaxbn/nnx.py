@@ -21,7 +21,7 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from jax.nn import initializers
 
-from jaxbn import layer, switches
+from jaxbn import checks, layer, switches
 from jaxbn.core import reduction
 from jaxbn.estimation import Statistics
 from jaxbn.grouping import GroupSize
@@ -39,9 +39,8 @@ class BatchNorm(nnx.Module):
     All arguments and attributes of Flax's layer, with its meaning. Two defaults differ:
     the running variance is the unbiased one, and the variance is the stable one. The
     running statistics are used as they are, in float32; Flax rounds them to `dtype`.
-
-    What is said of `jaxbn.linen.BatchNorm` holds here too. The options that Flax does
-    not have are the same and described there.
+    The first complex batch makes the mean complex; Flax drops the imaginary part. The
+    options that Flax does not have are described at `jaxbn.linen.BatchNorm`.
 
     Args:
       num_features: size of the channel axis, or sizes of several.
@@ -54,8 +53,7 @@ class BatchNorm(nnx.Module):
       param_dtype: of scale and bias.
       use_bias: add a bias.
       use_scale: multiply by a scale.
-      bias_init: initialiser of the bias.
-      scale_init: initialiser of the scale.
+      bias_init, scale_init: initialisers of them.
       axis_name: axis, or tuple of axes, bound by pmap, shard_map or vmap, over which
         the batch is split. Leave it out under plain jit.
       axis_index_groups: groups of indices along `axis_name` that share statistics.
@@ -63,8 +61,7 @@ class BatchNorm(nnx.Module):
       promote_dtype: decides the dtype of the result: that of the first of the arrays
         (x, mean, var, scale, bias) which it returns, given these and `dtype`.
       rngs: for scale and bias; not needed without them.
-      bias_metadata: metadata of the variable of the bias.
-      scale_metadata: metadata of the variable of the scale.
+      bias_metadata, scale_metadata: metadata of their variables.
 
     Raises:
       ValueError: if `rngs` is missing where there are parameters.
@@ -146,7 +143,7 @@ class BatchNorm(nnx.Module):
             return nnx.Param(init(rngs.params(), shape, param_dtype), **metadata)
 
         absent = nnx.data(None)
-        # In Flax's order: the scale takes the first key.
+        # The scale takes the first key, as in Flax.
         self.scale = param("scale", scale_init, scale_metadata) if use_scale else absent
         self.bias = param("bias", bias_init, bias_metadata) if use_bias else absent
 
@@ -188,14 +185,9 @@ class BatchNorm(nnx.Module):
             self, use_running_average, update_running_average, train_affine, self.frozen
         )
         x = jnp.asarray(x)
-        if layer.channels(self, x) != self.mean.shape:
-            raise ValueError(
-                f"`x` must have {self.num_features} channels on axis {self.axis}, as "
-                f"`num_features` says, got the shape {x.shape}."
-            )
-        scale = None if self.scale is None else self.scale[...]
-        bias = None if self.bias is None else self.bias[...]
+        scale, bias = (None if p is None else p[...] for p in (self.scale, self.bias))
         state = self._state()
+        checks.check_features(x, self.axis, state.mean.shape)
         collected = getattr(self, "collected", None)
         arrays = x, state.mean, state.var, scale, bias
         promoted = self.promote_dtype(arrays, dtype=self.dtype)
@@ -231,7 +223,11 @@ class BatchNorm(nnx.Module):
 
     def _set_state(self, state: Any) -> None:
         for name, value in state._asdict().items():
-            getattr(self, name)[...] = value
+            variable = getattr(self, name)
+            if variable[...].dtype == value.dtype:
+                variable[...] = value
+            else:  # The first batch of complex numbers.
+                variable.set_value(value)
 
     def set_view(
         self,
@@ -239,11 +235,16 @@ class BatchNorm(nnx.Module):
         update_running_average: bool | None = None,
         train_affine: bool | None = None,
     ) -> None:
-        """Sets what is given, as the constructor does; called by `nnx.view`."""
-        given = {
-            "use_running_average": use_running_average,
-            "update_running_average": update_running_average,
-            "train_affine": train_affine,
-        }
-        for name, value in given.items():
-            setattr(self, name, getattr(self, name) if value is None else value)
+        """Sets what is given; called by `nnx.view`, described by `nnx.view_info`.
+
+        Args:
+          use_running_average: normalise by the running statistics.
+          update_running_average: move them.
+          train_affine: pass gradients to scale and bias.
+        """
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
+        if update_running_average is not None:
+            self.update_running_average = update_running_average
+        if train_affine is not None:
+            self.train_affine = train_affine
