@@ -181,7 +181,9 @@ For SAM drop what the second pass returns. A pass that should move nothing takes
 
 **And under `nn.scan`, `nn.vmap`, `nn.remat`?** Statistics are stacked like parameters:
 `variable_axes={"params": 0, "batch_stats": 0}`, with "batch_moments" for the above.
-Recomputation moves them once.
+Where all steps of a scan share them, `variable_carry="batch_stats"`; call the cell once
+outside while initialising, as Flax cannot make a carried variable inside. Recomputation
+moves them once.
 
 **What do I save?** Both collections; the whole `TrainState` has optimiser, step and key
 besides, so that a run goes on bit for bit. Flax's layer reads and writes the same

@@ -19,12 +19,20 @@ LAYERS = {"flax.linen": norms.FLAX, "jaxbn": norms.JAXBN}
 
 def measure(rounds: int) -> dict[str, Any]:
     """Time, arrays and error of every network."""
-    return {"folded": {make.__name__: network(make, rounds) for make in NETWORKS}}
+    many = 8 if jax.default_backend() == "cpu" else 256
+    return {
+        "folded": {
+            f"{make.__name__}, {images} images": network(make, rounds, images)
+            for make in NETWORKS
+            for images in (1, many)
+        }
+    }
 
 
-def network(make: Callable[..., nn.Module], rounds: int, size: int = 64) -> Any:
-    """One network on a batch of 8 (on an accelerator 256) images."""
-    images = 8 if jax.default_backend() == "cpu" else 256
+def network(
+    make: Callable[..., nn.Module], rounds: int, images: int, size: int = 64
+) -> Any:
+    """One network on a batch of images of `size` by `size`."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal((images, size, size, 3)), jnp.float32)
     nets = {name: make(classes=10, norm=norm) for name, norm in LAYERS.items()}
@@ -41,7 +49,6 @@ def network(make: Callable[..., nn.Module], rounds: int, size: int = 64) -> Any:
         outputs[name] = run(variables[name], x)
         leaves = jax.tree.leaves(variables[name])
         rows[name] = {
-            "images": images,
             "size": size,
             "arrays": len(leaves),
             "numbers": sum(leaf.size for leaf in leaves),

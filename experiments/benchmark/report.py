@@ -253,7 +253,7 @@ def _folded_table(result: Mapping[str, Any]) -> str:
     )
     some = next(iter(result["folded"].values()))["folded"]
     return (
-        f"Inference, {some['images']} images of {some['size']}x{some['size']}, with "
+        f"Inference of images of {some['size']}x{some['size']}, with "
         "normalisation and with it folded away by `jaxbn.fold`. Largest difference of "
         f"an output by that, of the largest output: {errors}.\n\n"
         + output.markdown(header, rows)

@@ -24,19 +24,28 @@ def write(path: pathlib.Path) -> str:
 
 def table(result: Mapping[str, Any]) -> str:
     """The result as Markdown."""
-    as_imported = result["imported_as"]
     seconds = ", ".join(f"{name} {took}" for name, took in result["seconds"].items())
     return "\n\n".join(
         [
-            "On the data that it was trained on, the network has an accuracy of "
-            f"{as_imported['torch']:.4f} in PyTorch and {as_imported['jaxbn']:.4f} "
-            "here; the largest difference of a logit is "
-            f"{as_imported['largest_difference']:.1e}.",
+            _as_imported(result["as_imported"]),
             _accuracies(result),
             _diagnosed(result),
             _shipped(result),
             f"Seconds: {seconds}.",
         ]
+    )
+
+
+def _as_imported(found: Mapping[str, float]) -> str:
+    words = (
+        "On the data that it was trained on, the network has an accuracy of "
+        f"{found['jaxbn']:.4f} here"
+    )
+    if "torch" not in found:
+        return f"{words}."
+    return (
+        f"{words} and {found['torch']:.4f} in PyTorch; the largest difference of a "
+        f"logit is {found['largest_difference']:.1e}."
     )
 
 

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jaxbn import linen, training
@@ -108,31 +107,6 @@ def train(
         return step(state, batch)[0], None
 
     return jax.lax.scan(body, state, indices)[0]
-
-
-def batch_indices(
-    hp: Hyperparameters, seed: int, examples: int, start: int, steps: int
-) -> np.ndarray:
-    """Indices of the mini-batches `start` to `start + steps`, `[steps, batch]`, int32.
-
-    A function of seed and step alone, so that a resumed run sees the same batches.
-    Without replacement: one permutation per epoch, its remainder dropped.
-    """
-    per_epoch = examples // hp.batch_size
-    used = per_epoch * hp.batch_size
-
-    def epoch(number: int) -> np.ndarray:
-        rng = np.random.default_rng((seed, number))
-        order = (
-            rng.integers(examples, size=used)
-            if hp.replacement
-            else rng.permutation(examples)[:used]
-        )
-        return order.reshape(per_epoch, hp.batch_size)
-
-    first, last = start // per_epoch, (start + steps - 1) // per_epoch
-    batches = np.concatenate([epoch(number) for number in range(first, last + 1)])
-    return batches[start - first * per_epoch :][:steps].astype(np.int32)
 
 
 def accuracy(

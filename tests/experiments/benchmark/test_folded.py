@@ -11,7 +11,7 @@ from experiments.networks import models
 @pytest.mark.exhaustive
 def test_a_small_network():
     small = functools.partial(models.SmallNetwork, blocks=((16, 2), (16, 1)))
-    rows = folded.network(small, rounds=2, size=16)
+    rows = folded.network(small, rounds=2, images=2, size=16)
     assert set(rows) == {"flax.linen", "jaxbn", "folded"}
     assert rows["jaxbn"]["arrays"] == rows["flax.linen"]["arrays"]
     assert rows["folded"]["arrays"] < rows["jaxbn"]["arrays"]
