@@ -8,7 +8,8 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent import futures
 from typing import Any, NamedTuple
 
 import jax
@@ -20,16 +21,18 @@ from experiments import batches, checkpoints
 
 Records = dict[str, np.ndarray]  # By name, `[records, seeds, ...]`.
 State = Any  # A tree of arrays: `jaxbn.training.TrainState` or any other.
+Batch = Mapping[str, jax.Array]
 
 
 class Run(NamedTuple):
-    """One configuration of a study; all functions are of one seed, and traced."""
+    """One configuration of a study; the functions are of one seed, and traced."""
 
-    name: str  # Unique in the study, and what finds its checkpoint again.
+    name: str  # Its own in the study; with it the checkpoint is found again.
     init: Callable[[jax.Array], State]  # Of a key.
-    step: Callable[[State, Any], State]  # Of the state and a mini-batch.
-    record: Callable[[State], Mapping[str, jax.Array]]  # What is wanted of a state.
+    step: Callable[[State, Batch], State]  # Of a mini-batch.
+    record: Callable[[State, Batch], Mapping[str, jax.Array]]  # Of what is held out.
     batch_size: int
+    replacement: bool = False  # Draw mini-batches with it.
     convolves: bool = False
 
 
@@ -43,8 +46,28 @@ class Plan:
     """Steps between two records."""
     seeds: int
     """Side by side, each with its own initial weights and mini-batches."""
-    checkpoint_every: int = 10
-    """Records between two checkpoints."""
+    checkpoint_every: int
+    """Steps between two checkpoints; a killed run goes on from the last."""
+
+
+class Kept(NamedTuple):
+    """Where what is kept of trainings lies, until it is forgotten."""
+
+    folder: pathlib.Path
+    name: str  # Of the study.
+    identity: Any  # What decides the numbers, as JSON can write it.
+
+    def of(self, run: Run) -> checkpoints.Checkpoints:
+        """The checkpoints of one run."""
+        text = json.dumps([self.identity, run.name], sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        folder = self.folder / "checkpoints"
+        return checkpoints.Checkpoints(folder / f"{self.name}_{digest}")
+
+    def forget(self, runs: Iterable[Run]) -> None:
+        """Removes everything of these runs."""
+        for run in runs:
+            self.of(run).clear()
 
 
 def check(plan: Plan) -> None:
@@ -56,11 +79,13 @@ def check(plan: Plan) -> None:
     for name, value in dataclasses.asdict(plan).items():
         if value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
-    if plan.steps % plan.record_every:
-        raise ValueError(
-            "`steps` must be a multiple of `record_every`, got "
-            f"{plan.steps} and {plan.record_every}."
-        )
+    for name in ("steps", "checkpoint_every"):
+        value = getattr(plan, name)
+        if value % plan.record_every:
+            raise ValueError(
+                f"`{name}` must be a multiple of `record_every`, got {value} and "
+                f"{plan.record_every}."
+            )
 
 
 def recorded_steps(plan: Plan) -> np.ndarray:
@@ -71,23 +96,22 @@ def recorded_steps(plan: Plan) -> np.ndarray:
 def train(
     runs: Sequence[Run],
     plan: Plan,
-    data: Mapping[str, np.ndarray],
-    folder: pathlib.Path,
-    identity: Any,
+    data: Batch,
+    held_out: Batch,
+    kept: Kept,
+    workers: int = 1,
 ) -> dict[str, Records]:
     """The records of every run.
 
-    A run that is done is kept in `folder` until `forget`; one that was killed goes on
-    from its last checkpoint. A run whose loss has become infinite is trained to its
-    end, so that all records have one length.
-
     Args:
-      runs: what to train, one after the other.
+      runs: what to train.
       plan: of all runs.
       data: the training set, arrays `[N, ...]` by name; a mini-batch has rows of them.
-      folder: for what is kept of the study.
-      identity: what decides the numbers besides, JSON can write it; another identity
-        begins anew.
+      held_out: what records are taken of, arrays by name.
+      kept: a run that is done is kept there, and one that was killed goes on from its
+        last checkpoint.
+      workers: runs that are trained at the same time. XLA:CPU runs small programs on
+        little more than one core.
 
     Returns:
       By name of the run.
@@ -100,106 +124,121 @@ def train(
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
         raise ValueError(f"`runs` must have names of their own, got {names}.")
-    on_device = {name: jnp.asarray(array) for name, array in data.items()}
-    found = {}
-    total = plan.steps * len(runs)
-    with tqdm.tqdm(total=total, unit="step", smoothing=0.05) as bar:
-        for run in runs:
-            bar.set_description(run.name)
-            directory = _directory(folder, run, plan, identity)
-            found[run.name] = _train(run, plan, on_device, directory, bar)
+    data, held_out = jax.tree.map(jnp.asarray, (dict(data), dict(held_out)))
+    found: dict[str, Records] = {}
+    with (
+        futures.ThreadPoolExecutor(workers) as pool,
+        tqdm.tqdm(total=plan.steps * len(runs), unit="step", smoothing=0.05) as bar,
+    ):
+        for start in range(0, len(runs), workers):
+            group = runs[start : start + workers]
+            bar.set_description(", ".join(run.name for run in group))
+            trainings = [_Training(run, plan, data, held_out, kept) for run in group]
+            for training in trainings:
+                if training.done:
+                    tqdm.tqdm.write(f"Resumed at step {training.done}.")
+                    bar.update(training.done)
+            while going := [each for each in trainings if each.done < plan.steps]:
+                list(pool.map(_Training.advance, going))
+                for training in going:  # Here, where the user can interrupt.
+                    training.save_in_time()
+                bar.update(plan.record_every * len(going))
+            found |= {each.run.name: each.records for each in trainings}
     return found
 
 
-def forget(
-    runs: Sequence[Run], plan: Plan, folder: pathlib.Path, identity: Any
-) -> None:
-    """Removes what is kept of runs whose results are on disk."""
-    for run in runs:
-        checkpoints.Checkpoints(_directory(folder, run, plan, identity)).clear()
+class _Training:
+    """One run, as far as it has come."""
 
+    def __init__(self, run: Run, plan: Plan, data: Batch, held_out: Batch, kept: Kept):
+        self.run, self.plan = run, plan
+        self.examples = len(next(iter(data.values())))
+        self._indices(0)  # Complains of a batch that is too large.
+        keys = jax.vmap(jax.random.key)(jnp.arange(plan.seeds))
+        self.states = jax.jit(jax.vmap(run.init))(keys)
+        record = jax.vmap(run.record, (0, None))
+        self.records = {
+            name: np.zeros((plan.steps // plan.record_every, *leaf.shape), leaf.dtype)
+            for name, leaf in jax.eval_shape(record, self.states, held_out).items()
+        }
+        self.done = 0
+        self.saved = kept.of(run)
+        if (found := self.saved.restore(self._tree())) is not None:
+            self.states, self.records = found["states"], found["records"]
+            self.done = int(found["step"])
+        # XLA:CPU runs convolutions that stand in a loop ten times slower.
+        one_by_one = run.convolves and jax.default_backend() == "cpu"
+        self._advance = (_one_by_one if one_by_one else _scanned)(run, data, held_out)
 
-def _train(run: Run, plan: Plan, data, directory: pathlib.Path, bar) -> Records:
-    keys = jax.vmap(jax.random.key)(jnp.arange(plan.seeds))
-    states = jax.jit(jax.vmap(run.init))(keys)
-    made = jax.eval_shape(jax.vmap(run.record), states)
-    count = plan.steps // plan.record_every
-    records = {
-        name: np.zeros((count, *leaf.shape), leaf.dtype) for name, leaf in made.items()
-    }
-    saved = checkpoints.Checkpoints(directory)
-    template = {"states": states, "records": records, "step": np.array(0)}
-    progress = saved.restore(template) or template
-    states, records = progress["states"], progress["records"]
-    start = int(progress["step"])
-    bar.update(start)
-    # XLA:CPU runs convolutions that stand in a loop ten times slower.
-    one_by_one = run.convolves and jax.default_backend() == "cpu"
-    advance = (_one_by_one if one_by_one else _scanned)(run, data)
-    examples = len(next(iter(data.values())))
-    for step in range(start, plan.steps, plan.record_every):
-        indices = np.stack(
-            [
-                batches.indices(seed, examples, run.batch_size, step, plan.record_every)
-                for seed in range(plan.seeds)
-            ]
+    def advance(self) -> None:
+        """Trains until the next record, and takes it."""
+        self.states, record = jax.block_until_ready(
+            self._advance(self.states, self._indices(self.done))
         )
-        states, record = advance(states, indices)
-        place = step // plan.record_every
         for name, values in record.items():
-            records[name][place] = values
-        done = step + plan.record_every
-        if (place + 1) % plan.checkpoint_every == 0 or done == plan.steps:
-            tree = {"states": states, "records": records, "step": np.array(done)}
-            saved.save(done, tree)
-        bar.update(plan.record_every)
-    return records
+            self.records[name][self.done // self.plan.record_every] = values
+        self.done += self.plan.record_every
+
+    def save_in_time(self) -> None:
+        """Writes a checkpoint if it is time for one."""
+        ends = self.done == self.plan.steps
+        if ends or self.done % self.plan.checkpoint_every == 0:
+            self.saved.save(self.done, self._tree())
+
+    def _tree(self) -> dict[str, Any]:
+        done = np.array(self.done)
+        return {"states": self.states, "records": self.records, "step": done}
+
+    def _indices(self, start: int) -> np.ndarray:
+        """Of the steps until the next record, `[seeds, steps, batch]`."""
+        of_seed = [
+            batches.indices(
+                seed,
+                self.examples,
+                self.run.batch_size,
+                start,
+                self.plan.record_every,
+                replacement=self.run.replacement,
+            )
+            for seed in range(self.plan.seeds)
+        ]
+        return np.stack(of_seed)
 
 
 Advance = Callable[[State, np.ndarray], tuple[State, Mapping[str, jax.Array]]]
 """Trains all seeds by `[seeds, steps, batch]` examples, then takes a record of each."""
 
 
-def _scanned(run: Run, data: Mapping[str, jax.Array]) -> Advance:
+def _scanned(run: Run, data: Batch, held_out: Batch) -> Advance:
     """In one program."""
 
-    def one_seed(state: State, indices: jax.Array, data: Any) -> Any:
+    def one_seed(state: State, indices: jax.Array, data: Batch, held_out: Batch) -> Any:
         def body(state: State, rows: jax.Array) -> tuple[State, None]:
-            return run.step(state, _batch(data, rows)), None
+            return run.step(state, _rows(data, rows)), None
 
         state = jax.lax.scan(body, state, indices)[0]
-        return state, run.record(state)
+        return state, run.record(state, held_out)
 
-    advance = jax.jit(jax.vmap(one_seed, (0, 0, None)), donate_argnums=0)
-    return lambda states, indices: advance(states, indices, data)
+    advance = jax.jit(jax.vmap(one_seed, (0, 0, None, None)), donate_argnums=0)
+    return lambda states, indices: advance(states, indices, data, held_out)
 
 
-def _one_by_one(run: Run, data: Mapping[str, jax.Array]) -> Advance:
+def _one_by_one(run: Run, data: Batch, held_out: Batch) -> Advance:
     """In a program for each step."""
 
-    def one_seed(state: State, rows: jax.Array, data: Any) -> State:
-        return run.step(state, _batch(data, rows))
+    def one_seed(state: State, rows: jax.Array, data: Batch) -> State:
+        return run.step(state, _rows(data, rows))
 
     step = jax.jit(jax.vmap(one_seed, (0, 0, None)), donate_argnums=0)
-    record = jax.jit(jax.vmap(run.record))
+    record = jax.jit(jax.vmap(run.record, (0, None)))
 
     def advance(states: State, indices: np.ndarray) -> Any:
         for place in range(indices.shape[1]):
             states = step(states, indices[:, place], data)
-        return states, record(states)
+        return states, record(states, held_out)
 
     return advance
 
 
-def _batch(data: Mapping[str, jax.Array], rows: jax.Array) -> dict[str, jax.Array]:
+def _rows(data: Batch, rows: jax.Array) -> dict[str, jax.Array]:
     return {name: array[rows] for name, array in data.items()}
-
-
-def _directory(
-    folder: pathlib.Path, run: Run, plan: Plan, identity: Any
-) -> pathlib.Path:
-    fields = dataclasses.asdict(plan)
-    del fields["checkpoint_every"]
-    text = json.dumps([run.name, fields, identity], sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    return folder / "checkpoints" / digest

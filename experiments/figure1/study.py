@@ -1,21 +1,15 @@
 """The paper's Figure 1: a sigmoid network with and without Batch Normalization."""
 
 import dataclasses
-import functools
-import hashlib
 import json
 import math
 import pathlib
 import sys
-from concurrent import futures
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import tqdm
 
-from experiments import checkpoints, datasets, output
+from experiments import datasets, output, recording
 from experiments.figure1 import paper, report
 from experiments.networks import mlp
 from jaxbn import training
@@ -75,28 +69,14 @@ def check(config: Figure1) -> None:
     Raises:
       ValueError: naming the option, what it must be and what it is.
     """
+    recording.check(_plan(config))
     hp = config.hp
-    at_least_one = {
-        "steps": config.steps,
-        "seeds": config.seeds,
-        "record_every": config.record_every,
-        "checkpoint_every": config.checkpoint_every,
-        "batch_size": hp.batch_size,
-        "hidden": min(hp.hidden, default=0),
-    }
-    for name, value in at_least_one.items():
+    for name, value in (
+        ("batch_size", hp.batch_size),
+        ("hidden", min(hp.hidden, default=0)),
+    ):
         if value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
-    if config.steps % config.record_every:
-        raise ValueError(
-            "`steps` must be a multiple of `record_every`, got "
-            f"{config.steps} and {config.record_every}."
-        )
-    if config.checkpoint_every % config.record_every:
-        raise ValueError(
-            "`checkpoint_every` must be a multiple of `record_every`, got "
-            f"{config.checkpoint_every} and {config.record_every}."
-        )
     for name in ("learning_rate", "init_std"):
         value = getattr(hp, name)
         if not 0 < value < math.inf:
@@ -120,56 +100,31 @@ def train(config: Figure1) -> report.Records:
     """
     check(config)
     train_split, test = (_split(config, name) for name in ("train", "test"))
-    if config.hp.batch_size > len(train_split.labels):
-        raise ValueError(
-            f"`batch_size` must be at most the {len(train_split.labels)} training "
-            f"images, got {config.hp.batch_size}."
-        )
-    init = functools.partial(mlp.init_states, config.hp, pixels=test.images.shape[1])
-    states = jax.vmap(init)(jax.vmap(jax.random.key)(jnp.arange(config.seeds)))
-    records = _empty_records(config)
-
-    saved = checkpoints.Checkpoints(_checkpoint_directory(config))
-    template = {"states": states, "records": records, "step": np.array(0)}
-    progress = saved.restore(template) or template
-    states, records = progress["states"], progress["records"]
-    start, size = int(progress["step"]), config.record_every
-    if start:
-        print(f"Resumed at step {start}.")
-
-    def advance(network: str, indices: np.ndarray):
-        return jax.block_until_ready(
-            _advance(config.hp, network, states[network], indices, train_split, test)
-        )
-
-    # A thread for each network: XLA:CPU runs either on little more than one core.
-    with (
-        futures.ThreadPoolExecutor(len(mlp.NETWORKS)) as pool,
-        tqdm.tqdm(total=config.steps, initial=start, unit="step") as bar,
-    ):
-        for step in range(start, config.steps, size):
-            indices = _batch_indices(config, len(train_split.labels), step)
-            results = pool.map(lambda n: advance(n, indices), mlp.NETWORKS)  # noqa: B023
-            for network, (state, record) in zip(mlp.NETWORKS, results, strict=True):
-                states[network] = state
-                for name, values in record.items():
-                    records[f"{network}/{name}"][step // size] = values
-            done = step + size
-            if done % config.checkpoint_every == 0 or done == config.steps:
-                tree = {"states": states, "records": records, "step": np.array(done)}
-                saved.save(done, tree)
-            bar.update(size)
-    return records
+    held_out = {**test, "population": train_split["image"][:_POPULATION]}
+    pixels = test["image"].shape[1]
+    found = recording.train(
+        [_run(config.hp, network, pixels) for network in mlp.NETWORKS],
+        _plan(config),
+        train_split,
+        held_out,
+        _kept(config),
+        workers=len(mlp.NETWORKS),
+    )
+    return {
+        f"{network}/{name}": values
+        for network, records in found.items()
+        for name, values in records.items()
+    }
 
 
 def forget(config: Figure1) -> None:
     """Removes the checkpoints of a run whose results are on disk."""
-    checkpoints.Checkpoints(_checkpoint_directory(config)).clear()
+    _kept(config).forget(_run(config.hp, network, 1) for network in mlp.NETWORKS)
 
 
 def recorded_steps(config: Figure1) -> np.ndarray:
     """The steps after which records are made, `[records]`."""
-    return np.arange(config.record_every, config.steps + 1, config.record_every)
+    return recording.recorded_steps(_plan(config))
 
 
 def identity(config: Figure1) -> dict[str, Any]:
@@ -187,57 +142,45 @@ def _is_finished(path: pathlib.Path, config: Figure1) -> bool:
     return json.loads(path.read_text()).get("config") == identity(config)
 
 
-def _split(config: Figure1, name: str) -> mlp.Split:
-    images, labels = datasets.load(config.dataset, name, config.data_dir)
-    return mlp.Split(jnp.asarray(datasets.binarize(images)), jnp.asarray(labels))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
-def _advance(
-    hp: mlp.Hyperparameters,
-    network: str,
-    states: training.TrainState,
-    indices: jax.Array,
-    train: mlp.Split,
-    test: mlp.Split,
-) -> tuple[training.TrainState, dict[str, jax.Array]]:
-    """Trains all seeds of one network, then takes a record of each."""
-    population = mlp.Split(*(array[:_POPULATION] for array in train))
-
-    def one_seed(state, indices):
-        state = mlp.train(state, train, indices)
-        return state, {
-            "accuracy": mlp.accuracy(hp, network, state, test, population),
-            "percentiles": mlp.input_percentiles(
-                hp, network, state, test.images[:_OBSERVED], paper.PERCENTILES
-            ),
-        }
-
-    return jax.vmap(one_seed)(states, indices)
-
-
-def _batch_indices(config: Figure1, examples: int, start: int) -> np.ndarray:
-    """Of the steps until the next record, `[seeds, steps, batch]`."""
-    return np.stack(
-        [
-            mlp.batch_indices(config.hp, seed, examples, start, config.record_every)
-            for seed in range(config.seeds)
-        ]
+def _plan(config: Figure1) -> recording.Plan:
+    return recording.Plan(
+        config.steps, config.record_every, config.seeds, config.checkpoint_every
     )
 
 
-def _empty_records(config: Figure1) -> report.Records:
-    count = config.steps // config.record_every
-    shape = (count, config.seeds)
-    units = (len(paper.PERCENTILES), config.hp.hidden[-1])
-    records = {}
-    for network in mlp.NETWORKS:
-        records[f"{network}/accuracy"] = np.zeros(shape, np.float32)
-        records[f"{network}/percentiles"] = np.zeros((*shape, *units), np.float32)
-    return records
+def _kept(config: Figure1) -> recording.Kept:
+    name = f"figure1_{config.dataset}"
+    return recording.Kept(config.out, name, identity(config))
 
 
-def _checkpoint_directory(config: Figure1) -> pathlib.Path:
-    text = json.dumps(identity(config), sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    return config.out / "checkpoints" / f"figure1_{config.dataset}_{digest}"
+def _split(config: Figure1, name: str) -> dict[str, np.ndarray]:
+    images, labels = datasets.load(config.dataset, name, config.data_dir)
+    return {"image": datasets.binarize(images), "label": labels}
+
+
+def _run(hp: mlp.Hyperparameters, network: str, pixels: int) -> recording.Run:
+    train_step = training.make_train_step(mlp.loss_fn)
+
+    def record(state: training.TrainState, held_out: recording.Batch):
+        observed = held_out["image"][:_OBSERVED]
+        return {
+            "accuracy": mlp.accuracy(
+                hp,
+                network,
+                state,
+                held_out,
+                held_out["population"],
+            ),
+            "percentiles": mlp.input_percentiles(
+                hp, network, state, observed, paper.PERCENTILES
+            ),
+        }
+
+    return recording.Run(
+        name=network,
+        init=lambda key: mlp.init_states(hp, key, pixels)[network],
+        step=lambda state, batch: train_step(state, batch)[0],
+        record=record,
+        batch_size=hp.batch_size,
+        replacement=hp.replacement,
+    )

@@ -6,8 +6,7 @@ that several runs train side by side under `vmap`.
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
 import jax
@@ -63,13 +62,6 @@ class SigmoidMLP(nn.Module):
         return nn.Dense(10, kernel_init=init)(x), u
 
 
-class Split(NamedTuple):
-    """A data split on the device."""
-
-    images: jax.Array  # [N, pixels], uint8, 0 or 1
-    labels: jax.Array  # [N], int32
-
-
 def loss_fn(model, batch, train):
     """Cross-entropy and accuracy per example."""
     logits, _ = model(batch["image"].astype(jnp.float32), train=train)
@@ -96,38 +88,25 @@ def init_states(
     return states
 
 
-def train(
-    state: training.TrainState, split: Split, indices: jax.Array
-) -> training.TrainState:
-    """One step per row of `indices`, `[steps, batch]`."""
-    step = training.make_train_step(loss_fn)
-
-    def body(state, index):
-        batch = {"image": split.images[index], "label": split.labels[index]}
-        return step(state, batch)[0], None
-
-    return jax.lax.scan(body, state, indices)[0]
-
-
 def accuracy(
     hp: Hyperparameters,
     network: str,
     state: training.TrainState,
-    test: Split,
-    population: Split,
+    test: Mapping[str, jax.Array],
+    population: jax.Array,
 ) -> jax.Array:
     """Test accuracy, shape ().
 
     By the running statistics or, with `hp.exact_population`, those of one batch of all
-    of `population`.
+    images of `population`.
     """
     batch_stats = state.batch_stats
     if hp.exact_population:
         forget = dataclasses.replace(hp, bn_momentum=0.0)
-        _, batch_stats = _apply(forget, network, state, population.images, train=True)
+        _, batch_stats = _apply(forget, network, state, population, train=True)
     state = state.replace(batch_stats=batch_stats)
-    (logits, _), _ = _apply(hp, network, state, test.images, train=False)
-    return jnp.mean(logits.argmax(-1) == test.labels)
+    (logits, _), _ = _apply(hp, network, state, test["image"], train=False)
+    return jnp.mean(logits.argmax(-1) == test["label"])
 
 
 def input_percentiles(

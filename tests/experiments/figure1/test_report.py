@@ -2,8 +2,21 @@ import numpy as np
 import pytest
 
 from experiments import output
+from experiments.figure1 import paper
 from experiments.figure1 import report as figure1_report
 from experiments.figure1 import study as figure1
+from experiments.networks import mlp
+
+
+def empty_records(config):
+    """Those of a run without a record yet."""
+    shape = config.steps // config.record_every, config.seeds
+    made = {}
+    for network in mlp.NETWORKS:
+        made[f"{network}/accuracy"] = np.zeros(shape, np.float32)
+        units = (len(paper.PERCENTILES), config.hp.hidden[-1])
+        made[f"{network}/percentiles"] = np.zeros((*shape, *units), np.float32)
+    return made
 
 
 class TestSummary:
@@ -11,7 +24,7 @@ class TestSummary:
         config = figure1.Figure1(
             dataset=dataset, steps=8000, record_every=4000, seeds=2
         )
-        records = figure1._empty_records(config)
+        records = empty_records(config)
         records["with_bn/accuracy"][:] = [[0.94, 0.96], [0.97, 0.98]]
         records["without_bn/accuracy"][:] = [[0.7, 0.7], [0.91, 0.93]]
         records["with_bn/percentiles"][..., 7] = 1.0

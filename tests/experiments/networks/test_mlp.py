@@ -4,35 +4,16 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from experiments.networks import mlp
 
 
 def make_split(examples=30, pixels=16):
     rng = np.random.default_rng(0)
-    return mlp.Split(
-        jnp.asarray(rng.integers(2, size=(examples, pixels), dtype=np.uint8)),
-        jnp.asarray(rng.integers(10, size=examples)),
-    )
-
-
-class TestBatches:
-    @pytest.mark.parametrize("replacement", [False, True])
-    def test_do_not_depend_on_where_a_run_starts(self, replacement):
-        hp = mlp.Hyperparameters(batch_size=4, replacement=replacement)
-        whole = mlp.batch_indices(hp, 3, 30, 0, 40)
-        parts = [mlp.batch_indices(hp, 3, 30, start, 8) for start in range(0, 40, 8)]
-        np.testing.assert_array_equal(np.concatenate(parts), whole)
-        assert whole.shape == (40, 4)
-        assert not np.array_equal(whole, mlp.batch_indices(hp, 4, 30, 0, 40))
-
-    def test_every_epoch_is_a_permutation(self):
-        hp = mlp.Hyperparameters(batch_size=5)
-        indices = mlp.batch_indices(hp, 0, 30, 0, 12).reshape(2, 30)
-        for epoch in indices:
-            assert sorted(epoch) == list(range(30))
-        assert not np.array_equal(*indices)
+    return {
+        "image": jnp.asarray(rng.integers(2, size=(examples, pixels), dtype=np.uint8)),
+        "label": jnp.asarray(rng.integers(10, size=examples)),
+    }
 
 
 class TestNetworks:
@@ -48,24 +29,12 @@ class TestNetworks:
             assert "bias" in without_bn[name]
         assert set(with_bn) - set(without_bn) == {f"BatchNorm_{i}" for i in range(3)}
 
-    def test_one_trace_for_a_whole_run(self):
-        chex.clear_trace_counter()
-        split, hp = make_split(), mlp.Hyperparameters(batch_size=5)
-        step = jax.jit(chex.assert_max_traces(mlp.train, n=1))
-        state = mlp.init_states(hp, jax.random.key(0), 16)["with_bn"]
-        before = jax.tree.map(jnp.copy, state.params)
-        for start in (0, 10):
-            state = step(state, split, mlp.batch_indices(hp, 0, 30, start, 10))
-        assert int(state.step) == 20
-        with pytest.raises(AssertionError):
-            chex.assert_trees_all_close(state.params, before)
-
     def test_accuracy_by_exact_population_statistics(self):
         split, pixels = make_split(), 16
         hp = mlp.Hyperparameters(exact_population=True)
         state = mlp.init_states(hp, jax.random.key(0), pixels)["with_bn"]
         model = mlp.make_model(hp, "with_bn")
-        images = split.images.astype(jnp.float32)
+        images = split["image"].astype(jnp.float32)
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         step = jax.jit(
             lambda v: model.apply(v, images, train=True, mutable=["batch_stats"])[1]
@@ -73,22 +42,24 @@ class TestNetworks:
         for _ in range(800):  # 0.99^800 of the initial statistics remain.
             variables |= step(variables)
         logits, _ = model.apply(variables, images, train=False)
-        expected = jnp.mean(logits.argmax(-1) == split.labels)
-        assert mlp.accuracy(hp, "with_bn", state, split, split) == expected
+        expected = jnp.mean(logits.argmax(-1) == split["label"])
+        assert mlp.accuracy(hp, "with_bn", state, split, split["image"]) == expected
         running = dataclasses.replace(hp, exact_population=False)
         logits, _ = model.apply(
             {"params": state.params, "batch_stats": state.batch_stats},
             images,
             train=False,
         )
-        expected = jnp.mean(logits.argmax(-1) == split.labels)
-        assert mlp.accuracy(running, "with_bn", state, split, split) == expected
+        expected = jnp.mean(logits.argmax(-1) == split["label"])
+        assert (
+            mlp.accuracy(running, "with_bn", state, split, split["image"]) == expected
+        )
 
     def test_percentiles_are_those_of_the_normalised_batch(self):
         hp, split = mlp.Hyperparameters(), make_split(examples=500)
         states = mlp.init_states(hp, jax.random.key(0), 16)
         low, high = mlp.input_percentiles(
-            hp, "with_bn", states["with_bn"], split.images, (15.87, 84.13)
+            hp, "with_bn", states["with_bn"], split["image"], (15.87, 84.13)
         )
         # One standard deviation of a distribution that is nearly normal.
         assert jnp.median(jnp.abs(low + 1)) < 0.1

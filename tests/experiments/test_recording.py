@@ -1,0 +1,113 @@
+"""Records of several seeds, resumed where they were killed."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import batches, recording
+from experiments.recording import Kept, Plan, Run
+
+PLAN = Plan(steps=12, record_every=3, seeds=2, checkpoint_every=6)
+DATA = {"x": np.arange(10.0, dtype=np.float32)}
+HELD_OUT = {"x": np.array([100.0], np.float32)}
+
+
+def step(state, batch):
+    return {"sum": state["sum"] + batch["x"].sum(), "key": state["key"]}
+
+
+def record(state, held_out):
+    return {"sum": state["sum"], "more": state["sum"] + held_out["x"]}
+
+
+def run(name="a", step=step, **options):
+    return Run(
+        name=name,
+        init=lambda key: {"sum": jnp.zeros(()), "key": key},
+        step=step,
+        record=record,
+        batch_size=4,
+        **options,
+    )
+
+
+def expected(name="sum"):
+    indices = [batches.indices(seed, 10, 4, 0, 12) for seed in range(2)]
+    sums = np.cumsum(np.sum(DATA["x"][np.stack(indices)], -1), 1)[:, 2::3]
+    return sums.T
+
+
+@pytest.mark.parametrize("convolves", [False, True])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_records_of_all_runs(tmp_path, convolves, workers):
+    runs = [run(name, convolves=convolves) for name in "abc"]
+    kept = Kept(tmp_path, "study", {})
+    found = recording.train(runs, PLAN, DATA, HELD_OUT, kept, workers)
+    assert list(found) == ["a", "b", "c"]
+    for records in found.values():
+        np.testing.assert_allclose(records["sum"], expected())
+        np.testing.assert_allclose(records["more"], expected()[..., None] + 100)
+    kept.forget(runs)
+    assert not list(tmp_path.glob("checkpoints/*"))
+
+
+def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch, capsys):
+    kept = Kept(tmp_path, "study", {"rate": 1})
+    whole = recording.train([run()], PLAN, DATA, HELD_OUT, Kept(tmp_path, "whole", 0))
+
+    advance, calls = recording._Training.advance, []
+
+    def stops(self):
+        calls.append(self.done)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        advance(self)
+
+    monkeypatch.setattr(recording._Training, "advance", stops)
+    with pytest.raises(KeyboardInterrupt):
+        recording.train([run()], PLAN, DATA, HELD_OUT, kept)
+    resumed = recording.train([run()], PLAN, DATA, HELD_OUT, kept)
+    assert calls == [0, 3, 6, 9, 6, 9]  # The checkpoint is that of step 6.
+    assert "Resumed at step 6." in capsys.readouterr().out
+    chex.assert_trees_all_equal(resumed, whole)
+    # One that is done is not trained again; another identity begins anew.
+    chex.assert_trees_all_equal(
+        recording.train([run()], PLAN, DATA, HELD_OUT, kept), whole
+    )
+    assert len(calls) == 6
+    recording.train([run()], PLAN, DATA, HELD_OUT, Kept(tmp_path, "study", {"rate": 2}))
+    assert len(calls) == 10
+
+
+def test_one_trace_for_a_whole_run(tmp_path):
+    chex.clear_trace_counter()
+    once = chex.assert_max_traces(step, n=1)
+    jitted = jax.jit(once)
+    kept = Kept(tmp_path, "study", {})
+    recording.train([run(step=jitted)], PLAN, DATA, HELD_OUT, kept)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "`steps` must be at least 1, got 0"),
+        ({"seeds": 0}, "`seeds` must be at least 1, got 0"),
+        ({"steps": 10}, "`steps` must be a multiple of `record_every`, got 10 and 3"),
+        ({"checkpoint_every": 4}, "`checkpoint_every` must be a multiple"),
+    ],
+)
+def test_bad_plans(change, message):
+    fields = {"steps": 12, "record_every": 3, "seeds": 2, "checkpoint_every": 6}
+    with pytest.raises(ValueError, match=message):
+        recording.check(Plan(**(fields | change)))
+
+
+def test_bad_runs(tmp_path):
+    kept = Kept(tmp_path, "study", {})
+    with pytest.raises(ValueError, match="names of their own"):
+        recording.train([run(), run()], PLAN, DATA, HELD_OUT, kept)
+    few = {"x": DATA["x"][:3]}
+    with pytest.raises(ValueError, match="must be at most the 3 training images"):
+        recording.train([run()], PLAN, few, HELD_OUT, kept)
