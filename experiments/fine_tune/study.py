@@ -4,6 +4,11 @@ Weights in, look at the statistics, take those of the new data, freeze, fine-tun
 export. Expected: with the statistics of other data evaluation is poor, recalibration
 repairs what no label is needed for, frozen layers train well on batches that are too
 small for statistics, and folding changes nothing but size and time.
+
+Measured: recalibration alone brings digits by another camera from .16 to .87. Frozen
+layers train no better than free ones on batches of four images, whose maps give each
+channel tens of values or more: .87 and .90 on digits, .74 and .73 on Fashion-MNIST.
+Folding changes no prediction.
 """
 
 import collections
