@@ -25,8 +25,10 @@ class Graph(NamedTuple):
     """Nodes that lead to an output, in the order in which they are computed."""
 
     nodes: tuple[Node, ...]
-    inputs: tuple[Value, ...]  # The leaves of the parameters.
+    inputs: tuple[Value, ...]  # The leaves of the variables.
+    parameters: frozenset[Value]  # Those of them that may be changed.
     shapes: Mapping[Value, tuple[int, ...]]
+    dtypes: Mapping[Value, Any]
     producers: Mapping[Value, Node]
     uses: Mapping[Value, tuple[Node | None, ...]]  # None where it is an output.
 
@@ -45,31 +47,39 @@ _CALLS = {
 
 
 def trace(
-    function: Callable[[Any, Any], Any], parameters: Any, batch: Any, whole: str
+    function: Callable[[Any, Any], Any],
+    variables: Any,
+    batch: Any,
+    whole: str,
+    is_parameter: Callable[[Any], bool] = lambda keys: True,
 ) -> Graph:
-    """The graph of `function(parameters, batch)`.
+    """The graph of `function(variables, batch)`.
 
     Args:
       function: of two trees of arrays.
-      parameters: arrays, or their shapes and dtypes; the inputs of the graph.
-      batch: the same of what is no parameter.
+      variables: arrays, or their shapes and dtypes; the inputs of the graph.
+      batch: the same of what is no variable.
+      is_parameter: whether the leaf with this path of keys may be changed.
       whole: the name of a jitted function whose calls stay single nodes.
     """
-    closed = jax.make_jaxpr(function)(parameters, batch)
+    closed = jax.make_jaxpr(function)(variables, batch)
     jaxpr = closed.jaxpr
     nodes: list[Node] = []
     shapes: dict[Value, tuple[int, ...]] = {}
+    dtypes: dict[Value, Any] = {}
 
-    def value(shape: tuple[int, ...]) -> Value:
-        shapes[len(shapes)] = shape
-        return len(shapes) - 1
+    def value(atom: Any) -> Value:
+        made = len(shapes)
+        shapes[made] = tuple(getattr(atom.aval, "shape", ()))
+        dtypes[made] = getattr(atom.aval, "dtype", None)
+        return made
 
     def visit(jaxpr: core.Jaxpr, arguments: Sequence[Value]) -> list[Value]:
         known = dict(zip([*jaxpr.constvars, *jaxpr.invars], arguments, strict=True))
 
         def read(atom: Any) -> Value:
             constant = isinstance(atom, core.Literal)
-            return value(_shape(atom)) if constant else known[atom]
+            return value(atom) if constant else known[atom]
 
         for eqn in jaxpr.eqns:
             operands = tuple(map(read, eqn.invars))
@@ -80,20 +90,20 @@ def trace(
             if inner is not None and eqn.params.get("name") == whole:
                 name, inner = whole, None
             if name == "convert_element_type" and not _is_between_floats(eqn):
-                name = "a cast of integers"
+                name = "a cast that rounds"
             if inner is None:
-                results = tuple(value(_shape(var)) for var in eqn.outvars)
+                results = tuple(map(value, eqn.outvars))
                 nodes.append(Node(name, eqn.params, operands, results))
             else:
                 # A rematerialised computation is an open one, without constants.
                 opened = getattr(inner, "jaxpr", inner)
-                constants = [value(_shape(var)) for var in opened.constvars]
+                constants = [value(var) for var in opened.constvars]
                 results = visit(opened, [*constants, *operands])
             known.update(zip(eqn.outvars, results, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
-    constants = [value(_shape(var)) for var in jaxpr.constvars]
-    inputs = tuple(value(_shape(var)) for var in jaxpr.invars)
+    constants = [value(var) for var in jaxpr.constvars]
+    inputs = tuple(map(value, jaxpr.invars))
     outputs = visit(jaxpr, [*constants, *inputs])
     needed = _needed(nodes, outputs)
     uses: dict[Value, list[Node | None]] = collections.defaultdict(list)
@@ -102,22 +112,29 @@ def trace(
             uses[operand].append(node)
     for output in outputs:
         uses[output].append(None)
+    paths = [keys for keys, _ in jax.tree_util.tree_leaves_with_path(variables)]
     return Graph(
         nodes=needed,
-        inputs=inputs[: len(jax.tree.leaves(parameters))],
+        inputs=inputs[: len(paths)],
+        parameters=frozenset(
+            each
+            for each, keys in zip(inputs, paths, strict=False)
+            if is_parameter(keys)
+        ),
         shapes=shapes,
+        dtypes=dtypes,
         producers={result: node for node in needed for result in node.results},
         uses={each: tuple(users) for each, users in uses.items()},
     )
 
 
+# Casts between these are looked through; one to fewer bits is meant to round.
+_FLOATS = ("float16", "bfloat16", "float32", "float64", "complex64", "complex128")
+
+
 def _is_between_floats(cast: core.JaxprEqn) -> bool:
     dtypes = [getattr(a.aval, "dtype", int) for a in (*cast.invars, *cast.outvars)]
-    return all(jnp.issubdtype(dtype, jnp.inexact) for dtype in dtypes)
-
-
-def _shape(atom: Any) -> tuple[int, ...]:
-    return tuple(getattr(atom.aval, "shape", ()))
+    return all(jnp.dtype(dtype).name in _FLOATS for dtype in dtypes)
 
 
 def _needed(nodes: list[Node], outputs: Sequence[Value]) -> tuple[Node, ...]:

@@ -1,5 +1,6 @@
 """Which axes of a convolution or a product of arrays are those of its kernel."""
 
+import math
 from typing import NamedTuple
 
 from jaxbn.folding import graph as graph_lib
@@ -20,8 +21,8 @@ def leaf_of(graph: Graph, value: Value, axes: Axes) -> Place | None:
 
     None if it is not one alone, or is used elsewhere too.
     """
-    while len(graph.uses[value]) == 1:
-        if value in graph.inputs:
+    while len(graph.uses.get(value, ())) == 1:
+        if value in graph.parameters:
             return Place(value, axes)
         made = graph.producers.get(value)
         moved = None if made is None else graph_lib.before(graph, made, axes)
@@ -61,13 +62,22 @@ def of_inputs(
     places = _result_axes(graph, node, 1 - operand)
     inner = tuple(pairs[a] for a in axes)
     outer = {a: own for a, own in places.items() if own not in inner}
-    both = (*inner, *outer.values())
-    kernel = leaf_of(graph, node.operands[1 - operand], both)
-    if kernel is None:
+    value = node.operands[1 - operand]
+    kernel = leaf_of(graph, value, (*inner, *outer.values()))
+    if kernel is None or _has_batch(node):
         return None
+    if math.prod(graph.shapes[kernel.leaf]) != math.prod(graph.shapes[value]):
+        return None  # It is repeated along an axis that is summed over.
     number = len(inner)
     inner, outputs = kernel.axes[:number], kernel.axes[number:]
     return Place(kernel.leaf, inner), outputs, tuple(outer)
+
+
+def _has_batch(node: Node) -> bool:
+    """Whether it is many products side by side, each with a kernel of its own."""
+    if node.name == "conv_general_dilated":
+        return node.params["batch_group_count"] > 1
+    return bool(node.params["dimension_numbers"][1][0])
 
 
 def _result_axes(graph: Graph, node: Node, operand: int) -> dict[int, int]:

@@ -7,6 +7,9 @@ reason, where the same values are used elsewhere, or another operation stands be
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import jax.numpy as jnp
+
+from jaxbn import folded
 from jaxbn.folding import graph as graph_lib
 from jaxbn.folding import kernels
 from jaxbn.folding.graph import Axes, Graph, Node, Value
@@ -55,7 +58,7 @@ def preceding(graph: Graph, norm: Norm) -> Preceding:
     """
     value, axes, bias = norm.input, norm.axes, None
     while True:
-        if len(graph.uses[value]) > 1:
+        if len(graph.uses.get(value, ())) > 1:
             raise Refusal("its input is used elsewhere too")
         made = graph.producers.get(value)
         if made is None:
@@ -73,17 +76,17 @@ def preceding(graph: Graph, norm: Norm) -> Preceding:
             continue
         moved = graph_lib.before(graph, made, axes)
         if moved is None:
-            raise Refusal(f"`{made.name}` stands before it")
+            raise Refusal(f"{_words(made)} stands before it")
         value, axes = made.operands[0], moved
 
 
-def following(graph: Graph, norm: Norm, folded: Mapping[Value, Norm]) -> Following:
+def following(graph: Graph, norm: Norm, taken: Mapping[Value, Norm]) -> Following:
     """The layer whose inputs are normalised.
 
     Args:
       graph: of the whole model.
       norm: the normalisation.
-      folded: those that are folded into the layer before them, by their input.
+      taken: those that are folded into the layer before them, by their input.
 
     Raises:
       Refusal: if there is none, or none with a bias.
@@ -92,8 +95,10 @@ def following(graph: Graph, norm: Norm, folded: Mapping[Value, Norm]) -> Followi
     while (user := _only_user(graph, value)).name not in kernels.LINEAR:
         moved = graph_lib.after(graph, user, axes)
         if moved is None:
-            raise Refusal(f"`{user.name}` stands after it")
+            raise Refusal(f"{_words(user)} stands after it")
         value, axes = user.results[0], moved
+    if jnp.finfo(graph.dtypes[value]).bits < 32:
+        raise Refusal("the layer after it computes in half precision")
     found = kernels.of_inputs(graph, user, value, axes)
     if found is None:
         raise Refusal(
@@ -101,7 +106,7 @@ def following(graph: Graph, norm: Norm, folded: Mapping[Value, Norm]) -> Followi
             "is computed or shared"
         )
     kernel, outputs, places = found
-    bias, after = _bias_after(graph, user.results[0], places, folded)
+    bias, after = _bias_after(graph, user.results[0], places, taken)
     convolves = user.name == "conv_general_dilated"
     return Following(
         kernel=kernel,
@@ -119,6 +124,11 @@ def _pads(convolution: Node) -> bool:
     return any(max(pair) > 0 for pair in padding) or max(dilation, default=1) > 1
 
 
+def _words(node: Node) -> str:
+    known = {folded.NAME: "another normalisation", "add": "a sum"}
+    return known.get(node.name, f"`{node.name}`")
+
+
 def _only_user(graph: Graph, value: Value) -> Node:
     first, *others = graph.uses[value]
     if others:
@@ -134,16 +144,16 @@ def _without_bias(graph: Graph, add: Node, axes: Axes) -> tuple[Value, Place]:
         bias = _bias(graph, value, other, axes)
         if bias is not None:
             return value, bias
-    raise Refusal("`add` stands before it")
+    raise Refusal("a sum stands before it")
 
 
 def _bias_after(
-    graph: Graph, value: Value, axes: Axes, folded: Mapping[Value, Norm]
+    graph: Graph, value: Value, axes: Axes, taken: Mapping[Value, Norm]
 ) -> tuple[Place | None, Norm | None]:
     """What can take a shift of all outputs of a linear layer."""
-    while len(graph.uses[value]) == 1:
-        if value in folded and folded[value].axes == axes:
-            return None, folded[value]
+    while len(graph.uses.get(value, ())) == 1:
+        if value in taken and taken[value].axes == axes:
+            return None, taken[value]
         user = graph.uses[value][0]
         if user is None:
             break

@@ -22,45 +22,70 @@ class _Layer(NamedTuple):
 
 
 def fold(
-    model: nn.Module, variables: Mapping[str, Any], example: Any, call: Any
-) -> tuple[dict[str, Any], Report]:
+    model: nn.Module, variables: Mapping[str, Any], example: Any, call: Any, rngs: Any
+) -> tuple[Any, Report]:
     """The variables of the folded model, and the report; see `jaxbn.fold`."""
     given = core.unfreeze(core.freeze(dict(variables)))
-    layers, left = _layers(model, given, example, call)
+    layers, left = _layers(model, given, example, call, rngs)
     already = given.get(folded.COLLECTION, {})
     entries = already
     for path, layer in layers.items():
         entries = _with(entries, path, _entry(layer.seen.affine, layer.promoted))
     found = program.fold(
-        lambda variables, batch: model.apply(variables, batch, method=call),
+        _run(model, call, rngs),
         {**given, folded.COLLECTION: entries},
         example,
         {
-            "/".join(filter(None, (folded.COLLECTION, path, "scale"))): layer.seen
+            _join(folded.COLLECTION, path, "scale"): layer.seen
             for path, layer in layers.items()
         },
+        lambda name: name.startswith("params/"),
     )
-    new, entries = dict(found.tree), already
+    new, entries, rows = dict(found.tree), already, []
+    for row in found.report.layers:
+        rows.append(row._replace(into=row.into and row.into.removeprefix("params/")))
     for path, affine in found.affines.items():
+        if _join("batch_stats", path, "mean") in found.used:
+            left[path] = _IN_A_LOOP  # It runs there as it was.
+            continue
         entries = _with(entries, path, _entry(affine, layers[path].promoted))
         for name in ("params", "batch_stats"):
             new[name] = _without(new.get(name, {}), path)
     new[folded.COLLECTION] = entries
-    hidden = {path: _IN_A_LOOP for path in layers if path not in found.affines}
-    rows = [
-        row._replace(into=row.into and row.into.removeprefix("params/"))
-        for row in found.report.layers
-    ]
-    for path, why in (left | hidden).items():
-        rows.append(FoldedLayer(path, "left", None, why))
-    return {name: part for name, part in new.items() if part}, Report(tuple(rows))
+    for path in layers.keys() - found.affines.keys():
+        read = _join("batch_stats", path, "mean") in found.used
+        left[path] = _IN_A_LOOP if read else "nothing uses its output"
+    rows = [row for row in rows if row.path not in left]
+    rows += [FoldedLayer(path, "left", None, why) for path, why in left.items()]
+    kind: Any = type(variables)
+    return kind({name: part for name, part in new.items() if part}), Report(tuple(rows))
+
+
+def _run(model: nn.Module, call: Any, rngs: Any):
+    """The model as a function, with what it writes besides parameters."""
+
+    def run(variables: Mapping[str, Any], batch: Any) -> Any:
+        fixed = ("params", folded.COLLECTION)
+        others = {name: tree for name, tree in variables.items() if name not in fixed}
+        made, written = model.apply(
+            variables, batch, method=call, mutable=list(others), rngs=rngs
+        )
+        before = {id(leaf) for leaf in jax.tree.leaves(others)}
+        new = [leaf for leaf in jax.tree.leaves(written) if id(leaf) not in before]
+        return made, new
+
+    return run
+
+
+def _join(*names: str) -> str:
+    return "/".join(filter(None, names))
 
 
 _IN_A_LOOP = "it stands in `nn.scan`, `nn.vmap` or another transformation"
 
 
 def _layers(
-    model: nn.Module, given: Mapping[str, Any], example: Any, call: Any
+    model: nn.Module, given: Mapping[str, Any], example: Any, call: Any, rngs: Any
 ) -> tuple[dict[str, _Layer], dict[str, str]]:
     """The layers that run, by path; and why others cannot be folded."""
     found: dict[str, _Layer] = {}
@@ -85,7 +110,9 @@ def _layers(
         # Of a model in training mode the next run complains, in words of its own.
         mutable = core.DenyList("params")
         with model_layers.hooked_linen(note):
-            return model.apply(variables, batch, method=call, mutable=mutable)[0]
+            return model.apply(
+                variables, batch, method=call, mutable=mutable, rngs=rngs
+            )[0]
 
     jax.eval_shape(run, given, example)
     return found, left

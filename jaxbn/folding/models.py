@@ -23,6 +23,8 @@ def fold(
     variables: Mapping[str, Any] | None,
     example: Any,
     call: Callable[[Any, Any], Any],
+    *,
+    rngs: Any = None,
 ) -> Folded:
     """Folds Batch Normalization into the convolutions and dense layers beside it.
 
@@ -30,7 +32,8 @@ def fold(
     first goes into the kernel of the layer before, the second into its bias or, where
     it has none, stays behind as a sum. Where no linear layer stands before, or its
     output is used elsewhere too, both go into the layer after, if that is linear, has a
-    bias and pads nothing. Else both stay, as one multiplication and one sum.
+    bias, pads nothing and computes in float32 or wider. Else both stay, as one
+    multiplication and one sum.
 
     Which layers these are is read from the program of the model, through casts,
     reshapes and transposes: convolutions of any kind, and products of arrays.
@@ -41,6 +44,8 @@ def fold(
       example: a batch as `call` takes it, or its shapes and dtypes.
       call: runs the model in evaluation, for instance
         `lambda model, x: model(x, train=False)`. An NNX model is in that mode already.
+        What it computes stays the same; other methods of the model may not.
+      rngs: keys for the random streams of a Linen model.
 
     Returns:
       What evaluates to the same up to rounding, and a report to print. For a Linen
@@ -68,10 +73,10 @@ def fold(
         new, report = nnx_model.fold(model, example, call)
     else:
         assert variables is not None
-        new, report = linen_model.fold(model, variables, example, call)
-    if all(row.place == "left" for row in report.layers):
+        new, report = linen_model.fold(model, variables, example, call, rngs)
+    if not report.layers:
         raise ValueError(
-            "`call` must run `BatchNorm` layers of jaxbn that can be folded, got "
-            f"{str(report) or 'none'}."
+            "`call` must run `BatchNorm` layers of jaxbn, got none; a model that is "
+            "folded has none left."
         )
     return Folded(new, report)

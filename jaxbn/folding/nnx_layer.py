@@ -10,8 +10,8 @@ from jaxbn import folded
 from jaxbn.nnx import BatchNorm
 
 
-class Folded(nnx.Variable):
-    """What is left of scale and bias: used, not trained."""
+class Folded(nnx.BatchStat):
+    """What is left of scale and bias: not trained, and split as statistics are."""
 
 
 class FoldedBatchNorm(nnx.Module):
@@ -24,16 +24,20 @@ class FoldedBatchNorm(nnx.Module):
     """
 
     def __init__(
-        self, norm: BatchNorm, scale: jax.Array | None, bias: jax.Array | None
+        self,
+        norm: BatchNorm | nnx.BatchNorm,
+        scale: jax.Array | None,
+        bias: jax.Array | None,
     ):
         self.scale = nnx.data(None if scale is None else Folded(scale))
         self.bias = nnx.data(None if bias is None else Folded(bias))
         self.axis = norm.axis
-        self.activation = norm.activation
+        self.activation = getattr(norm, "activation", None)
         self.dtype = norm.dtype
         self.promote_dtype = norm.promote_dtype
         given = norm.mean, norm.var, norm.scale, norm.bias
         self.promoted = jnp.result_type(*(g.dtype for g in given if g is not None))
+        self.num_features = norm.num_features
         self.use_running_average = True
 
     def __call__(
@@ -75,3 +79,12 @@ class FoldedBatchNorm(nnx.Module):
             activation=self.activation,
             dtype=self.promote_dtype(arrays, dtype=self.dtype)[0].dtype,
         )
+
+    def set_view(self, use_running_average: bool | None = None) -> None:
+        """Sets what is given; called by `nnx.view`.
+
+        Args:
+          use_running_average: must be True when the layer is called.
+        """
+        if use_running_average is not None:
+            self.use_running_average = use_running_average

@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxbn import layer as layer_lib
+from jaxbn.core import running
 from jaxbn.folding import program
 from jaxbn.folding.merging import Affine
 from jaxbn.folding.nnx_layer import Folded, FoldedBatchNorm
@@ -23,22 +25,30 @@ def fold(model: nnx.Module, example: Any, call: Any) -> tuple[nnx.Module, Report
 
     def replaced(path: tuple[Any, ...], node: Any) -> Any:
         name = "/".join(map(str, path))
-        if isinstance(node, nnx.BatchNorm):
-            reason = "it is Flax's; import `BatchNorm` from `jaxbn.nnx`"
-            left.append(FoldedLayer(name, "left", None, reason))
-        if not isinstance(node, BatchNorm):
+        why = _why_not(node)
+        if why:
+            left.append(FoldedLayer(name, "left", None, why))
+        if why or not isinstance(node, BatchNorm):
             return node
         layers[name] = Seen(name, node.axis, node.activation, _affine(node))
         return as_affine(name, node)
 
-    copy = nnx.recursive_map(replaced, copy)
-    graph, state = nnx.split(copy)
+    graph, state = nnx.split(nnx.recursive_map(replaced, copy))
+    parameters = {
+        "/".join(map(str, path))
+        for path, variable in nnx.to_flat_state(state)
+        if isinstance(variable, nnx.Param)
+    }
 
     def run(state: Any, batch: Any) -> Any:
-        return call(nnx.merge(graph, state), batch)
+        before = {id(leaf) for leaf in jax.tree.leaves(state)}
+        model = nnx.merge(graph, state)
+        made = call(model, batch)
+        after = jax.tree.leaves(nnx.state(model))
+        return made, [leaf for leaf in after if id(leaf) not in before]
 
     scales = {"/".join(filter(None, (path, "scale"))): s for path, s in layers.items()}
-    found = program.fold(run, state, example, scales)
+    found = program.fold(run, state, example, scales, parameters.__contains__)
     new = nnx.merge(graph, found.tree)
     for path, module in nnx.iter_modules(new):
         affine = found.affines.get("/".join(map(str, path)))
@@ -48,25 +58,37 @@ def fold(model: nnx.Module, example: Any, call: Any) -> tuple[nnx.Module, Report
     return new, Report((*found.report.layers, *left))
 
 
+def _why_not(node: Any) -> str:
+    """Why a layer must stay; nothing for others, and for what is no layer."""
+    if isinstance(node, nnx.BatchNorm):
+        return "it is Flax's; import `BatchNorm` from `jaxbn.nnx`"
+    if isinstance(node, BatchNorm) and type(node).__call__ is not BatchNorm.__call__:
+        return f"`{type(node).__name__}` has a `__call__` of its own"
+    return ""
+
+
 def _variable(part: Any) -> Folded | None:
     return None if part is None else Folded(jnp.asarray(part))
 
 
-def as_affine(path: str, norm: BatchNorm) -> FoldedBatchNorm:
+def as_affine(path: str, norm: Any) -> FoldedBatchNorm:
     """The layer as a scale and a bias, for evaluation: a function for `jaxbn.replace`.
 
     Args:
       path: not needed.
-      norm: a layer of jaxbn; its running statistics are what it is made of.
+      norm: a layer of jaxbn or Flax; its running statistics are what it is made of.
     """
     del path
     affine = _affine(norm)
     return FoldedBatchNorm(norm, jnp.asarray(affine.scale), jnp.asarray(affine.shift))
 
 
-def _affine(norm: BatchNorm) -> Affine:
+def _affine(norm: Any) -> Affine:
     scale, bias = (
         None if part is None else part[...] for part in (norm.scale, norm.bias)
     )
-    stats = layer_lib.estimator(norm).estimate(norm._state())
+    if isinstance(norm, BatchNorm):
+        stats = layer_lib.estimator(norm).estimate(norm._state())
+    else:
+        stats = running.BatchStats(norm.mean[...], norm.var[...])
     return program.affine_of(stats, scale, bias, norm.epsilon)

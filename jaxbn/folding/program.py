@@ -1,17 +1,17 @@
 """Finds the layers of a model in its program, and folds them there."""
 
-import collections
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxbn import checks, folded
 from jaxbn.core import running
 from jaxbn.folding import graph as graph_lib
 from jaxbn.folding import search
-from jaxbn.folding.graph import Graph, Node, Value
+from jaxbn.folding.graph import Graph, Node
 from jaxbn.folding.linear import Norm
 from jaxbn.folding.merging import Affine
 from jaxbn.folding.report import FoldedLayer, Report
@@ -32,6 +32,7 @@ class Found(NamedTuple):
     tree: Any
     affines: dict[str, Affine]  # What is left of every layer that ran, by path.
     report: Report
+    used: frozenset[str]  # Paths of the leaves that the model reads.
 
 
 def affine_of(
@@ -52,52 +53,63 @@ def fold(
     tree: Any,
     example: Any,
     layers: Mapping[str, Seen],
+    is_parameter: Callable[[str], bool],
 ) -> Found:
     """Folds layers into the parameters beside them.
 
     Args:
-      run: the model as a function of `tree` and of a batch.
+      run: the model as a function of `tree` and of a batch; returns all that it makes.
       tree: its arrays; `jaxbn.folded` applies its layers as affine maps.
       example: a batch, or its shapes and dtypes.
       layers: by the path that the scale of each has in `tree`.
+      is_parameter: whether the leaf with this path may be changed.
     """
-    graph = graph_lib.trace(run, tree, example, folded.NAME)
+    graph = graph_lib.trace(
+        run, tree, example, folded.NAME, lambda keys: is_parameter(as_path(keys))
+    )
     with_path, structure = jax.tree_util.tree_flatten_with_path(tree)
-    leaves, names = {}, {}
+    leaves, names, values = {}, {}, {}
     for value, (keys, leaf) in zip(graph.inputs, with_path, strict=True):
         leaves[value], names[value] = leaf, as_path(keys)
+        values[names[value]] = value
 
-    calls: dict[str, list[Node]] = collections.defaultdict(list)
-    for node in graph.nodes:
-        if node.name == folded.NAME:
-            scale = node.operands[1:2]  # None of a layer that was folded before.
-            name = names.get(_source(graph, *scale), "") if scale else ""
-            if name in layers:
-                calls[name].append(node)
-    ran = {layers[name].path: nodes for name, nodes in calls.items()}
-    seen = {each.path: each for each in layers.values()}
-
-    once = [
-        _layer(graph, seen[p], nodes[0]) for p, nodes in ran.items() if len(nodes) == 1
-    ]
-    owners = {value: name.rpartition("/")[0] for value, name in names.items()}
+    once: list[search.Layer] = []
+    rows: dict[str, FoldedLayer] = {}
+    affines: dict[str, Affine] = {}
+    for name, seen in layers.items():
+        uses = graph.uses.get(values[name], ())
+        if uses:
+            affines[seen.path] = seen.affine
+        if len(uses) == 1 and _is_call(uses[0], graph):
+            once.append(_layer(graph, seen, uses[0]))
+        elif uses:
+            reason = f"it is called {len(uses)} times, or in a loop or branch"
+            rows[seen.path] = FoldedLayer(seen.path, "affine", None, reason)
+    order = {node.operands[0]: place for place, node in enumerate(graph.nodes)}
+    once.sort(key=lambda layer: order[layer.norm.input])
+    owners = {value: name.rpartition("/")[0] or name for value, name in names.items()}
     done = search.fold(graph, once, leaves, owners)
-    often = {
-        path: FoldedLayer(path, "affine", None, f"it is called {len(nodes)} times")
-        for path, nodes in ran.items()
-        if len(nodes) > 1
-    }
-    rows = {**done.rows, **often}
+    new = [
+        like(leaf, done.parameters[value]) if value in done.parameters else leaf
+        for value, leaf in leaves.items()
+    ]
+    rows = {**done.rows, **rows}
     return Found(
-        jax.tree.unflatten(
-            structure,
-            [
-                like(leaf, done.parameters[value]) if value in done.parameters else leaf
-                for value, leaf in leaves.items()
-            ],
-        ),
-        {path: done.affines.get(path, seen[path].affine) for path in ran},
-        Report(tuple(rows[path] for path in ran)),
+        jax.tree.unflatten(structure, new),
+        {**affines, **done.affines},
+        Report(tuple(rows.values())),
+        frozenset(name for name, value in values.items() if graph.uses.get(value)),
+    )
+
+
+def _is_call(node: Node | None, graph: Graph) -> TypeGuard[Node]:
+    """Whether it is a call of a layer, and not one in a gradient."""
+    return (
+        node is not None
+        and node.name == folded.NAME
+        and len(node.results) == 1
+        and len(node.operands) in (3, 4)
+        and graph.shapes[node.operands[0]] == graph.shapes[node.results[0]]
     )
 
 
@@ -110,14 +122,9 @@ def as_path(keys: tuple[Any, ...]) -> str:
 def like(old: Any, new: Any) -> Any:
     """The values of `new` with the dtype and the sharding of `old`."""
     new = np.asarray(new).astype(old.dtype)
-    return jax.device_put(new, old.sharding) if isinstance(old, jax.Array) else new
-
-
-def _source(graph: Graph, value: Value) -> Value:
-    """The input that an unchanged value comes from."""
-    while value in graph.producers:
-        value = graph.producers[value].operands[0]
-    return value
+    if not isinstance(old, jax.Array):
+        return new
+    return jax.device_put(new, old.sharding) if old.committed else jnp.asarray(new)
 
 
 def _layer(graph: Graph, seen: Seen, node: Node) -> search.Layer:

@@ -56,7 +56,12 @@ def fold(
         except Refusal as refusal:
             rows[layer.path] = FoldedLayer(layer.path, "affine", None, str(refusal))
             continue
-        new, affines[layer.path] = merging.into_preceding(place, layer.affine, now)
+        new, left = merging.into_preceding(place, layer.affine, now)
+        if not _fits(new, parameters):
+            reason = "the layer before it cannot hold the numbers"
+            rows[layer.path] = FoldedLayer(layer.path, "affine", None, reason)
+            continue
+        affines[layer.path] = left
         changed.update(new)
         before[layer.norm.input] = layer
         into = names[place.kernel.leaf]
@@ -85,6 +90,15 @@ def fold(
         into = names[place.kernel.leaf]
         rows[layer.path] = FoldedLayer(layer.path, "after", into, "")
     return Folded(changed, affines, rows)
+
+
+def _fits(new: Mapping[Value, np.ndarray], parameters: Mapping[Value, Any]) -> bool:
+    """Whether the dtypes of the parameters hold the new numbers."""
+    with np.errstate(over="ignore"):
+        return all(
+            np.all(np.isfinite(array.astype(parameters[value].dtype)))
+            for value, array in new.items()
+        )
 
 
 def _after(graph: Graph, layer: Layer, norms: Mapping[Value, Norm]) -> Following:

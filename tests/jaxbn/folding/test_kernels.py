@@ -103,3 +103,21 @@ def test_channels_that_are_not_summed_over_are_none():
     (node,) = found.nodes
     assert kernels.of_inputs(found, node, batch(found, node), (0,)) is None
     assert kernels.of_outputs(found, node, (0,)) is None  # An axis of the batch.
+
+
+def test_kernels_side_by_side_and_repeated_ones_are_none():
+    """Their shift is another one for each, or comes as often as they are repeated."""
+    x = jnp.ones((6, 5, 3))
+
+    def repeated(x, k):
+        return jnp.einsum("hni,hio->no", x, jnp.broadcast_to(k, (6, 3, 4)))
+
+    for function, kernel in (
+        (lambda x, k: jnp.einsum("hni,hio->hno", x, k), jnp.ones((6, 3, 4))),
+        (repeated, jnp.ones((3, 4))),
+    ):
+        found = traced(function, kernel, x)
+        node = next(n for n in found.nodes if n.name == "dot_general")
+        operand = batch(found, node)
+        axis = found.shapes[operand].index(3)
+        assert kernels.of_inputs(found, node, operand, (axis,)) is None

@@ -47,10 +47,10 @@ def test_a_layer_before_with_its_bias():
     [
         (lambda p, x: norm(x), "nothing stands before it"),
         (lambda p, x: norm(jnp.tanh(x @ p["kernel"])), "`tanh` stands before"),
-        (lambda p, x: norm(x @ p["kernel"] + x), "`add` stands before"),
+        (lambda p, x: norm(x @ p["kernel"] + x), "a sum stands before"),
         (lambda p, x: norm(x @ p["kernel"] + p["bias"][:, :1]), "stands before it"),
-        (lambda p, x: norm(x @ p["kernel"] + p["bias"] + p["bias"]), "`add` stands"),
-        (lambda p, x: norm((x @ p["kernel"]).astype(int)), "cast of integers"),
+        (lambda p, x: norm(x @ p["kernel"] + p["bias"] + p["bias"]), "a sum stands"),
+        (lambda p, x: norm((x @ p["kernel"]).astype(int)), "cast that rounds"),
         (lambda p, x: (norm(y := x @ p["kernel"]), y), "used elsewhere too"),
         (lambda p, x: (norm(y := x @ p["kernel"]), jnp.sin(y)), "used elsewhere too"),
         (lambda p, x: (norm(x @ p["kernel"]), p["kernel"]), "computed or shared"),
@@ -66,7 +66,9 @@ def test_why_no_layer_stands_before(function, reason):
 
 def test_a_layer_after_with_its_bias():
     found, place = after(
-        lambda p, x: norm(x).astype(jnp.bfloat16) @ p["kernel"] + p["bias"]
+        lambda p, x: (
+            norm(x.astype(jnp.bfloat16)).astype(jnp.float32) @ p["kernel"] + p["bias"]
+        )
     )
     bias, kernel = found.inputs
     assert place.kernel == (kernel, (0,))
@@ -98,6 +100,7 @@ def test_the_normalisation_after_it_may_take_the_shift():
             lambda p, x: norm(x) @ jnp.tanh(p["kernel"]) + p["bias"],
             "computed or shared",
         ),
+        (lambda p, x: norm(x).astype(jnp.bfloat16) @ p["kernel"], "half precision"),
         (lambda p, x: x @ norm(x).T, "does not sum|computed"),
     ],
 )

@@ -195,6 +195,7 @@ def test_boxes_shardings_and_frozen_dicts():
     )
     new, _ = folded(net, prepared=flax.core.freeze)
     assert isinstance(new["params"]["layers_0"]["kernel"], nn.Partitioned)
+    assert isinstance(new, flax.core.FrozenDict)
     mesh = jax.make_mesh((8,), ("m",), axis_types=(jax.sharding.AxisType.Auto,))
     plain = nn.Sequential([nn.Dense(8), norm()])
 
@@ -226,3 +227,73 @@ def test_folded_variables_can_be_folded_again_and_are_not_trained():
         train.apply(new, X)
     with pytest.raises(ValueError, match="has removed the statistics"):
         jaxbn.fold(train, variables, X, call)
+
+
+class Vmapped(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        dense = nn.vmap(
+            nn.Dense,
+            in_axes=1,
+            out_axes=1,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+        )
+        return dense(3)(norm()(nn.tanh(x)))
+
+
+class InALoop(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        layer = norm(name="bn")
+        x = layer(nn.Dense(4)(x))
+        return jax.lax.fori_loop(0, 2, lambda _, x: layer(x), x)
+
+
+class Remembering(nn.Module):
+    """What it remembers is no bias, though it is added like one."""
+
+    @nn.compact
+    def __call__(self, x):
+        state = self.variable("cache", "h", jnp.zeros, (4,))
+        y = nn.Dense(4, use_bias=False)(x) + jnp.expand_dims(state.value, (0, 1, 2))
+        return norm()(y)
+
+
+@pytest.mark.parametrize("net", [Vmapped(), InALoop(), Remembering()])
+def test_what_only_looks_like_a_layer_beside_it(net):
+    _, places = folded(net)
+    assert {place for place, _ in places.values()} == {"affine"}
+
+
+def test_a_model_that_takes_its_own_gradient():
+    net = nn.Sequential([nn.Dense(4), norm()])
+    variables = random_values.like(net.init(jax.random.key(0), X))
+
+    def slope(model, x):
+        return jax.grad(lambda x: jnp.sum(model(x) ** 2))(x)
+
+    new, _ = jaxbn.fold(net, variables, X, slope)
+    expected = net.apply(variables, X, method=slope)
+    # Float32 rounding of two products, relative to the largest slope.
+    atol = 1e-5 * float(jnp.max(jnp.abs(expected)))
+    np.testing.assert_allclose(net.apply(new, X, method=slope), expected, atol=atol)
+
+
+def test_arrays_go_where_they_could_before():
+    net = nn.Sequential([nn.Dense(4), norm()])
+    variables = random_values.like(net.init(jax.random.key(0), X))
+    new, _ = jaxbn.fold(net, variables, X, call)
+    there = jax.device_put(X, jax.devices()[1])
+    assert jax.jit(net.apply)(new, there).devices() == {jax.devices()[1]}
+
+
+def test_numbers_that_a_kernel_cannot_hold_stay_outside():
+    net = nn.Sequential([nn.Dense(4, param_dtype=jnp.float16), norm(epsilon=1e-12)])
+    variables = net.init(jax.random.key(0), X)
+    stats = {**variables["batch_stats"]["layers_1"], "var": jnp.zeros(4)}
+    variables = {**variables, "batch_stats": {"layers_1": stats}}
+    new, report = jaxbn.fold(net, variables, X, call)
+    assert report.layers[0].place == "affine"
+    assert "cannot hold" in report.layers[0].reason
+    np.testing.assert_allclose(net.apply(new, X), net.apply(variables, X), rtol=1e-5)

@@ -119,8 +119,15 @@ def test_variables_are_for_linen_only():
 def test_a_model_without_layers_of_ours():
     net, x = nn.BatchNorm(use_running_average=True), jnp.ones((2, 3))
     variables = net.init(jax.random.key(0), x)
-    with pytest.raises(ValueError, match=r"import `BatchNorm` from `jaxbn\.linen`"):
-        jaxbn.fold(net, variables, x, lambda net, x: net(x))
+    new, report = jaxbn.fold(net, variables, x, lambda net, x: net(x))
+    assert new == variables
+    assert "import `BatchNorm` from `jaxbn.linen`" in str(report)
+    with pytest.raises(ValueError, match="must run `BatchNorm` layers of jaxbn"):
+        jaxbn.fold(nn.Dense(2), nn.Dense(2).init(jax.random.key(0), x), x, call)
+
+
+def call(model, x):
+    return model(x)
 
 
 def test_shapes_are_enough_for_an_example():

@@ -81,6 +81,45 @@ def test_the_statistics_of_an_estimator_are_those_of_evaluation():
     np.testing.assert_allclose(new(X), model(X), atol=1e-6)
 
 
+class Activated(BatchNorm):
+    def __call__(self, x):
+        return nnx.relu(super().__call__(x))
+
+
+class Remembering(nnx.Module):
+    """What it remembers is no bias, though it is added like one."""
+
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.dense = nnx.Linear(3, 4, use_bias=False, rngs=rngs)
+        self.norm = BatchNorm(4, rngs=rngs)
+        self.state = nnx.Variable(jnp.zeros((1, 4)))
+
+    def __call__(self, x):
+        y = self.norm(self.dense(x) + self.state[...])
+        self.state[...] = y.mean(0, keepdims=True)
+        return y
+
+
+def test_layers_with_a_call_of_their_own_stay():
+    rngs = nnx.Rngs(0)
+    layers = nnx.Linear(3, 3, rngs=rngs), Activated(3, rngs=rngs)
+    model = trained(nnx.Sequential(*layers))
+    new, report = jaxbn.fold(model, None, X, call)
+    assert "`Activated` has a `__call__` of its own" in report.layers[0].reason
+    model.eval()
+    np.testing.assert_array_equal(new(X), model(X))
+
+
+def test_what_a_model_writes_is_no_parameter():
+    model = trained(Remembering())
+    x = X[0, 0]
+    new, _ = jaxbn.fold(model, None, x, call)
+    model.eval()
+    for _ in range(3):
+        np.testing.assert_allclose(new(x), model(x), atol=1e-5)
+
+
 def test_no_training_mode():
     class Forced(nnx.Module):
         def __init__(self):
