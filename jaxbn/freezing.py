@@ -11,16 +11,18 @@ Array([0., 0., 0.], dtype=float32)
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import flax.linen as nn
 from flax import nnx
+from jax.experimental import xla_metadata
 
 from jaxbn import linen, model_layers, selection
 from jaxbn import nnx as nnx_layer
 from jaxbn.selection import Where
-from jaxbn.switches import Frozen
+from jaxbn.switches import FROZEN, Frozen
 
 Target = TypeVar("Target", bound=Callable[..., Any])
 
@@ -36,10 +38,10 @@ def freeze(
 ) -> Target:
     """Freezes layers of jaxbn, whatever mode the model is in.
 
-    An NNX model is changed in place and stays frozen through `model.train()`. Linen
+    An NNX model is changed in place and stays frozen through `model.train()`; what is
+    frozen is no state, so freeze again what was restored from a checkpoint. Linen
     modules have no state of their own: give the function that runs the model, such as
-    the `loss_fn` of a train step, and use the one that is returned. Under `jax.jit` the
-    frozen function is what must be jitted.
+    the `loss_fn` of a train step, and use the one that is returned.
 
     No gradient reaches frozen parameters, but an optimiser may still move them, by
     weight decay or momentum: see `jaxbn.training.frozen_mask`.
@@ -118,7 +120,7 @@ def _changed(target: Any, where: Where, given: Frozen, value: bool) -> Any:
     rule = _Rule(where, given, value)
     if isinstance(target, nnx.Module):
         return _changed_model(target, rule)
-    if isinstance(target, nn.Module) or not callable(target):
+    if isinstance(target, (nn.Module, type)) or not callable(target):
         raise TypeError(
             "`target` must be an NNX model, or a function that runs a Linen model, got "
             f"{type(target).__name__}; give your `loss_fn`, or what calls `apply`."
@@ -146,26 +148,39 @@ class _Frozen:
         self.function = function
         self.rules = rules
         self._is_meant = [selection.as_predicate(rule.where) for rule in rules]
+        self._seen: set[str] = set()
+        self._number = next(_NUMBERS)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        seen: set[str] = set()
-
         def give_frozen(next_function, args, kwargs, context):
             is_layer = isinstance(context.module, linen.BatchNorm)
-            if is_layer and context.method_name == "__call__":
-                path = "/".join(context.module.path)
-                seen.add(path)
-                kwargs = {**kwargs, "frozen": self._frozen(path)}
-            return next_function(*args, **kwargs)
+            if not is_layer or context.method_name != "__call__":
+                return next_function(*args, **kwargs)
+            path = "/".join(context.module.path)
+            self._seen.add(path)
+            token = FROZEN.set(self._frozen(path, FROZEN.get()))
+            try:
+                return next_function(*args, **kwargs)
+            finally:
+                FROZEN.reset(token)
 
-        with nn.intercept_methods(give_frozen):
+        # Part of what `jit` looks a trace up by: one of layers that are not frozen, or
+        # of other rules, is not used again.
+        with (
+            xla_metadata.set_xla_metadata(jaxbn_frozen=self._number),
+            nn.intercept_methods(give_frozen),
+        ):
             result = self.function(*args, **kwargs)
         for rule, is_meant in zip(self.rules, self._is_meant, strict=True):
-            selection.check_any(rule.where, filter(is_meant, seen), seen)
+            meant = filter(is_meant, self._seen)
+            selection.check_any(rule.where, meant, self._seen)
         return result
 
-    def _frozen(self, path: str) -> Frozen:
-        frozen = Frozen()
+    def _frozen(self, path: str, frozen: Frozen) -> Frozen:
+        """What the rules make of what is frozen already."""
         for rule, is_meant in zip(self.rules, self._is_meant, strict=True):
             frozen = rule.applied(frozen) if is_meant(path) else frozen
         return frozen
+
+
+_NUMBERS = itertools.count()

@@ -118,7 +118,6 @@ class BatchNorm(nn.Module):
         residual: jax.typing.ArrayLike | None = None,
         update_running_average: bool | None = None,
         train_affine: bool | None = None,
-        frozen: switches.Frozen | None = None,
     ) -> jax.Array:
         """Normalises `x`.
 
@@ -129,7 +128,6 @@ class BatchNorm(nn.Module):
           residual: of the shape of `x`, added before the activation.
           update_running_average: overrides the class.
           train_affine: overrides the class.
-          frozen: overrides all of these; `jaxbn.freeze` gives it.
 
         Returns:
           `y` of the shape of `x`.
@@ -145,7 +143,7 @@ class BatchNorm(nn.Module):
             ),
             update_running_average,
             train_affine,
-            frozen or switches.Frozen(),
+            switches.FROZEN.get(),
         )
         x = jnp.asarray(x)
         shape = layer.channels(self, x)

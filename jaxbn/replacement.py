@@ -38,8 +38,10 @@ def replace(
       The new model; variables are copies.
 
     Raises:
-      ValueError: if `where` matches no layer, or `make` and `options` are both given.
-      TypeError: if an option is none of `BatchNorm`.
+      ValueError: if `where` matches no layer, `make` and `options` are both given, or
+        an option is one that the variables decide.
+      TypeError: if an option is none of `BatchNorm`, a layer is of a subclass, or the
+        model is no NNX model.
 
     Example:
       >>> model = nnx.Sequential(nnx.BatchNorm(3, rngs=nnx.Rngs(0)))
@@ -52,6 +54,17 @@ def replace(
             f"`make` and options of `BatchNorm` exclude each other, got {make!r} and "
             f"{sorted(options)}."
         )
+    if not isinstance(model, nnx.Module):
+        raise TypeError(
+            f"`model` must be an NNX model, got {type(model).__name__}; a Linen model "
+            "takes its layers as a field."
+        )
+    for name in ("num_features", "param_dtype"):
+        if name in options:
+            raise ValueError(
+                f"`{name}` must stay, because the variables do, got {options[name]!r}; "
+                "give `make` for a layer with others."
+            )
     is_meant = selection.as_predicate(where)
     paths: list[str] = []
     meant: list[str] = []
@@ -73,6 +86,11 @@ def replace(
 
 def _with_options(norm: Any, options: dict[str, Any]) -> BatchNorm:
     """A layer of jaxbn with the attributes and the variables of another."""
+    if type(norm) not in (BatchNorm, nnx.BatchNorm):
+        raise TypeError(
+            f"`{type(norm).__name__}` is a class of its own, whose options cannot be "
+            "set; give `make`."
+        )
     names = set(inspect.signature(BatchNorm.__init__).parameters) - {"rngs", "self"}
     given = {name: getattr(norm, name) for name in names if hasattr(norm, name)}
     new = BatchNorm(**{**given, **options}, rngs=nnx.Rngs(0))

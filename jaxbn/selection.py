@@ -2,6 +2,7 @@
 
 import fnmatch
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 Where = str | Sequence[str] | Callable[[str], bool] | None
 """Paths of layers, such as "encoder/block_0/norm".
@@ -35,20 +36,27 @@ def as_predicate(where: Where) -> Callable[[str], bool]:
             f"path, or None for all, got {where!r}."
         )
     return lambda path: any(
-        fnmatch.fnmatchcase(path, form)
+        path == form or fnmatch.fnmatchcase(path, form)
         for each in patterns
         for form in (each, f"{each}/*")
     )
 
 
 def check_any(where: Where, meant: Iterable[str], paths: Iterable[str]) -> None:
-    """Checks that `where` means some of the layers that there are.
+    """Checks that `where` means some of the layers, and each of its patterns one.
 
     Raises:
       ValueError: if it means none.
     """
-    if not list(meant):
-        raise ValueError(
-            f"`where` must match a layer of `BatchNorm`, got {where!r}; the layers of "
-            f"jaxbn are {sorted(paths)}."
-        )
+    paths, meant = list(paths), list(meant)
+    idle: Any = where
+    if meant and not isinstance(where, str) and isinstance(where, Sequence):
+        idle = [each for each in where if not any(map(as_predicate(each), meant))]
+        if not idle:
+            return
+    elif meant:
+        return
+    raise ValueError(
+        f"`where` must match a layer of `BatchNorm`, got {idle!r}; the layers of jaxbn "
+        f"are {sorted(paths)}."
+    )

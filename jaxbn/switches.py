@@ -4,6 +4,7 @@ Flax makes these choices with one flag. Here each can be made in the constructor
 the call, and `jaxbn.freeze` overrules them.
 """
 
+import contextvars
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -18,6 +19,11 @@ class Frozen(NamedTuple):
     updates: bool = False  # They do not move.
     scale: bool = False  # It is not trained.
     bias: bool = False
+
+
+# What of the Linen layer that is called now is frozen, as `jaxbn.freeze` says.
+_NOTHING = Frozen()
+FROZEN = contextvars.ContextVar("FROZEN", default=_NOTHING)
 
 
 class Layer(Protocol):

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxbn import linen, model_layers, moments_collection
+from jaxbn import linen, model_layers, moments_collection, switches
 from jaxbn import nnx as jaxbn_nnx
 from jaxbn.core import moments as moments_lib
 from jaxbn.core import running
@@ -101,10 +101,14 @@ def _evaluate_linen(call: Call) -> jax.Array:
         alone = layer.clone(parent=None, name=None, use_running_average=None)
         given = {name: tree for name, tree in layer.variables.items()}
         given.pop(moments_collection.NAME)
-        residual = call.options.get("residual")
-        return alone.apply(given, call.x, use_running_average=True, residual=residual)
+        return alone.apply(given, call.x, use_running_average=True, **_residual(call))
 
     return _choose(call, layer.get_variable(moments_collection.NAME, _FLAG), evaluate)
+
+
+def _residual(call: Call) -> dict[str, Any]:
+    given = call.options.get("residual")
+    return {} if given is None else {"residual": given}
 
 
 def _nested(flags: Mapping[Path, jax.Array]) -> dict[str, Any]:
@@ -189,15 +193,15 @@ class Nnx(NamedTuple):
 def _evaluate_nnx(call: Call) -> jax.Array:
     layer = call.layer
     flag = getattr(layer, _FLAG, None)
-    residual = call.options.get("residual")
+    # The class below the one with the hook, which may have a call of its own.
+    kind: Any = type(layer).__mro__[1]
 
     def evaluate() -> jax.Array:
-        return jaxbn_nnx.BatchNorm.__call__(
-            layer,
-            call.x,
-            use_running_average=True,
-            update_running_average=False,
-            residual=residual,
-        )
+        frozen = layer.frozen
+        layer.frozen = switches.Frozen(statistics=True, updates=True)
+        try:
+            return kind.__call__(layer, call.x, **_residual(call))
+        finally:
+            layer.frozen = frozen
 
     return _choose(call, None if flag is None else flag[...], evaluate)

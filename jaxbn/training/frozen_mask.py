@@ -1,6 +1,5 @@
 """Which parameters an optimiser must leave alone."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -47,4 +46,13 @@ def frozen_mask(
         path = path[:-1] if path[-1] == "value" else path  # It is in a box.
         return "/".join(path[:-1]) in meant and given.get(path[-1], False)
 
-    return functools.partial(jax.tree_util.tree_map_with_path, is_frozen)
+    def mask(params: Any) -> Any:
+        made = jax.tree_util.tree_map_with_path(is_frozen, params)
+        if not any(jax.tree.leaves(made)):
+            raise ValueError(
+                f"`params` must hold a scale or a bias of the layers {meant}, got "
+                "none; give the collection 'params' itself."
+            )
+        return made
+
+    return mask

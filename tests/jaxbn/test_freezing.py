@@ -13,7 +13,7 @@ from flax import nnx
 import jaxbn
 from jaxbn import linen, training
 from jaxbn.nnx import BatchNorm
-from jaxbn.switches import Frozen
+from jaxbn.switches import FROZEN, Frozen
 
 RNG = np.random.default_rng(0)
 X = jnp.asarray(3 + RNG.standard_normal((16, 4)), jnp.float32)
@@ -139,7 +139,7 @@ def test_the_last_rule_counts():
     def function(*_):
         def note(next_function, args, kwargs, context):
             if isinstance(context.module, linen.BatchNorm):
-                seen["/".join(context.module.path)] = kwargs["frozen"]
+                seen["/".join(context.module.path)] = FROZEN.get()
             return next_function(*args, **kwargs)
 
         net = Net()
@@ -153,6 +153,45 @@ def test_the_last_rule_counts():
     assert seen["head_bn"] == Frozen(False, False, True, False)
     jaxbn.unfreeze(function)()
     assert seen["head_bn"] == Frozen()
+
+
+class Jitted(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.jit(linen.BatchNorm)(use_running_average=False, name="bn")(x)
+
+
+def mean_after(run, variables):
+    return run(variables)[1]["batch_stats"]["bn"]["mean"]
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+def test_traces_of_free_layers_are_not_used_for_frozen_ones(jitted):
+    net = Jitted()
+    variables = net.init(jax.random.key(0), X)
+
+    def run(variables):
+        return net.apply(variables, X, mutable=["batch_stats"])
+
+    run = jax.jit(run) if jitted else run
+    for _ in range(2):
+        assert moved(0, mean_after(run, variables))
+        frozen = jaxbn.freeze(run, "bn")
+        for _ in range(2):
+            assert not moved(0, mean_after(frozen, variables))
+
+
+def test_frozen_functions_within_each_other_add_up():
+    net = Net()
+    variables = net.init(jax.random.key(0), X, train=False)
+
+    def run():
+        return net.apply(variables, X, train=True, mutable=["batch_stats"])[1]
+
+    inner = jaxbn.freeze(run, "backbone")
+    stats = jaxbn.freeze(lambda: inner(), "head_bn")()["batch_stats"]
+    assert not moved(stats["backbone"]["bn"]["mean"], 0)
+    assert not moved(stats["head_bn"]["mean"], 0)
 
 
 def test_recalibration_leaves_frozen_layers_alone():
