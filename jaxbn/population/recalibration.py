@@ -43,8 +43,8 @@ def recalibrate(
       model: a Linen model with layers of `jaxbn.linen.BatchNorm`, or an NNX model with
         those of `jaxbn.nnx.BatchNorm`; not changed.
       variables: all that `model.apply` takes, not changed; None for an NNX model.
-      batches: of any kind; those of one shape are compiled once. Or a function without
-        arguments that returns them.
+      batches: several of any kind (of one array its rows); those of one shape are
+        compiled once. Or a function without arguments that returns them.
       call: called with the model, its variables bound, and a batch; runs the model in
         training mode, for instance
         `lambda model, batch: model(batch["x"], train=True)`. An NNX model is in that
@@ -71,7 +71,7 @@ def recalibrate(
         `variables` are missing, or given with an NNX model; if a layer is not jaxbn's,
         or stands in an `nn.scan` or `nn.vmap` whose `variable_axes` lack
         `batch_moments`.
-      TypeError: if `batches` can be read only once and `layer_by_layer` is True.
+      TypeError: if `batches` is one mapping, or can be read only once and `layer_by_layer` is True.
       ModuleNotFoundError: if `progress` is True and tqdm is not installed.
 
     Example:
@@ -95,6 +95,11 @@ def recalibrate(
     if pooling not in names:
         raise ValueError(f"`pooling` must be one of {names}, got {pooling!r}.")
     model_layers.check_variables(model, variables)
+    if isinstance(batches, Mapping):
+        raise TypeError(
+            f"`batches` must be several batches, got one {type(batches).__name__}; give "
+            "`[batch]`."
+        )
     if layer_by_layer and not callable(batches) and iter(batches) is batches:
         raise TypeError(
             "`batches` must be read once per layer with `layer_by_layer=True`, got "

@@ -580,3 +580,10 @@ def test_errors():
     evaluate = lambda model, x: model(x, use_running_average=True)  # noqa: E731
     with pytest.raises(ValueError, match=r"`call` must run .* in training mode"):
         jaxbn.recalibrate(layer, variables, PARTS, evaluate)
+
+
+def test_one_batch_is_not_several():
+    with pytest.raises(TypeError, match=r"got one dict; give `\[batch\]`"):
+        jaxbn.recalibrate(
+            linen.BatchNorm(), {}, {"x": jnp.ones((2, 3))}, lambda model, batch: None
+        )
