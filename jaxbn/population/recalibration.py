@@ -71,7 +71,8 @@ def recalibrate(
         `variables` are missing, or given with an NNX model; if a layer is not jaxbn's,
         or stands in an `nn.scan` or `nn.vmap` whose `variable_axes` lack
         `batch_moments`.
-      TypeError: if `batches` is one mapping, or can be read only once and `layer_by_layer` is True.
+      TypeError: if `batches` is one mapping, or can be read only once and
+        `layer_by_layer` is True.
       ModuleNotFoundError: if `progress` is True and tqdm is not installed.
 
     Example:
@@ -97,8 +98,8 @@ def recalibrate(
     model_layers.check_variables(model, variables)
     if isinstance(batches, Mapping):
         raise TypeError(
-            f"`batches` must be several batches, got one {type(batches).__name__}; give "
-            "`[batch]`."
+            f"`batches` must be several batches, got one {type(batches).__name__}; "
+            "give `[batch]`."
         )
     if layer_by_layer and not callable(batches) and iter(batches) is batches:
         raise TypeError(
