@@ -13,6 +13,7 @@ from experiments.device import study as device
 from experiments.figure1 import study as figure1
 from experiments.figure1 import sweep as figure1_sweep
 from experiments.fine_tune import study as fine_tune
+from experiments.scale_invariance import study as scale_invariance
 from experiments.sync_cost import study as sync_cost
 
 COMMANDS = {
@@ -25,6 +26,7 @@ COMMANDS = {
     "fine_tune": fine_tune.FineTune,
     "pages": pages.Pages,
     "prepare": datasets.Prepare,
+    "scale_invariance": scale_invariance.ScaleInvariance,
     "sync_cost": sync_cost.SyncCost,
 }
 
