@@ -22,6 +22,9 @@ CHANGED = {
     },
     "figure1_sweep": {"steps": 100},
     "scale_invariance": {"quick": True, "scales": (1.0, 2.0)},
+    "initialisation": {"quick": True, "steps": 8},
+    "learning_rate": {"quick": True, "steps": 8},
+    "saturation": {"quick": True, "steps": 8},
     "sync_cost": {},
 }
 

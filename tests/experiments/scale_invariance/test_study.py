@@ -8,6 +8,7 @@ from experiments import __main__ as main
 TINY = "--quick --steps 10 --records 2 --hidden 10 10 --activations relu --seeds 2"
 
 
+@pytest.mark.exhaustive  # Compiling takes ten seconds.
 def test_a_short_run(tmp_path, capsys):
     folders = ["--out", str(tmp_path), "--data-dir", str(tmp_path / "data")]
     main.main(["scale_invariance", *TINY.split(), *folders])
