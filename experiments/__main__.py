@@ -15,6 +15,7 @@ from experiments.figure1 import sweep as figure1_sweep
 from experiments.fine_tune import study as fine_tune
 from experiments.initialisation import study as initialisation
 from experiments.learning_rate import study as learning_rate
+from experiments.outside_gradient import study as outside_gradient
 from experiments.saturation import study as saturation
 from experiments.scale_invariance import study as scale_invariance
 from experiments.sync_cost import study as sync_cost
@@ -33,6 +34,7 @@ COMMANDS = {
     "initialisation": initialisation.Initialisation,
     "learning_rate": learning_rate.LearningRate,
     "saturation": saturation.Saturation,
+    "outside_gradient": outside_gradient.OutsideGradient,
     "sync_cost": sync_cost.SyncCost,
 }
 

@@ -45,13 +45,12 @@ def table(result: Mapping[str, Any]) -> str:
         bool(grids.learns(networks["hidden_only"]).all())
         for networks in result["accuracy"].values()
     ]
-    verdict = "\n".join(
-        [
-            "- with BN one may be less careful about initial weights: "
-            f"**{verdicts.of(*less_careful)}**",
-            "- with BN the network learns something from any scale of its hidden "
-            f"weights: **{verdicts.of(*any_scale)}**",
-        ]
+    verdict = verdicts.table(
+        {
+            "with BN one may be less careful about initial weights": less_careful,
+            "with BN the network learns something from any scale of its hidden "
+            "weights": any_scale,
+        }
     )
     rows = []
     for activation, networks in result["accuracy"].items():
@@ -73,6 +72,4 @@ def table(result: Mapping[str, Any]) -> str:
         f"Test accuracy after {result['config']['steps']} steps by standard deviation "
         f"of the initial weights, mean of {result['config']['seeds']} seeds"
     )
-    return "\n\n".join(
-        [f"Verdicts:\n\n{verdict}", decades, grids.table(result, LABELS, words)]
-    )
+    return "\n\n".join([verdict, decades, grids.table(result, LABELS, words)])

@@ -32,22 +32,19 @@ def table(result: Mapping[str, Any]) -> str:
     better = [
         each["with_bn"]["best"] >= each["without_bn"]["best"] for each in found.values()
     ]
-    verdict = "\n".join(
-        [
-            f"- BN enables higher learning rates: **{verdicts.of(*higher)}**",
-            f"- BN trains over more decades of them: **{verdicts.of(*wider)}**",
-            "- at its best rate the network with BN is at least as accurate: "
-            f"**{verdicts.of(*better)}**",
-        ]
+    verdict = verdicts.table(
+        {
+            "BN enables higher learning rates": higher,
+            "BN trains over more decades of them": wider,
+            "at its best rate the network with BN is at least as accurate": better,
+        }
     )
     seeds = result["config"]["seeds"]
     words = (
         f"Test accuracy after {result['config']['steps']} steps by learning rate, mean "
         f"of {seeds} seeds"
     )
-    return "\n\n".join(
-        [f"Verdicts:\n\n{verdict}", _ranges(found), grids.table(result, LABELS, words)]
-    )
+    return "\n\n".join([verdict, _ranges(found), grids.table(result, LABELS, words)])
 
 
 def _ratio(found: Mapping[str, Any]) -> float:

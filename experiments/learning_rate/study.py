@@ -9,7 +9,9 @@ Expected: with BN a network trains at rates that are several times higher, witho
 diverging, for every nonlinearity; at low rates too, where the sigmoid network without
 BN has not left its plateau.
 
-Measured: OUTCOME
+Measured: with BN a network works at rates up to 3.2 (tanh, ReLU) and 10 (sigmoid),
+without it up to .3, .1 and nowhere, and over 3 decades instead of 1.5, 1 and 0. With BN
+no seed diverged; at the highest rate both kinds end near chance.
 """
 
 import dataclasses

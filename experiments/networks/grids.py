@@ -147,5 +147,6 @@ def draw(
         axes.axhline(0.1, color="gray", lw=0.5, ls=":")
         axes.set(title=activation, xlabel=xlabel, ylim=(-0.03, 1))
     axes_of[0][0].set_ylabel("test accuracy, mean and range of seeds")
-    axes_of[0][0].legend(fontsize=7, loc="best")
+    handles, labels = axes_of[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
     return figure

@@ -28,6 +28,10 @@ def draw(result: Mapping[str, Any]) -> Figure:
             places = np.arange(1, gradient.shape[-1] + 1)
             for scale, style in enumerate(_STYLES[: len(config["scales"])]):
                 mine = idle[:, :, scale]
+                if np.isnan(mine[-1]).any():
+                    word = f"without BN, x{config['scales'][scale]:g}: diverged"
+                    right.text(0.5, 0.05, word, fontsize=7, ha="center",
+                               transform=right.transAxes)  # fmt: skip
                 left.plot(steps, mine.mean(1), style, color=color)
                 left.fill_between(
                     steps, mine.min(1), mine.max(1), color=color, alpha=0.2, lw=0
@@ -42,7 +46,8 @@ def draw(result: Mapping[str, Any]) -> Figure:
             xlabel="step", ylim=(-0.02, 1.02), title=f"{activation}: share {word}",
         )  # fmt: skip
         left.set_ylabel("last hidden layer", fontsize=8)
-        right.set(xlabel="hidden layer", title="gradient, over the last layer's")
-        right.set_xticks(places)
-    panels[0][1].legend(fontsize=7)
+        right.set(xlabel="hidden layer", title="gradient, last layer's = 1")
+        right.set(xticks=places, ylim=(1e-3, 10))
+    handles, labels = panels[0][1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
     return figure

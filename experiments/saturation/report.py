@@ -32,34 +32,37 @@ def curves(result: Mapping[str, Any], run: str, name: str) -> np.ndarray:
 def table(result: Mapping[str, Any]) -> str:
     """The result as Markdown."""
     activations = result["config"]["activations"]
-    lines = []
+    claims: dict[str, list[bool]] = {}
     if "sigmoid" in activations:
-        lines += _sigmoid(result)
+        claims |= _sigmoid(result)
     if "relu" in activations:
         active = 1 - curves(result, "with_bn_relu", "saturated")
         half = (_HALF[0] <= active) & (active <= _HALF[1])
-        verdict = verdicts.of(*half.all((0, 2)))
-        lines.append(f"- with BN about half of the ReLUs are active: **{verdict}**")
-    return "\n\n".join(["Verdicts:\n\n" + "\n".join(lines), _ends(result)])
+        claims["with BN about half of the ReLUs are active"] = list(half.all((0, 2)))
+    return "\n\n".join([verdicts.table(claims), _ends(result)])
 
 
-def _sigmoid(result: Mapping[str, Any]) -> list[str]:
-    stuck = {
-        name: (curves(result, f"{name}_sigmoid", "saturated") > _STUCK).any((0, 2))
-        for name in NETWORKS
+def _sigmoid(result: Mapping[str, Any]) -> dict[str, list[bool]]:
+    """By scale: saturated at any time in any layer, gradient at all times."""
+    stuck, reaches = {}, {}
+    for name in NETWORKS:
+        run = f"{name}_sigmoid"
+        stuck[name] = (curves(result, run, "saturated") > _STUCK).any((0, 2))
+        gradient = curves(result, run, "gradient")[..., 0]
+        reaches[name] = (gradient > _REACHES).all(0)
+    usual, large = 0, -1  # Places in the scales.
+    return {
+        "without BN large weights leave sigmoids saturated": [
+            stuck["without_bn"][large]
+        ],
+        "without BN and with weights as usual the gradient vanishes on its way down": [
+            not reaches["without_bn"][usual]
+        ],
+        "with BN neither happens, from any of these weights": [
+            *~stuck["with_bn"],
+            *reaches["with_bn"],
+        ],
     }
-    reaches = {
-        name: (curves(result, f"{name}_sigmoid", "gradient")[..., 0] > _REACHES).all(0)
-        for name in NETWORKS
-    }
-    return [
-        "- without BN sigmoids of some layer are saturated, by initial scale: "
-        f"**{verdicts.of(*stuck['without_bn'])}**",
-        f"- with BN they are not: **{verdicts.of(*~stuck['with_bn'])}**",
-        "- without BN the gradient vanishes before the first layer of sigmoids: "
-        f"**{verdicts.of(*~reaches['without_bn'])}**",
-        f"- with BN it does not: **{verdicts.of(*reaches['with_bn'])}**",
-    ]
 
 
 def _ends(result: Mapping[str, Any]) -> str:

@@ -19,8 +19,8 @@ def draw(result: Mapping[str, Any]) -> Figure:
     panels[1].sharey(panels[0])
     for axes, (network, color) in zip(panels, _COLORS.items(), strict=False):
         run = result["runs"][f"{network}_{activation}"]
-        norm = np.array(run["norm"])[..., -1]  # The last hidden layer.
-        predicted = np.array(run["predicted"])[..., -1]
+        norm = np.array(run["norm"], float)[..., -1]  # The last hidden layer.
+        predicted = np.array(run["predicted"], float)[..., -1]
         rate = config["learning_rate"]
         for place in range(norm.shape[2]):
             mine = rate / norm[:, :, place]
@@ -33,19 +33,20 @@ def draw(result: Mapping[str, Any]) -> Figure:
         scales = ", ".join(f"{scale:g}" for scale in config["scales"])
         axes.set(xlabel="step", title=f"{activation}, {_LABELS[network]}")
         axes.set_ylabel(f"learning rate / |W|², from scales {scales}")
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, loc="lower right", bbox_to_anchor=(1, 0.12))
     customary = int(np.argmin(np.abs(np.log(config["scales"]))))
     for network, color in _COLORS.items():
         for name, style in zip(config["activations"], ("-", "--", ":"), strict=False):
-            values = np.array(result["runs"][f"{network}_{name}"]["singular"])
+            values = np.array(result["runs"][f"{network}_{name}"]["singular"], float)
             values = np.sort(values[customary].ravel())
+            lost = ", diverged" if np.isnan(values).any() else ""
             panels[2].plot(
                 np.linspace(0, 100, len(values)), values, style, color=color,
-                label=f"{name}, {_LABELS[network]}",
+                label=f"{name}, {_LABELS[network]}{lost}",
             )  # fmt: skip
     panels[2].axhline(1, color="black", lw=0.5)
     panels[2].set(
-        xlabel="percentile", title="singular values of Jacobians", ylim=(0, 4)
+        xlabel="percentile", title="singular values of Jacobians", ylim=(0, 3)
     )
     panels[2].legend(fontsize=7)
     return figure

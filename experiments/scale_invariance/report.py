@@ -27,10 +27,8 @@ def write(path: pathlib.Path) -> str:
 
 def table(result: Mapping[str, Any]) -> str:
     """The result as Markdown."""
-    parts = verdict(result)
-    lines = [f"- {claim}: **{verdicts.of(*held)}**" for claim, held in parts.items()]
     return "\n\n".join(
-        ["Verdicts:\n\n" + "\n".join(lines), _layer(result), _norms(result),
+        [verdicts.table(verdict(result)), _layer(result), _norms(result),
          _singular(result)]
     )  # fmt: skip
 
@@ -47,7 +45,7 @@ def verdict(result: Mapping[str, Any]) -> dict[str, list[bool]]:
     begun = _begun(result)
     return {
         "the identities of one layer": exact,
-        "with BN |W| grows by its steps alone": [_growth(r) < _GROWTH for r in with_bn],
+        "with BN ‖W‖ grows by its steps alone": [_growth(r) < _GROWTH for r in with_bn],
         "with BN the effective learning rates of other initial scales draw together": [
             _spread(r) <= _TOGETHER * begun for r in with_bn
         ],
@@ -75,19 +73,19 @@ def _begun(result: Mapping[str, Any]) -> float:
 
 def _growth(run: Mapping[str, Any]) -> float:
     """Largest relative distance of |W|^2 from the sum of squared steps."""
-    norm, predicted = np.array(run["norm"]), np.array(run["predicted"])
-    return float(np.max(np.abs(norm / predicted - 1)))
+    norm, predicted = np.array(run["norm"], float), np.array(run["predicted"], float)
+    return float(np.nanmax(np.abs(norm / predicted - 1)))
 
 
 def _spread(run: Mapping[str, Any]) -> float:
     """Largest over smallest |W|^2 among the scales at the end, mean over layers."""
-    norm = np.array(run["norm"])[-1].mean(0)  # Over seeds: [scales, layers].
+    norm = np.array(run["norm"], float)[-1].mean(0)  # Over seeds: [scales, layers].
     return float((norm.max(0) / norm.min(0)).mean())
 
 
 def _share(run: Mapping[str, Any]) -> float:
     """Of singular values that are near 1."""
-    values = np.array(run["singular"])
+    values = np.array(run["singular"], float)
     return float(np.mean((_NEAR[0] <= values) & (values <= _NEAR[1])))
 
 
@@ -109,20 +107,21 @@ def _norms(result: Mapping[str, Any]) -> str:
     scales = result["config"]["scales"]
     rows = []
     for name, run in _runs(result):
-        norm = np.array(run["norm"]).mean(1)
-        start = np.array(run["predicted"])[0].mean(0)
-        growth = norm[-1] / np.minimum(start, norm[0])
-        accuracy = np.array(run["accuracy"]).mean(0)
+        norm = np.array(run["norm"], float).mean(1)
+        growth = (norm[-1] / norm[0]).mean(-1)
+        accuracy = np.array(run["accuracy"], float).mean(0)
+        accuracy = np.where(np.isnan(growth), np.nan, accuracy)
         rows.append(
-            [_words(name), " / ".join(f"{a:.3f}" for a in accuracy),
-             " / ".join(f"{g:.2f}" for g in growth.mean(-1)),
-             f"{_growth(run):.1e}", f"{np.max(run['angle']):.1e}",
-             f"{_spread(run):.1f}"]
+            [_words(name), " / ".join(_number(a, ".3f") for a in accuracy),
+             " / ".join(_number(g, ".2f") for g in growth),
+             f"{_growth(run):.1e}", f"{np.nanmax(np.array(run['angle'], float)):.1e}",
+             _number(_spread(run), ".1f")]
         )  # fmt: skip
     begun = " / ".join(f"{scale:g}" for scale in scales)
-    header = ["network", f"accuracy, from {begun}", "growth of |W|²",
-              "|W|² off the sum of squared steps", "cosine of W and step",
-              "largest over smallest |W|²"]  # fmt: skip
+    header = ["network", f"accuracy, from {begun}",
+              "growth of ‖W‖² since the first record",
+              "‖W‖² off the sum of squared steps", "cosine of W and step",
+              "largest over smallest ‖W‖²"]  # fmt: skip
     return (
         "Trainings with initial weights of several scales, whose effective learning "
         f"rates begin {_begun(result):g} apart; means over seeds and layers, the "
@@ -134,19 +133,24 @@ def _singular(result: Mapping[str, Any]) -> str:
     rows = []
     for name, run in _runs(result):
         for place, scale in enumerate(result["config"]["scales"]):
-            values = np.array(run["singular"])[place].ravel()
+            values = np.array(run["singular"], float)[place].ravel()
             low, middle, high = np.percentile(values, (5, 50, 95))
             near = np.mean((_NEAR[0] <= values) & (values <= _NEAR[1]))
-            rows.append(
-                [_words(name), f"{scale:g}", f"{np.sqrt(np.mean(values**2)):.2f}",
-                 f"{low:.3f}", f"{middle:.2f}", f"{high:.2f}", f"{near:.0%}"]
-            )  # fmt: skip
+            cells = ["diverged", *[""] * 4]
+            if not np.isnan(values).any():
+                cells = [f"{np.sqrt(np.mean(values**2)):.2f}", f"{low:.3f}",
+                         f"{middle:.2f}", f"{high:.2f}", f"{near:.0%}"]  # fmt: skip
+            rows.append([_words(name), f"{scale:g}", *cells])
     header = ["network", "initial scale", "root mean square", "5 %", "median", "95 %",
               f"within {_NEAR[0]:g} to {_NEAR[1]:g}"]  # fmt: skip
     return (
         "Singular values of the Jacobians between the inputs of consecutive "
         "nonlinearities, after training:\n\n" + output.markdown(header, rows)
     )
+
+
+def _number(value: float, form: str) -> str:
+    return "diverged" if np.isnan(value) else format(value, form)
 
 
 def _words(name: str) -> str:

@@ -25,6 +25,7 @@ CHANGED = {
     "initialisation": {"quick": True, "steps": 8},
     "learning_rate": {"quick": True, "steps": 8},
     "saturation": {"quick": True, "steps": 8},
+    "outside_gradient": {"quick": True, "steps": 8},
     "sync_cost": {},
 }
 

@@ -29,6 +29,6 @@ def make_result(with_bn, hidden_only, without_bn):
 )
 def test_verdicts(accuracies, expected):
     result = make_result(*accuracies)
-    lines = report.table(result).split("\n\n")[1].split("\n")
+    lines = report.table(result).split("\n\n")[1].split("\n")[2:]
     assert [line.split("**")[-2] for line in lines] == expected
     assert figure.draw(result).axes

@@ -22,7 +22,7 @@ def make_result(with_bn, without_bn):
 )
 def test_verdicts(with_bn, without_bn, expected):
     result = make_result(with_bn, without_bn)
-    lines = report.table(result).split("\n\n")[1].split("\n")
+    lines = report.table(result).split("\n\n")[1].split("\n")[2:]
     assert [line.split("**")[-2] for line in lines] == expected
     assert figure.draw(result).axes
 

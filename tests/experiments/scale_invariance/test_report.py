@@ -31,17 +31,17 @@ def make_result(error=1e-7, off=1.0, last=2.0, singular=1.0):
     [
         ({}, None),
         ({"error": 1e-3}, "the identities"),
-        ({"off": 1.5}, "with BN |W| grows"),
+        ({"off": 1.5}, "with BN ‖W‖ grows"),
         ({"last": 9.0}, "with BN the effective"),
         ({"singular": 3.0}, "with BN the singular"),
     ],
 )
 def test_verdicts(change, claim):
-    lines = report.table(make_result(**change)).split("\n\n")[1].split("\n")
+    lines = report.table(make_result(**change)).split("\n\n")[1].split("\n")[2:]
     assert len(lines) == 4
     for line in lines:
-        fails = claim is not None and line.startswith(f"- {claim}")
-        assert line.endswith("**does not hold here**" if fails else "**holds**")
+        fails = claim is not None and line.startswith(f"| {claim}")
+        assert line.endswith("**does not hold here** |" if fails else "**holds** |")
 
 
 def test_figure_is_drawn():

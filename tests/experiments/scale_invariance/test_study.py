@@ -13,7 +13,7 @@ def test_a_short_run(tmp_path, capsys):
     folders = ["--out", str(tmp_path), "--data-dir", str(tmp_path / "data")]
     main.main(["scale_invariance", *TINY.split(), *folders])
     result = json.loads((tmp_path / "scale_invariance.json").read_text())
-    assert "the identities of one layer: **holds**" in capsys.readouterr().out
+    assert "the identities of one layer | **holds**" in capsys.readouterr().out
     assert result["steps"] == [5, 10]
     run = result["runs"]["with_bn_relu"]
     assert np.shape(run["norm"]) == (2, 2, 3, 2)
