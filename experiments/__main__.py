@@ -13,6 +13,11 @@ from experiments.device import study as device
 from experiments.figure1 import study as figure1
 from experiments.figure1 import sweep as figure1_sweep
 from experiments.fine_tune import study as fine_tune
+from experiments.initialisation import study as initialisation
+from experiments.learning_rate import study as learning_rate
+from experiments.outside_gradient import study as outside_gradient
+from experiments.saturation import study as saturation
+from experiments.scale_invariance import study as scale_invariance
 from experiments.sync_cost import study as sync_cost
 
 COMMANDS = {
@@ -25,6 +30,11 @@ COMMANDS = {
     "fine_tune": fine_tune.FineTune,
     "pages": pages.Pages,
     "prepare": datasets.Prepare,
+    "scale_invariance": scale_invariance.ScaleInvariance,
+    "initialisation": initialisation.Initialisation,
+    "learning_rate": learning_rate.LearningRate,
+    "saturation": saturation.Saturation,
+    "outside_gradient": outside_gradient.OutsideGradient,
     "sync_cost": sync_cost.SyncCost,
 }
 

@@ -14,6 +14,11 @@ from experiments.device import report as device
 from experiments.figure1 import report as figure1
 from experiments.figure1 import report_sweep as figure1_sweep
 from experiments.fine_tune import report as fine_tune
+from experiments.initialisation import report as initialisation
+from experiments.learning_rate import report as learning_rate
+from experiments.outside_gradient import report as outside_gradient
+from experiments.saturation import report as saturation
+from experiments.scale_invariance import report as scale_invariance
 from experiments.sync_cost import report as sync_cost
 
 WRITERS: dict[str, Callable[[pathlib.Path], str]] = {
@@ -24,6 +29,11 @@ WRITERS: dict[str, Callable[[pathlib.Path], str]] = {
     "figure1": figure1.write,
     "figure1_sweep": figure1_sweep.write,
     "fine_tune": fine_tune.write,
+    "scale_invariance": scale_invariance.write,
+    "initialisation": initialisation.write,
+    "learning_rate": learning_rate.write,
+    "saturation": saturation.write,
+    "outside_gradient": outside_gradient.write,
     "sync_cost": sync_cost.write,
 }
 """By the `study` that a JSON names."""

@@ -21,6 +21,11 @@ CHANGED = {
         "hp": mlp.Hyperparameters(learning_rate=0.1, hidden=(5,), replacement=True),
     },
     "figure1_sweep": {"steps": 100},
+    "scale_invariance": {"quick": True, "scales": (1.0, 2.0)},
+    "initialisation": {"quick": True, "steps": 8},
+    "learning_rate": {"quick": True, "steps": 8},
+    "saturation": {"quick": True, "steps": 8},
+    "outside_gradient": {"quick": True, "steps": 8},
     "sync_cost": {},
 }
 

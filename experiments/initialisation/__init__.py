@@ -1,0 +1,1 @@
+"""Accuracy against the scale of the initial weights, with and without BN."""

@@ -1,0 +1,1 @@
+"""Accuracy and divergence against the learning rate, with and without BN."""

@@ -1,0 +1,18 @@
+"""Which learning rates does a network survive?"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from experiments.networks import grids
+
+_STYLES = {
+    "with_bn": ("with BN", "tab:blue", "-"),
+    "without_bn": ("without BN", "tab:orange", "-"),
+}
+
+
+def draw(result: Mapping[str, Any]) -> Figure:
+    """A panel per activation."""
+    return grids.draw(result, _STYLES, "learning rate")

@@ -1,0 +1,152 @@
+"""Fully connected networks along one quantity, side by side; what works, and a figure.
+
+A result holds `values`, and `accuracy` by activation and network, `[seeds, values]`,
+with None where a training diverged.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments import output, recording
+from experiments.networks import fully_connected
+from jaxbn import training
+
+# A network works where it comes within this of the best that was found for its
+# activation: beyond the spread of seeds, and far above what a stuck network reaches.
+TOLERANCE = 0.05
+# It has learnt something where it is right as often as not, among ten classes.
+LEARNS = 0.5
+
+
+def run(
+    name: str,
+    model: fully_connected.FullyConnected,
+    pixels: int,
+    batch_size: int,
+    learning_rate: Sequence[float],
+    hidden: Sequence[float],
+    last: Sequence[float],
+) -> recording.Run:
+    """One network per learning rate and factors of the weights, side by side.
+
+    Args:
+      name: of the run.
+      model: of all of them.
+      pixels: of an image.
+      batch_size: of each mini-batch.
+      learning_rate: of each network.
+      hidden: factor of the initial weights of the hidden layers, of each network.
+      last: of those before the softmax.
+    """
+    train_step = training.make_train_step(fully_connected.loss_fn)
+
+    def init(key: jax.Array, value: tuple[jax.Array, jax.Array, jax.Array]):
+        rate, hidden, last = value
+        state = fully_connected.init_state(model, pixels, key, rate)
+        return fully_connected.scaled(state, hidden, last)
+
+    single = recording.Run(
+        name,
+        init,
+        lambda state, batch: train_step(state, batch)[0],
+        fully_connected.evaluate,
+        batch_size,
+    )
+    values = [jnp.asarray(each, jnp.float32) for each in (learning_rate, hidden, last)]
+    return recording.side_by_side(single, tuple(values))
+
+
+def accuracies(records: recording.Records) -> list[list[float | None]]:
+    """At the end, `[seeds, values]`; None where a training diverged."""
+    last = {name: values[-1] for name, values in records.items()}
+    return output.plain(np.where(last["finite"], last["accuracy"], np.nan))
+
+
+def mean(accuracy: Sequence[Sequence[float | None]]) -> np.ndarray:
+    """Over seeds, `[values]`; a training that diverged counts as 0."""
+    return np.nan_to_num(np.array(accuracy, float)).mean(0)
+
+
+def works(networks: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """At which values each network works, `[values]`, by name.
+
+    Args:
+      networks: accuracies by name, of one activation.
+    """
+    means = {name: mean(accuracy) for name, accuracy in networks.items()}
+    bar = max(each.max() for each in means.values()) - TOLERANCE
+    return {name: each >= bar for name, each in means.items()}
+
+
+def learns(accuracy: Sequence[Sequence[float | None]]) -> np.ndarray:
+    """At which values a network has learnt something, `[values]`."""
+    return mean(accuracy) >= LEARNS
+
+
+def decades(values: Sequence[float], where: np.ndarray) -> float:
+    """How many of them are covered, each value standing for its share."""
+    step = math.log10(values[-1] / values[0]) / (len(values) - 1)
+    return round(float(step * where.sum()), 2)
+
+
+def table(result: Mapping[str, Any], labels: Mapping[str, str], words: str) -> str:
+    """Mean accuracies, with a note of what diverged, as Markdown."""
+    rows = []
+    for activation, networks in result["accuracy"].items():
+        for name, label in labels.items():
+            found = np.array(networks[name], float)
+            lost = np.isnan(found).sum(0)
+            cells = [
+                f"diverged {count} of {len(found)}" if count else f"{value:.3f}"
+                for value, count in zip(mean(networks[name]), lost, strict=True)
+            ]
+            rows.append([activation, label, *cells])
+    header = ["activation", "network", *(f"{value:.2g}" for value in result["values"])]
+    return f"{words}:\n\n" + output.markdown(header, rows)
+
+
+def draw(
+    result: Mapping[str, Any],
+    styles: Mapping[str, tuple[str, str, str]],
+    xlabel: str,
+) -> Figure:
+    """Accuracy against the values: a panel per activation, a cross per divergence.
+
+    Args:
+      result: of a study.
+      styles: label, colour and line style of each network, by name.
+      xlabel: what the values are.
+    """
+    panels = len(result["accuracy"])
+    figure, axes_of = plt.subplots(
+        1, panels, figsize=(10, 3.8), sharey=True, layout="constrained", squeeze=False
+    )
+    for axes, (activation, networks) in zip(
+        axes_of[0], result["accuracy"].items(), strict=True
+    ):
+        for name, (label, color, style) in styles.items():
+            found = np.array(networks[name], float)
+            filled = np.nan_to_num(found)
+            values = np.array(result["values"])
+            axes.semilogx(
+                values, filled.mean(0), style, color=color, marker=".", label=label
+            )
+            axes.fill_between(
+                values, filled.min(0), filled.max(0), color=color, alpha=0.2, lw=0
+            )
+            lost = values[np.isnan(found).any(0)]
+            axes.plot(lost, np.zeros(len(lost)), "x", color=color, markersize=9)
+        axes.plot([], [], "x", color="black", label="a seed diverged, counted as 0")
+        axes.axhline(0.1, color="gray", lw=0.5, ls=":")
+        axes.set(title=activation, xlabel=xlabel, ylim=(-0.03, 1))
+    axes_of[0][0].set_ylabel("test accuracy, mean and range of seeds")
+    handles, labels = axes_of[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
+    return figure

@@ -1,0 +1,1 @@
+"""Normalisation that the gradient does not see."""

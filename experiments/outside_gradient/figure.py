@@ -1,0 +1,45 @@
+"""Do biases grow that change nothing?"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+_COLORS = {
+    "BN": "tab:blue",
+    "centred inside": "tab:cyan",
+    "centred outside": "tab:orange",
+    "centred and scaled outside": "tab:red",
+}
+
+
+def draw(result: Mapping[str, Any]) -> Figure:
+    """Biases of one unit, biases of a network, its loss; a cross where it diverged."""
+    steps = np.array(result["steps"])
+    figure, (left, middle, right) = plt.subplots(
+        1, 3, figsize=(11, 3.8), layout="constrained"
+    )
+    for name, color in _COLORS.items():
+        bias = np.array(result["unit"][name]["bias"], float)
+        left.plot([0, *steps], np.abs(bias), color=color, label=name)
+        network = result["networks"][name]
+        for axes, key in ((middle, "bias"), (right, "loss")):
+            values = np.array(network[key], float)
+            axes.plot(steps, values.mean(1), color=color)
+            axes.fill_between(
+                steps, values.min(1), values.max(1), color=color, alpha=0.25, lw=0
+            )
+            lost = steps[~np.isfinite(values).all(1)]
+            top = np.nanmax(values, initial=1.0)
+            axes.plot(lost, np.full(len(lost), top), "x", color=color)
+    for axes in (left, middle):
+        axes.set_yscale("symlog", linthresh=0.1)
+        axes.set_ylim(-0.02)
+    right.set_yscale("log")
+    left.set(title="one unit", xlabel="step", ylabel="|bias|")
+    middle.set(title="a network", xlabel="step", ylabel="size of all biases")
+    right.set(title="its loss", xlabel="step")
+    left.legend(fontsize=7)
+    return figure

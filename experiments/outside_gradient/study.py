@@ -1,0 +1,147 @@
+"""What happens if the gradient does not see the normalisation?
+
+The paper, Section 2: if a layer is normalised outside the gradient step, a bias update
+changes nothing of the output, so "b will grow indefinitely while the loss remains
+fixed. This problem can get worse if the normalization not only centers but also scales
+the activations": "the model blows up".
+
+Expected: with one unit and centring outside, the bias grows by learning rate times the
+mean of the targets at every step, and the loss does not move. With scaling outside the
+scale is driven through zero, where steps have no bound. In a network biases grow where
+normalisation is outside, and not with Batch Normalization, whose gradient by a bias
+before it is zero.
+
+Measured: OUTCOME
+"""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+import jax.numpy as jnp
+
+from experiments import datasets, options, output, recording
+from experiments.networks import fully_connected
+from experiments.outside_gradient import example, layers, report
+from jaxbn import training
+
+_QUICK = {"dataset": "digits", "hidden": (30, 30), "steps": 200}
+_OBSERVED = 1000  # Images of the held-out batch.
+
+
+@dataclasses.dataclass(frozen=True)
+class OutsideGradient:
+    """Normalisation that the gradient does not see, beside BN (a minute)."""
+
+    dataset: datasets.Dataset = "fashion_mnist"
+    """Digits are embedded."""
+    hidden: tuple[int, ...] = (50, 50)
+    """Units per hidden layer, ReLU."""
+    learning_rate: float = 0.5
+    """Of plain SGD."""
+    batch_size: int = 60
+    """Examples per mini-batch."""
+    steps: int = 1000
+    """Mini-batches per network, and steps of the single unit."""
+    records: int = 20
+    """Points of the curves; `steps` must be a multiple of it."""
+    seeds: int = 3
+    """Side by side."""
+    quick: bool = False
+    """On the embedded digits, in a minute."""
+    data_dir: pathlib.Path | None = None
+    """Where TFDS keeps its data; default: its own, for digits `runs/data`."""
+    out: pathlib.Path = pathlib.Path("runs")
+    """Folder for figure, table and JSON."""
+
+    def run(self) -> None:
+        """Writes `outside_gradient.json`, `.md` and `.png`."""
+        config = options.quick(self, _QUICK)
+        check(config)
+        output.check_folder(self.out)
+        path = self.out / "outside_gradient.json"
+        with options.interruptible():
+            result = measure(config)
+        output.write_result(path, "outside_gradient", self, result)
+        print(report.write(path))
+        _kept(config).forget(_runs(config, 1))
+
+
+def check(config: OutsideGradient) -> None:
+    """Checks the options before any work.
+
+    Raises:
+      ValueError: naming the option, what it must be and what it is.
+    """
+    options.check_at_least(config, records=1, hidden=1, batch_size=2)
+    options.check_positive(config, "learning_rate")
+    recording.check(_plan(config))
+
+
+def measure(config: OutsideGradient) -> dict[str, Any]:
+    """The single unit, and curves `[records, seeds]` of the networks."""
+    train, test = (
+        datasets.flat(config.dataset, split, config.data_dir)
+        for split in ("train", "test")
+    )
+    runs = _runs(config, train["image"].shape[1])
+    found = recording.train(runs, _plan(config), train, test, _kept(config))
+    return {
+        "config": options.identity(config),
+        "steps": recording.recorded_steps(_plan(config)).tolist(),
+        "target_mean": 1.0,
+        "unit": {
+            variant: {
+                name: output.plain(values[:: _plan(config).record_every], 6)
+                for name, values in example.train(
+                    variant, config.learning_rate, config.steps
+                ).items()
+            }
+            for variant in layers.VARIANTS
+        },
+        "networks": {
+            variant: {name: output.plain(values) for name, values in records.items()}
+            for variant, records in found.items()
+        },
+    }
+
+
+def _plan(config: OutsideGradient) -> recording.Plan:
+    every = max(1, config.steps // config.records)
+    return recording.Plan(config.steps, every, config.seeds, config.steps)
+
+
+def _kept(config: OutsideGradient) -> recording.Kept:
+    return recording.Kept(config.out, "outside_gradient", options.identity(config))
+
+
+def _runs(config: OutsideGradient, pixels: int) -> list[recording.Run]:
+    return [_run(config, variant, pixels) for variant in layers.VARIANTS]
+
+
+def _run(config: OutsideGradient, variant: str, pixels: int) -> recording.Run:
+    norm = functools.partial(layers.Normalisation, variant)
+    model = fully_connected.FullyConnected(config.hidden, "relu", norm)
+    train_step = training.make_train_step(fully_connected.loss_fn)
+
+    def record(state: training.TrainState, held_out: recording.Batch):
+        some = {name: values[:_OBSERVED] for name, values in held_out.items()}
+        found = fully_connected.evaluate(state, some)
+        biases = [
+            state.params[name]["bias"]
+            for name in state.params
+            if name.startswith("Normalisation_")
+        ]
+        size = jnp.sqrt(sum(jnp.sum(jnp.square(bias)) for bias in biases))
+        return {**found, "bias": size}
+
+    return recording.Run(
+        variant,
+        lambda key: fully_connected.init_state(
+            model, pixels, key, config.learning_rate
+        ),
+        lambda state, batch: train_step(state, batch)[0],
+        record,
+        config.batch_size,
+    )

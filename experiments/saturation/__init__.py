@@ -1,0 +1,1 @@
+"""Saturated units and vanishing gradients, layer by layer."""
