@@ -13,6 +13,7 @@ from experiments.device import study as device
 from experiments.figure1 import study as figure1
 from experiments.figure1 import sweep as figure1_sweep
 from experiments.fine_tune import study as fine_tune
+from experiments.inference_statistics import study as inference_statistics
 from experiments.sync_cost import study as sync_cost
 
 COMMANDS = {
@@ -23,6 +24,7 @@ COMMANDS = {
     "figure1": figure1.Figure1,
     "figure1_sweep": figure1_sweep.Figure1Sweep,
     "fine_tune": fine_tune.FineTune,
+    "inference_statistics": inference_statistics.InferenceStatistics,
     "pages": pages.Pages,
     "prepare": datasets.Prepare,
     "sync_cost": sync_cost.SyncCost,
