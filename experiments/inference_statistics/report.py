@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import output
+from experiments import output, verdicts
 from experiments.inference_statistics import figure
 
 BIAS = 0.03
@@ -67,13 +67,7 @@ def by_size(result: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
 
 def verdict(result: Mapping[str, Any]) -> str:
     """In plain words."""
-    found = statements(result).values()
-    sizes = len(result["sizes"])
-    if not any(found):
-        return "holds"
-    if all(len(failed) == sizes for failed in found):
-        return "does not hold here"
-    return "holds partly"
+    return verdicts.of(*(not failed for failed in statements(result).values()))
 
 
 def _verdict(result: Mapping[str, Any]) -> str:

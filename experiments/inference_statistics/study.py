@@ -7,8 +7,9 @@ of a model as it trains".
 
 A network with Batch Normalization is trained at batch sizes 2 to 512. Beside it run the
 exponential average with m / (m - 1) and without, the debiased one, a window and the
-average of all batches; afterwards Algorithm 2, with the factor and without. The truth is the statistics of the whole training set at
-the same weights, every layer normalised by them.
+average of all batches; afterwards Algorithm 2, with the factor and without. The truth
+is the statistics of the whole training set at the same weights, every layer normalised
+by them.
 
 Expected: the first layer's variance is (m - 1) / m of the truth without the factor and
 right with it; the averages track the accuracy; the average of all batches does not,
@@ -30,7 +31,7 @@ import optax
 import jaxbn
 from experiments import datasets, options, output, recording
 from experiments.inference_statistics import report, statistics
-from experiments.networks import fully_connected
+from experiments.networks import fully_connected, inference
 from jaxbn import linen, training
 
 QUICK = {
@@ -51,7 +52,7 @@ class InferenceStatistics:
     """What is trained on."""
     batch_sizes: tuple[int, ...] = (2, 4, 8, 32, 128, 512)
     """Examples per mini-batch, a training each."""
-    steps: int = 2000
+    steps: int = 1200
     """Mini-batches per training."""
     record_every: int = 200
     """Steps between two comparisons with the truth."""
@@ -157,14 +158,14 @@ def algorithm_2(
 
     @jax.jit
     def measured(params: Any, stats: Any) -> dict[str, jax.Array]:
-        truth = _truth(config, params, train_split["image"])
+        truth = inference.population(model, params, train_split["image"])
         made = {"algorithm 2": stats, "algorithm 2, biased": biased(stats)}
         return {
             f"{name}/{quantity}": value
             for name, each in made.items()
             for quantity, value in (
                 *statistics.distances(each, truth).items(),
-                ("accuracy", _accuracy(config, params, each, test)),
+                ("accuracy", inference.accuracy(model, params, each, test)),
             )
         }
 
@@ -200,9 +201,9 @@ def _runs(config: InferenceStatistics, pixels: int) -> list[recording.Run]:
 def _run(config: InferenceStatistics, batch_size: int, pixels: int) -> recording.Run:
     followed = statistics.all_estimators(config.momentum, config.window)
     train_step = training.make_train_step(fully_connected.loss_fn)
+    model = _network(config)
 
     def init(key: jax.Array) -> recording.State:
-        model = _network(config)
         variables = model.init(key, jnp.zeros((2, pixels)), train=False)
         tx = optax.adam(config.learning_rate)
         state = training.TrainState.create(model.apply, variables, tx)
@@ -218,7 +219,7 @@ def _run(config: InferenceStatistics, batch_size: int, pixels: int) -> recording
 
     def record(states: recording.State, held_out: recording.Batch):
         params = states["state"].params
-        truth = _truth(config, params, held_out["population"])
+        truth = inference.population(model, params, held_out["population"])
         found = statistics.estimate(followed, states["estimates"])
         made = {
             f"{name}/{quantity}": value
@@ -226,9 +227,11 @@ def _run(config: InferenceStatistics, batch_size: int, pixels: int) -> recording
             for quantity, value in statistics.distances(stats, truth).items()
         }
         for name, stats in (found | {"truth": truth}).items():
-            made[f"{name}/accuracy"] = _accuracy(config, params, stats, held_out)
-        made["batch/accuracy"] = _accuracy_by_batch(
-            config, params, truth, held_out, batch_size
+            made[f"{name}/accuracy"] = inference.accuracy(
+                model, params, stats, held_out
+            )
+        made["batch/accuracy"] = inference.accuracy_by_batches(
+            model, params, held_out, batch_size
         )
         flat, _ = jax.flatten_util.ravel_pytree(params)
         return made | {"weights": flat}
@@ -236,55 +239,12 @@ def _run(config: InferenceStatistics, batch_size: int, pixels: int) -> recording
     return recording.Run(_name(batch_size), init, step, record, batch_size)
 
 
-def _truth(config: InferenceStatistics, params: Any, images: jax.Array) -> Any:
-    """The statistics of all images, each layer normalised by those before it."""
-    variables = {"params": params}
-    _, updates = _network(config).apply(
-        variables, images, train=True, mutable=["batch_stats"]
-    )
-    return updates["batch_stats"]
-
-
-def _accuracy(
-    config: InferenceStatistics, params: Any, stats: Any, test: recording.Batch
-) -> jax.Array:
-    variables = {"params": params, "batch_stats": stats}
-    logits, _ = _network(config).apply(variables, test["image"], train=False)
-    return jnp.mean(logits.argmax(-1) == test["label"])
-
-
-def _accuracy_by_batch(
-    config: InferenceStatistics,
-    params: Any,
-    stats: Any,
-    test: recording.Batch,
-    batch_size: int,
-) -> jax.Array:
-    """Of test images normalised by batches of the size of the training."""
-    used = len(test["label"]) // batch_size * batch_size
-
-    def logits(images: jax.Array) -> jax.Array:
-        variables = {"params": params, "batch_stats": stats}
-        (made, _), _ = _network(config).apply(
-            variables, images, train=True, mutable=["batch_stats"]
-        )
-        return made
-
-    images = test["image"][:used].reshape(-1, batch_size, test["image"].shape[1])
-    labels = test["label"][:used].reshape(-1, batch_size)
-    return jnp.mean(jax.vmap(logits)(images).argmax(-1) == labels)
-
-
 def _by_statistics(records: recording.Records) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for name, values in records.items():
         statistic, quantity = name.split("/")
-        found.setdefault(statistic, {})[quantity] = _rounded(values)
+        found.setdefault(statistic, {})[quantity] = output.plain(values)
     return found
-
-
-def _rounded(values: np.ndarray) -> list:
-    return np.round(np.asarray(values, np.float64), 5).tolist()
 
 
 def _plan(config: InferenceStatistics) -> recording.Plan:
