@@ -8,6 +8,7 @@ import tyro
 from experiments import datasets, pages
 from experiments.accelerators import study as accelerators
 from experiments.accuracy import study as accuracy
+from experiments.batch_size import study as batch_size
 from experiments.benchmark import study as benchmark
 from experiments.device import study as device
 from experiments.figure1 import study as figure1
@@ -17,8 +18,9 @@ from experiments.inference_statistics import study as inference_statistics
 from experiments.sync_cost import study as sync_cost
 
 COMMANDS = {
-    "accuracy": accuracy.Accuracy,
     "accelerators": accelerators.Accelerators,
+    "accuracy": accuracy.Accuracy,
+    "batch_size": batch_size.BatchSize,
     "benchmark": benchmark.Benchmark,
     "device": device.Device,
     "figure1": figure1.Figure1,

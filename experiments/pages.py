@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from experiments import output
 from experiments.accelerators import report as accelerators
 from experiments.accuracy import report as accuracy
+from experiments.batch_size import report as batch_size
 from experiments.benchmark import report as benchmark
 from experiments.device import report as device
 from experiments.figure1 import report as figure1
@@ -20,6 +21,7 @@ from experiments.sync_cost import report as sync_cost
 WRITERS: dict[str, Callable[[pathlib.Path], str]] = {
     "accelerators": accelerators.write,
     "accuracy": accuracy.write,
+    "batch_size": batch_size.write,
     "benchmark": benchmark.write,
     "device": device.write,
     "figure1": figure1.write,

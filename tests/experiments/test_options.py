@@ -54,6 +54,6 @@ def test_positive(rate):
 
 
 def test_interrupted():
-    with pytest.raises(SystemExit, match="Run the same command again to resume"):
-        with options.interruptible():
-            raise KeyboardInterrupt
+    expected = pytest.raises(SystemExit, match="Run the same command again to resume")
+    with expected, options.interruptible():
+        raise KeyboardInterrupt
