@@ -4,7 +4,7 @@ Mini-batches are `image`, `[N, pixels]`, and `label`, `[N]`. Plain SGD, whose le
 rate is part of the state: `recording.side_by_side` trains one network per rate.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -43,16 +43,25 @@ class FullyConnected(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, train: bool
+        self, x: jax.Array, train: bool, offsets: Sequence[jax.Array] = ()
     ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        """Logits `[N, classes]`, and the inputs of the nonlinearities of each layer."""
+        """Logits `[N, classes]`, and the inputs of the nonlinearities of each layer.
+
+        Args:
+          x: `[N, pixels]`.
+          train: normalise by the batch.
+          offsets: added to the inputs of the nonlinearities: the gradient by them, at
+            zero, is the gradient by these inputs.
+        """
         init = self.kernel_init or KERNEL_INITS[self.activation]
         inputs = []
-        for units in self.hidden:
+        for i, units in enumerate(self.hidden):
             # The bias is subsumed by that of the normalisation (Section 3.2).
             u = nn.Dense(units, use_bias=self.norm is None, kernel_init=init)(x)
             if self.norm is not None:
                 u = self.norm()(u, use_running_average=not train)
+            if offsets:
+                u = u + offsets[i]
             inputs.append(u)
             x = getattr(nn, self.activation)(u)
         return nn.Dense(self.classes, kernel_init=init)(x), tuple(inputs)
@@ -67,35 +76,40 @@ def loss_fn(model: Any, batch: Mapping[str, jax.Array], train: bool):
 
 
 def init_state(
-    model: nn.Module,
-    pixels: int,
-    key: jax.Array,
-    learning_rate: jax.Array | float,
-    init_std: jax.Array | float | None = None,
+    model: nn.Module, pixels: int, key: jax.Array, learning_rate: jax.Array | float
 ) -> training.TrainState:
-    """The state before the first step; learning rate and scale may be traced.
+    """The state before the first step.
 
     Args:
       model: `FullyConnected`, or one that is called as it is.
       pixels: of an image.
       key: of the initial weights.
-      learning_rate: of plain SGD.
-      init_std: standard deviation of all weights, Gaussian; default: as the model
-        initialises them.
+      learning_rate: of plain SGD; may be traced.
     """
-    scale = None if init_std is None else jnp.asarray(init_std)
-    if scale is not None:
-        model = model.clone(kernel_init=nn.initializers.normal(1.0))
     variables = model.init(key, jnp.zeros((2, pixels)), train=False)
-    if scale is not None:
-        variables = jax.tree.map_with_path(
-            lambda path, leaf: leaf * scale if path[-1].key == "kernel" else leaf,
-            variables,
-        )
     tx = optax.inject_hyperparams(optax.sgd)(learning_rate=1.0)
     state = training.TrainState.create(model.apply, variables, tx)
     rate = {"learning_rate": jnp.asarray(learning_rate, jnp.float32)}
     return state.replace(opt_state=state.opt_state._replace(hyperparams=rate))
+
+
+def scaled(
+    state: training.TrainState, hidden: jax.Array | float, last: jax.Array | float
+) -> training.TrainState:
+    """The state with its weights multiplied; the factors may be traced.
+
+    Args:
+      state: of `FullyConnected`.
+      hidden: factor of the weights of the hidden layers.
+      last: factor of those before the softmax.
+    """
+    names = [name for name in state.params if name.startswith("Dense_")]
+    params = dict(state.params)
+    for i in range(len(names)):
+        factor = hidden if i + 1 < len(names) else last
+        layer = params[f"Dense_{i}"]
+        params[f"Dense_{i}"] = layer | {"kernel": layer["kernel"] * factor}
+    return state.replace(params=params)
 
 
 def evaluate(

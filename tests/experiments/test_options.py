@@ -54,6 +54,8 @@ def test_positive(rate):
 
 
 def test_interrupted():
-    expected = pytest.raises(SystemExit, match="Run the same command again to resume")
-    with expected, options.interruptible():
+    with (
+        pytest.raises(SystemExit, match="Run the same command again to resume"),
+        options.interruptible(),
+    ):
         raise KeyboardInterrupt

@@ -6,7 +6,7 @@ from experiments import output
 
 
 def test_plain_numbers():
-    values = np.array([[1.23456, np.nan], [np.inf, 0.00098765]], np.float32)
+    values = np.array([[1.23456, np.nan], [np.inf, 0.00098764]], np.float32)
     assert output.plain(values) == [[1.235, None], [None, 0.0009876]]
     assert output.plain(values, digits=2)[0] == [1.2, None]
     assert output.plain(np.array([True, False])) == [True, False]

@@ -21,6 +21,7 @@ CHANGED = {
         "hp": mlp.Hyperparameters(learning_rate=0.1, hidden=(5,), replacement=True),
     },
     "figure1_sweep": {"steps": 100},
+    "scale_invariance": {"quick": True, "scales": (1.0, 2.0)},
     "sync_cost": {},
 }
 

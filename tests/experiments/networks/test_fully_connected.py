@@ -73,18 +73,6 @@ def init_state(model, pixels=PIXELS, rate=0.1):
 
 
 class TestInitState:
-    def test_scale_of_all_weights(self):
-        model = fully_connected.FullyConnected((300, 300))
-        state = jax.jit(
-            lambda std: fully_connected.init_state(
-                model, 784, jax.random.key(0), 0.1, std
-            )
-        )(jnp.float32(0.02))
-        for name in ("Dense_0", "Dense_1", "Dense_2"):
-            std = jnp.std(state.params[name]["kernel"])
-            assert abs(std / 0.02 - 1) < 0.05  # 3,000 weights and more.
-        assert jnp.all(state.params["BatchNorm_0"]["scale"] == 1)
-
     def test_customary_weights(self):
         for activation, variance in (("relu", 2 / 784), ("sigmoid", 2 / (784 + 300))):
             model = fully_connected.FullyConnected((300,), activation)
@@ -107,6 +95,31 @@ class TestInitState:
         chex.assert_trees_all_close(
             train_step(state, batch)[0].params, expected, rtol=1e-6, atol=1e-7
         )
+
+
+def test_scaled():
+    state = init_state(fully_connected.FullyConnected(HIDDEN, norm=None))
+    found = jax.jit(fully_connected.scaled)(state, 3.0, 0.5).params
+    for name, factor in (("Dense_0", 3.0), ("Dense_1", 3.0), ("Dense_2", 0.5)):
+        kernel = state.params[name]["kernel"]
+        np.testing.assert_allclose(found[name]["kernel"], factor * kernel)
+        chex.assert_trees_all_equal(found[name]["bias"], state.params[name]["bias"])
+
+
+def test_gradient_by_the_offsets_is_that_by_the_inputs():
+    model = fully_connected.FullyConnected(HIDDEN, "tanh", norm=None)
+    state, images = init_state(model), jnp.asarray(make_split()["image"])
+
+    def logit(offsets):
+        logits, inputs = model.apply({"params": state.params}, images, True, offsets)
+        return logits[:, 0].sum(), inputs
+
+    zeros = [jnp.zeros((30, units)) for units in HIDDEN]
+    gradients, inputs = jax.grad(logit, has_aux=True)(zeros)
+    kernels = [state.params[f"Dense_{i}"]["kernel"] for i in range(3)]
+    last = (1 - jnp.tanh(inputs[1]) ** 2) * kernels[2][None, :, 0]
+    first = (1 - jnp.tanh(inputs[0]) ** 2) * (last @ kernels[1].T)
+    chex.assert_trees_all_close(gradients, [first, last], rtol=1e-4, atol=1e-6)
 
 
 class TestEvaluate:

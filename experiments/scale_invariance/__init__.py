@@ -1,0 +1,1 @@
+"""What follows from BN((aW)u) = BN(Wu)."""

@@ -1,0 +1,160 @@
+"""Does BN((aW)u) = BN(Wu) stabilise the weights, and are Jacobians near orthogonal?
+
+The paper, Section 3.3: the scale of the weights changes neither the output of a layer
+nor the gradient by its input, and divides the gradient by the weights: "larger weights
+lead to smaller gradients, and Batch Normalization will stabilize the parameter growth";
+and "we conjecture" that layer Jacobians have singular values close to 1.
+
+Expected: the identities hold to the rounding of float32 where epsilon is 0, and to
+epsilon / (a^2 var) where it is not. The gradient is orthogonal to the weights, so |W|^2
+grows by the square of every step and by nothing else; networks that start with other
+scales of weights come to the same effective learning rate. Singular values near 1 at
+most in the mean: those of a Gaussian matrix spread from 0 to 2.
+
+Measured: OUTCOME
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from experiments import datasets, options, output, recording
+from experiments.scale_invariance import layer, report, training_norms
+
+_QUICK = {
+    "dataset": "digits",
+    "hidden": (30, 30, 30),
+    "steps": 200,
+    "records": 10,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaleInvariance:
+    """What follows from BN((aW)u) = BN(Wu): gradients, |W|, Jacobians (3 min)."""
+
+    dataset: datasets.Dataset = "fashion_mnist"
+    """Digits are embedded."""
+    activations: tuple[str, ...] = ("sigmoid", "relu")
+    """Of the hidden layers; a pair of networks each."""
+    hidden: tuple[int, ...] = (100, 100, 100)
+    """Units per hidden layer."""
+    scales: tuple[float, ...] = (0.25, 1.0, 4.0)
+    """Of the initial hidden weights, over the customary ones."""
+    learning_rate: float = 0.5
+    """Of plain SGD."""
+    batch_size: int = 60
+    """Examples per mini-batch."""
+    steps: int = 1500
+    """Mini-batches per network."""
+    records: int = 15
+    """Points of the curves; `steps` must be a multiple of it."""
+    seeds: int = 3
+    """Side by side."""
+    quick: bool = False
+    """On the embedded digits, in a minute."""
+    data_dir: pathlib.Path | None = None
+    """Where TFDS keeps its data; default: its own, for digits `runs/data`."""
+    out: pathlib.Path = pathlib.Path("runs")
+    """Folder for figure, table and JSON."""
+
+    def run(self) -> None:
+        """Writes `scale_invariance.json`, `.md` and `.png`."""
+        config = options.quick(self, _QUICK)
+        check(config)
+        output.check_folder(self.out)
+        path = self.out / "scale_invariance.json"
+        with options.interruptible():
+            result = measure(config)
+        output.write_result(path, "scale_invariance", self, result)
+        print(report.write(path))
+        _kept(config).forget(_runs(config, 1))
+
+
+def check(config: ScaleInvariance) -> None:
+    """Checks the options before any work.
+
+    Raises:
+      ValueError: naming the option, what it must be and what it is.
+    """
+    options.check_at_least(config, records=1, hidden=1, batch_size=1)
+    options.check_positive(config, "learning_rate")
+    if len(config.hidden) < 2:
+        raise ValueError(
+            "`hidden` must have two layers or more, between which there is a "
+            f"Jacobian, got {config.hidden}."
+        )
+    recording.check(_plan(config))
+
+
+def measure(config: ScaleInvariance) -> dict[str, Any]:
+    """The identities of one layer, and the trainings."""
+    train, test = (
+        datasets.flat(config.dataset, split, config.data_dir)
+        for split in ("train", "test")
+    )
+    found = recording.train(
+        _runs(config, train["image"].shape[1]),
+        _plan(config),
+        train,
+        test,
+        _kept(config),
+    )
+    return {
+        "config": options.identity(config),
+        "steps": recording.recorded_steps(_plan(config)).tolist(),
+        "layer": [
+            {
+                "factor": factor,
+                "epsilon": epsilon,
+                "errors": output.plain(_as_array(layer.errors(factor, epsilon)), 2),
+            }
+            for epsilon in (0.0, 1e-5)
+            for factor in layer.FACTORS
+        ],
+        "runs": {name: _summary(records) for name, records in found.items()},
+    }
+
+
+def _summary(records: recording.Records) -> dict[str, Any]:
+    """Curves of all seeds, `[records, seeds, scales, layers]`; the rest at the end."""
+    last = {name: values[-1] for name, values in records.items()}
+    return {
+        "accuracy": output.plain(last["accuracy"]),
+        "norm": output.plain(records["norm"]),
+        "predicted": output.plain(records["predicted"]),
+        "angle": output.plain(last["angle"], 2),
+        # Over seeds; of the customary scale and others alike.
+        "singular": output.plain(last["singular"].mean(0)),
+    }
+
+
+def _as_array(errors: dict[str, float]) -> np.ndarray:
+    return np.array([errors[name] for name in layer.QUANTITIES])
+
+
+def _plan(config: ScaleInvariance) -> recording.Plan:
+    every = max(1, config.steps // max(1, config.records))
+    return recording.Plan(config.steps, every, config.seeds, config.steps)
+
+
+def _kept(config: ScaleInvariance) -> recording.Kept:
+    return recording.Kept(config.out, "scale_invariance", options.identity(config))
+
+
+def _runs(config: ScaleInvariance, pixels: int) -> list[recording.Run]:
+    return [
+        training_norms.run(
+            network,
+            activation,
+            config.hidden,
+            pixels,
+            config.learning_rate,
+            config.scales,
+            config.batch_size,
+        )
+        for activation in config.activations
+        for network in training_norms.NETWORKS
+    ]
