@@ -10,6 +10,7 @@ from experiments.accelerators import study as accelerators
 from experiments.accuracy import study as accuracy
 from experiments.batch_size import study as batch_size
 from experiments.benchmark import study as benchmark
+from experiments.covariate_shift import study as covariate_shift
 from experiments.device import study as device
 from experiments.figure1 import study as figure1
 from experiments.figure1 import sweep as figure1_sweep
@@ -23,6 +24,7 @@ COMMANDS = {
     "accuracy": accuracy.Accuracy,
     "batch_size": batch_size.BatchSize,
     "benchmark": benchmark.Benchmark,
+    "covariate_shift": covariate_shift.CovariateShift,
     "device": device.Device,
     "figure1": figure1.Figure1,
     "figure1_sweep": figure1_sweep.Figure1Sweep,

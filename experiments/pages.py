@@ -11,6 +11,7 @@ from experiments.accelerators import report as accelerators
 from experiments.accuracy import report as accuracy
 from experiments.batch_size import report as batch_size
 from experiments.benchmark import report as benchmark
+from experiments.covariate_shift import report as covariate_shift
 from experiments.device import report as device
 from experiments.figure1 import report as figure1
 from experiments.figure1 import report_sweep as figure1_sweep
@@ -24,6 +25,7 @@ WRITERS: dict[str, Callable[[pathlib.Path], str]] = {
     "accuracy": accuracy.write,
     "batch_size": batch_size.write,
     "benchmark": benchmark.write,
+    "covariate_shift": covariate_shift.write,
     "device": device.write,
     "figure1": figure1.write,
     "figure1_sweep": figure1_sweep.write,
