@@ -15,6 +15,10 @@ Expected: the first layer's variance is (m - 1) / m of the truth without the fac
 right with it; the averages track the accuracy; the average of all batches does not,
 because it remembers old weights; at a batch size of 2 the later layers see in training
 what no population statistics show them in inference.
+
+Measured: holds partly. The factor is right within 2 %, Algorithm 2 as accurate as the
+truth from 4 on and 3 points worse at 2; the exponential average loses up to 4 points
+while weights move fast, the average of all batches up to 8.
 """
 
 import dataclasses
