@@ -12,6 +12,11 @@ A network is trained for some epochs at batch sizes 2 to 512, with Batch, Group 
 Layer Normalization. Running averages are debiased, since large batches make few steps.
 Expected: with BN the best sizes are 8 to 32 and accuracy falls at 2, where that of the
 other two does not.
+
+Measured: holds partly. With BN the best size is 8 by running averages (by exact
+statistics 16 to 128 are level), and accuracy falls by 40 points at 2; Group and Layer
+Norm lose 1 point there at most. The statistics of the test batch are worse at 2, where
+a unit has two values.
 """
 
 import dataclasses
