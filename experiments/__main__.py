@@ -16,6 +16,7 @@ from experiments.figure1 import study as figure1
 from experiments.figure1 import sweep as figure1_sweep
 from experiments.fine_tune import study as fine_tune
 from experiments.inference_statistics import study as inference_statistics
+from experiments.placement import study as placement
 from experiments.regularisation import study as regularisation
 from experiments.scale_invariance import study as scale_invariance
 from experiments.sync_cost import study as sync_cost
@@ -32,6 +33,7 @@ COMMANDS = {
     "fine_tune": fine_tune.FineTune,
     "inference_statistics": inference_statistics.InferenceStatistics,
     "pages": pages.Pages,
+    "placement": placement.Placement,
     "prepare": datasets.Prepare,
     "regularisation": regularisation.Regularisation,
     "scale_invariance": scale_invariance.ScaleInvariance,

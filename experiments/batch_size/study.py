@@ -15,8 +15,8 @@ other two does not.
 
 Measured: holds partly. With BN the best size is 8 by running averages (by exact
 statistics 16 to 128 are level), and accuracy falls by 40 points at 2; Group and Layer
-Norm lose 1 point there at most. The statistics of the test batch are worse at 2, where
-a unit has two values.
+Norm lose 1.5 points there at most. The statistics of the test batch are worse at 2,
+where a unit has two values.
 """
 
 import dataclasses

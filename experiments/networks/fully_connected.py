@@ -96,17 +96,21 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
 
 
 def init_state(
-    model: nn.Module, pixels: int, key: jax.Array, learning_rate: jax.Array | float
+    model: nn.Module,
+    pixels: int | tuple[int, ...],
+    key: jax.Array,
+    learning_rate: jax.Array | float,
 ) -> training.TrainState:
     """The state before the first step.
 
     Args:
       model: `FullyConnected`, or one that is called as it is.
-      pixels: of an image.
+      pixels: of an image, or its shape.
       key: of the initial weights.
       learning_rate: of plain SGD; may be traced.
     """
-    variables = model.init(key, jnp.zeros((2, pixels)), train=False)
+    shape = pixels if isinstance(pixels, tuple) else (pixels,)
+    variables = model.init(key, jnp.zeros((2, *shape)), train=False)
     tx = optax.inject_hyperparams(optax.sgd)(learning_rate=1.0)
     state = training.TrainState.create(model.apply, variables, tx)
     rate = {"learning_rate": jnp.asarray(learning_rate, jnp.float32)}
