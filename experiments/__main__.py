@@ -12,6 +12,7 @@ from experiments.batch_size import study as batch_size
 from experiments.benchmark import study as benchmark
 from experiments.covariate_shift import study as covariate_shift
 from experiments.device import study as device
+from experiments.feature_scaling import study as feature_scaling
 from experiments.figure1 import study as figure1
 from experiments.figure1 import sweep as figure1_sweep
 from experiments.fine_tune import study as fine_tune
@@ -28,6 +29,7 @@ COMMANDS = {
     "benchmark": benchmark.Benchmark,
     "covariate_shift": covariate_shift.CovariateShift,
     "device": device.Device,
+    "feature_scaling": feature_scaling.FeatureScaling,
     "figure1": figure1.Figure1,
     "figure1_sweep": figure1_sweep.Figure1Sweep,
     "fine_tune": fine_tune.FineTune,

@@ -13,6 +13,7 @@ from experiments.batch_size import report as batch_size
 from experiments.benchmark import report as benchmark
 from experiments.covariate_shift import report as covariate_shift
 from experiments.device import report as device
+from experiments.feature_scaling import report as feature_scaling
 from experiments.figure1 import report as figure1
 from experiments.figure1 import report_sweep as figure1_sweep
 from experiments.fine_tune import report as fine_tune
@@ -29,6 +30,7 @@ WRITERS: dict[str, Callable[[pathlib.Path], str]] = {
     "benchmark": benchmark.write,
     "covariate_shift": covariate_shift.write,
     "device": device.write,
+    "feature_scaling": feature_scaling.write,
     "figure1": figure1.write,
     "figure1_sweep": figure1_sweep.write,
     "fine_tune": fine_tune.write,
