@@ -13,6 +13,10 @@ noise, with the noise alone. At every record: percentiles of the inputs of all
 nonlinearities, the shift by gradients, loss and gradient a step away and further.
 Expected: with BN the percentiles move less, the shift by gradients is not smaller, the
 loss is smoother, and noise costs little.
+
+Measured: on the paper's reason, holds partly: with BN percentiles move a quarter as
+much and the shift by gradients is half, but noisy BN, whose percentiles move most, is as
+accurate as BN. Smoothness instead: holds.
 """
 
 import dataclasses
