@@ -15,8 +15,8 @@ Expected: with BN the percentiles move less, the shift by gradients is not small
 loss is smoother, and noise costs little.
 
 Measured: on the paper's reason, holds partly: with BN percentiles move a quarter as
-much and the shift by gradients is half, but noisy BN, whose percentiles move most, is as
-accurate as BN. Smoothness instead: holds.
+much and the shift by gradients is half, but noisy BN, whose percentiles move more than
+those without BN, is as accurate as BN. Smoothness instead: holds.
 """
 
 import dataclasses

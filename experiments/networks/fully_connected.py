@@ -113,6 +113,13 @@ def init_state(
     variables = model.init(key, jnp.zeros((2, *shape)), train=False)
     tx = optax.inject_hyperparams(optax.sgd)(learning_rate=1.0)
     state = training.TrainState.create(model.apply, variables, tx)
+    return with_rate(state, learning_rate)
+
+
+def with_rate(
+    state: training.TrainState, learning_rate: jax.Array | float
+) -> training.TrainState:
+    """The state with another learning rate, which may be traced."""
     rate = {"learning_rate": jnp.asarray(learning_rate, jnp.float32)}
     return state.replace(opt_state=state.opt_state._replace(hyperparams=rate))
 

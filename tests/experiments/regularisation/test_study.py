@@ -30,10 +30,27 @@ def test_from_the_command_line(tmp_path, capsys):
             (0.0, 0.0, "fixed"),
         ]
         # Each of those side by side has regularisation of its own.
-        assert len({row["loss"][0] for row in mine[:4]}) == 4
+        made = {(row["loss"][0], row["accuracy"][0]) for row in mine[:4]}
+        assert len(made) == 4
     assert "Verdict: " in capsys.readouterr().out
     assert (tmp_path / "regularisation.png").exists()
     assert not list(tmp_path.glob("checkpoints/*"))
+
+
+def test_the_learning_rate_falls_to_zero():
+    config = study.Regularisation(steps=4, hidden=(5,), dropout=(0.0, 0.4))
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.normal(size=(4, 6)).astype(np.float32),
+        "label": rng.integers(10, size=4),
+    }
+    run = study._runs(config, pixels=6)[0]
+    states = run.init(jax.random.key(0))
+    rates = []
+    for _ in range(4):
+        states = run.step(states, batch)
+        rates.append(states["state"].opt_state.hyperparams["learning_rate"][0])
+    np.testing.assert_allclose(rates, [0.1, 0.075, 0.05, 0.025])
 
 
 def test_some_runs_have_fixed_batches():
