@@ -14,6 +14,7 @@ def indices(
     steps: int,
     *,
     replacement: bool = False,
+    fixed: bool = False,
 ) -> np.ndarray:
     """Of the mini-batches `start` to `start + steps`.
 
@@ -25,13 +26,18 @@ def indices(
       steps: how many.
       replacement: draw with replacement; else one permutation per epoch, whose
         remainder is dropped.
+      fixed: the same examples always come together, in the mini-batches of the first
+        permutation; only their order changes from epoch to epoch.
 
     Returns:
       `[steps, batch_size]`, int32.
 
     Raises:
-      ValueError: if a batch is larger than the data set.
+      ValueError: if a batch is larger than the data set, or mini-batches shall be both
+        fixed and drawn with replacement.
     """
+    if replacement and fixed:
+        raise ValueError("`replacement` and `fixed` must not both be True.")
     per_epoch = examples // batch_size
     if per_epoch < 1:
         raise ValueError(
@@ -42,6 +48,9 @@ def indices(
 
     def epoch(number: int) -> np.ndarray:
         rng = np.random.default_rng((seed, number))
+        if fixed:
+            first = np.random.default_rng((seed, 0)).permutation(examples)[:used]
+            return first.reshape(per_epoch, batch_size)[rng.permutation(per_epoch)]
         order = (
             rng.integers(examples, size=used)
             if replacement

@@ -9,14 +9,20 @@ from collections.abc import Callable, Iterator
 from experiments import output
 from experiments.accelerators import report as accelerators
 from experiments.accuracy import report as accuracy
+from experiments.batch_size import report as batch_size
 from experiments.benchmark import report as benchmark
+from experiments.covariate_shift import report as covariate_shift
 from experiments.device import report as device
+from experiments.feature_scaling import report as feature_scaling
 from experiments.figure1 import report as figure1
 from experiments.figure1 import report_sweep as figure1_sweep
 from experiments.fine_tune import report as fine_tune
+from experiments.inference_statistics import report as inference_statistics
 from experiments.initialisation import report as initialisation
 from experiments.learning_rate import report as learning_rate
 from experiments.outside_gradient import report as outside_gradient
+from experiments.placement import report as placement
+from experiments.regularisation import report as regularisation
 from experiments.saturation import report as saturation
 from experiments.scale_invariance import report as scale_invariance
 from experiments.sync_cost import report as sync_cost
@@ -24,11 +30,17 @@ from experiments.sync_cost import report as sync_cost
 WRITERS: dict[str, Callable[[pathlib.Path], str]] = {
     "accelerators": accelerators.write,
     "accuracy": accuracy.write,
+    "batch_size": batch_size.write,
     "benchmark": benchmark.write,
+    "covariate_shift": covariate_shift.write,
     "device": device.write,
+    "feature_scaling": feature_scaling.write,
     "figure1": figure1.write,
     "figure1_sweep": figure1_sweep.write,
     "fine_tune": fine_tune.write,
+    "inference_statistics": inference_statistics.write,
+    "placement": placement.write,
+    "regularisation": regularisation.write,
     "scale_invariance": scale_invariance.write,
     "initialisation": initialisation.write,
     "learning_rate": learning_rate.write,

@@ -33,6 +33,7 @@ class Run(NamedTuple):
     record: Callable[[State, Batch], Mapping[str, jax.Array]]  # Of what is held out.
     batch_size: int
     replacement: bool = False  # Draw mini-batches with it.
+    fixed: bool = False  # The same examples always come together.
     convolves: bool = False
 
 
@@ -216,6 +217,7 @@ class _Training:
                 start,
                 self.plan.record_every,
                 replacement=self.run.replacement,
+                fixed=self.run.fixed,
             )
             for seed in range(self.plan.seeds)
         ]

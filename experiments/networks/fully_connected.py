@@ -33,6 +33,7 @@ class FullyConnected(nn.Module):
       norm: makes what stands before each nonlinearity; None for no normalisation.
       kernel_init: of all weights; default: what is customary for the activation.
       classes: of the softmax.
+      norm_after: normalise after each nonlinearity instead.
     """
 
     hidden: tuple[int, ...] = (100, 100, 100)
@@ -40,10 +41,15 @@ class FullyConnected(nn.Module):
     norm: Norm | None = linen.BatchNorm
     kernel_init: Any = None
     classes: int = 10
+    norm_after: bool = False
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, train: bool, offsets: Sequence[jax.Array] = ()
+        self,
+        x: jax.Array,
+        train: bool,
+        offsets: Sequence[jax.Array] = (),
+        dropout: jax.Array | float | None = None,
     ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         """Logits `[N, classes]`, and the inputs of the nonlinearities of each layer.
 
@@ -52,43 +58,68 @@ class FullyConnected(nn.Module):
           train: normalise by the batch.
           offsets: added to the inputs of the nonlinearities: the gradient by them, at
             zero, is the gradient by these inputs.
+          dropout: share of the outputs of the hidden layers that training leaves out;
+            may be traced.
         """
         init = self.kernel_init or KERNEL_INITS[self.activation]
         inputs = []
         for i, units in enumerate(self.hidden):
-            # The bias is subsumed by that of the normalisation (Section 3.2).
-            u = nn.Dense(units, use_bias=self.norm is None, kernel_init=init)(x)
-            if self.norm is not None:
+            # A bias is subsumed by that of the normalisation (Section 3.2).
+            before = self.norm is not None and not self.norm_after
+            u = nn.Dense(units, use_bias=not before, kernel_init=init)(x)
+            if before:
                 u = self.norm()(u, use_running_average=not train)
             if offsets:
                 u = u + offsets[i]
             inputs.append(u)
             x = getattr(nn, self.activation)(u)
+            if self.norm is not None and self.norm_after:
+                x = self.norm()(x, use_running_average=not train)
+            if dropout is not None and train:
+                kept = jax.random.bernoulli(
+                    self.make_rng("dropout"), 1 - dropout, x.shape
+                )
+                x = jnp.where(kept, x / (1 - dropout), 0)
         return nn.Dense(self.classes, kernel_init=init)(x), tuple(inputs)
 
 
 def loss_fn(model: Any, batch: Mapping[str, jax.Array], train: bool):
     """Cross-entropy and accuracy per example, for `training.make_train_step`."""
     logits, _ = model(batch["image"].astype(jnp.float32), train=train)
-    labels = batch["label"]
+    return cross_entropy(logits, batch["label"])
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+    """`loss` and `accuracy` per example, `[N]`."""
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return {"loss": loss, "accuracy": logits.argmax(-1) == labels}
 
 
 def init_state(
-    model: nn.Module, pixels: int, key: jax.Array, learning_rate: jax.Array | float
+    model: nn.Module,
+    pixels: int | tuple[int, ...],
+    key: jax.Array,
+    learning_rate: jax.Array | float,
 ) -> training.TrainState:
     """The state before the first step.
 
     Args:
       model: `FullyConnected`, or one that is called as it is.
-      pixels: of an image.
+      pixels: of an image, or its shape.
       key: of the initial weights.
       learning_rate: of plain SGD; may be traced.
     """
-    variables = model.init(key, jnp.zeros((2, pixels)), train=False)
+    shape = pixels if isinstance(pixels, tuple) else (pixels,)
+    variables = model.init(key, jnp.zeros((2, *shape)), train=False)
     tx = optax.inject_hyperparams(optax.sgd)(learning_rate=1.0)
     state = training.TrainState.create(model.apply, variables, tx)
+    return with_rate(state, learning_rate)
+
+
+def with_rate(
+    state: training.TrainState, learning_rate: jax.Array | float
+) -> training.TrainState:
+    """The state with another learning rate, which may be traced."""
     rate = {"learning_rate": jnp.asarray(learning_rate, jnp.float32)}
     return state.replace(opt_state=state.opt_state._replace(hyperparams=rate))
 

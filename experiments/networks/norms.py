@@ -52,6 +52,17 @@ class NoNorm(nn.Module):
         return x * scale.reshape(full) + bias.reshape(full)
 
 
+class OfEachExample(nn.Module):
+    """A normalisation that knows no batch: the same in training and inference."""
+
+    norm: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x, use_running_average):
+        del use_running_average
+        return self.norm()(x)
+
+
 class Haiku(nn.Module):
     """`haiku.BatchNorm`; its state is a variable of this module."""
 
@@ -91,6 +102,13 @@ class Haiku(nn.Module):
 JAXBN = linen.BatchNorm
 FLAX = functools.partial(Apart, nn.BatchNorm)
 NONE = functools.partial(Apart, NoNorm)
+LAYER = functools.partial(OfEachExample, nn.LayerNorm)
+
+
+def group(groups: int) -> Callable[..., nn.Module]:
+    """Group Normalization (Wu and He, 2018) with so many groups of channels."""
+    norm = functools.partial(nn.GroupNorm, num_groups=groups)
+    return functools.partial(OfEachExample, norm)
 
 
 class Normalisation(NamedTuple):

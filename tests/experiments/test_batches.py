@@ -26,6 +26,20 @@ def test_every_epoch_is_a_permutation():
     assert not np.array_equal(*indices)
 
 
+def test_fixed_batches_come_in_another_order():
+    whole = batches.indices(0, 32, 5, 0, 18, fixed=True)
+    epochs = [sorted(tuple(sorted(batch)) for batch in epoch)
+              for epoch in whole.reshape(3, 6, 5)]  # fmt: skip
+    assert epochs[0] == epochs[1] == epochs[2]
+    assert len(set(whole[:6].ravel())) == 30
+    assert not np.array_equal(whole[:6], whole[6:12])
+    np.testing.assert_array_equal(
+        batches.indices(0, 32, 5, 4, 5, fixed=True), whole[4:9]
+    )
+    with pytest.raises(ValueError, match="`replacement` and `fixed` must not both"):
+        batches.indices(0, 32, 5, 0, 1, fixed=True, replacement=True)
+
+
 def test_with_replacement_some_come_twice():
     drawn = batches.indices(0, 30, 30, 0, 1, replacement=True)
     assert len(set(drawn.ravel())) < 30

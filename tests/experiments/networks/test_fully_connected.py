@@ -72,6 +72,42 @@ def init_state(model, pixels=PIXELS, rate=0.1):
     return jax.jit(init)(jax.random.key(0), rate)
 
 
+def test_normalised_after_the_nonlinearity():
+    model = fully_connected.FullyConnected((6,), "relu", norm_after=True)
+    images = jnp.asarray(make_split()["image"])
+    params = model.init(jax.random.key(0), images, train=False)["params"]
+    logits = model.apply({"params": params}, images, True, mutable=["batch_stats"])
+    dense, last = (jax.tree.map(np.float64, params[f"Dense_{i}"]) for i in range(2))
+    x = np.maximum(np.float64(images) @ dense["kernel"] + dense["bias"], 0)
+    x = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
+    expected = x @ last["kernel"] + last["bias"]
+    # Float32 rounding; sums of 30 and 16 terms.
+    np.testing.assert_allclose(logits[0][0], expected, atol=1e-4)
+
+
+def test_dropout_leaves_out_its_share():
+    model = fully_connected.FullyConnected((4000,), "relu", norm=None)
+    images = jnp.ones((2, 5))
+    variables = model.init(jax.random.key(0), images, train=False)
+    # The last layer adds up what is left: the kernel of ones counts it.
+    params = {**variables["params"]}
+    params["Dense_0"] = {"kernel": jnp.zeros((5, 4000)), "bias": jnp.ones(4000)}
+    params["Dense_1"] = {"kernel": jnp.ones((4000, 10)), "bias": jnp.zeros(10)}
+
+    def total(train, rate, key=0):
+        logits, _ = model.apply(
+            {"params": params}, images, train, dropout=rate,
+            rngs={"dropout": jax.random.key(key)},
+        )  # fmt: skip
+        return logits
+
+    kept = 4000 * 0.6 / 0.6
+    assert abs(total(True, 0.4)[0, 0] / kept - 1) < 0.05  # Its own error is .013.
+    assert not np.array_equal(total(True, 0.4), total(True, 0.4, key=1))
+    np.testing.assert_allclose(total(True, 0.0), 4000)
+    np.testing.assert_allclose(total(False, 0.4), 4000)
+
+
 class TestInitState:
     def test_customary_weights(self):
         for activation, variance in (("relu", 2 / 784), ("sigmoid", 2 / (784 + 300))):

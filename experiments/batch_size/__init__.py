@@ -1,0 +1,1 @@
+"""How accuracy depends on the batch size, with three normalisations."""

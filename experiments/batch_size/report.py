@@ -1,0 +1,109 @@
+"""The tables of the study and its verdict, made from its JSON alone."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from experiments import output, verdicts
+from experiments.batch_size import figure
+
+ADVISED = (8, 32)
+"""Batch sizes of the advice in circulation, with Batch Normalization."""
+CLEAR = 0.01
+"""A fall of accuracy is one if it is more than a point."""
+
+
+def write(path: pathlib.Path) -> str:
+    """Writes `.md` and `.png` beside the JSON at `path`; returns the text."""
+    return output.write_pages(path, table, {"": figure.draw})
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The result as Markdown."""
+    return "\n\n".join([_verdict(result), _accuracy(result)])
+
+
+def best_size(result: Mapping[str, Any], network: str = "BN") -> int:
+    """The batch size of the highest accuracy by the running statistics."""
+    return max(_sizes(result), key=lambda size: _mean(result, size, network))
+
+
+def statements(result: Mapping[str, Any]) -> dict[str, bool]:
+    """What was expected, and whether it was found."""
+    smallest = _sizes(result)[0]
+    falls = {
+        network: _mean(result, best_size(result, network), network)
+        - _mean(result, smallest, network)
+        for network in ("BN", "GN", "LN")
+    }
+    running, batch = (
+        _mean(result, smallest, "BN", how) for how in ("running", "batch")
+    )
+    low, high = ADVISED
+    return {
+        f"with BN the best batch size is {low} to {high}": (
+            low <= best_size(result) <= high
+        ),
+        f"with BN accuracy falls at {smallest}": falls["BN"] > CLEAR,
+        f"with Group and Layer Norm it falls less at {smallest}": (
+            max(falls["GN"], falls["LN"]) < falls["BN"]
+        ),
+        f"at {smallest}, inference by batch statistics does better": batch > running,
+    }
+
+
+def verdict(result: Mapping[str, Any]) -> str:
+    """In plain words."""
+    return verdicts.of(*statements(result).values())
+
+
+def _verdict(result: Mapping[str, Any]) -> str:
+    rows = [
+        [words, "yes" if found else "no"] for words, found in statements(result).items()
+    ]
+    return f"Verdict: {verdict(result)}.\n\n" + output.markdown(
+        ["expected", "found"], rows
+    )
+
+
+def _accuracy(result: Mapping[str, Any]) -> str:
+    columns = {
+        "BN, running statistics": ("BN", "running"),
+        "BN, whole training set": ("BN", "population"),
+        "BN, test batches": ("BN", "batch"),
+        "Group Norm": ("GN", "running"),
+        "Layer Norm": ("LN", "running"),
+    }
+    rows = [
+        [
+            size,
+            *(
+                f"{values.mean():.4f} ± {np.ptp(values) / 2:.4f}"
+                for values in (_seeds(result, size, *of) for of in columns.values())
+            ),
+        ]
+        for size in _sizes(result)
+    ]
+    about = result["options"]
+    return (
+        f"Test accuracy after {about['epochs']} epochs, mean of {about['seeds']} seeds "
+        "and half their range; Batch Normalization by three statistics in inference:"
+        "\n\n" + output.markdown(["batch size", *columns], rows)
+    )
+
+
+def _sizes(result: Mapping[str, Any]) -> list[int]:
+    return sorted(map(int, result["sizes"]))
+
+
+def _seeds(
+    result: Mapping[str, Any], size: int, network: str, how: str = "running"
+) -> np.ndarray:
+    """At the end, `[seeds]`."""
+    return np.array(result["sizes"][str(size)][network][how][-1])
+
+
+def _mean(*of: Any) -> float:
+    return float(_seeds(*of).mean())

@@ -1,0 +1,1 @@
+"""What Batch Normalization does to internal covariate shift."""

@@ -1,0 +1,251 @@
+"""What does BN do to internal covariate shift, and is that why it helps?
+
+The paper (Sections 2, 4.1 and Figure 1): it "reduces internal covariate shift"; the
+distribution of the inputs of a sigmoid "is much more stable as training progresses".
+Santurkar et al. (2018): measured by the gradients (how much that of a layer changes
+because the layers before it moved), the shift is not reduced; with noise after BN that
+makes the distributions jump every step, the network trains as well as without the
+noise; what BN does is to make the loss smoother, and gradients more predictive of those
+a step away.
+
+Four networks with the same steps: without normalisation, with BN, with BN and that
+noise, with the noise alone. At every record: percentiles of the inputs of all
+nonlinearities, the shift by gradients, loss and gradient a step away and further.
+Expected: with BN the percentiles move less, the shift by gradients is not smaller, the
+loss is smoother, and noise costs little.
+
+Measured: on the paper's reason, holds partly: with BN percentiles move a quarter as
+much and the shift by gradients is half, but noisy BN, whose percentiles move more than
+those without BN, is as accurate as BN. Smoothness instead: holds.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments import datasets, options, output, recording
+from experiments.covariate_shift import measures, noise, report
+from experiments.networks import fully_connected, norms
+from jaxbn import linen, training
+
+PERCENTILES = (15.0, 50.0, 85.0)  # The paper's.
+QUICK = {
+    "dataset": "digits",
+    "steps": 300,
+    "record_every": 30,
+    "hidden": (50, 50, 50),
+    "seeds": 2,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class CovariateShift:
+    """Internal covariate shift by percentiles and by gradients, noisy BN (five min)."""
+
+    dataset: datasets.Dataset = "fashion_mnist"
+    """What is trained on."""
+    steps: int = 1000
+    """Mini-batches per network."""
+    record_every: int = 50
+    """Steps between two measurements."""
+    batch_size: int = 64
+    """Examples per mini-batch."""
+    learning_rate: float = 0.1
+    """Of plain SGD, for all networks."""
+    hidden: tuple[int, ...] = (100, 100, 100, 100, 100)
+    """Units per hidden layer."""
+    activation: str = "tanh"
+    """The nonlinearity: `sigmoid`, `tanh` or `relu`."""
+    lengths: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
+    """Of the steps along the gradient, over the learning rate."""
+    observed: int = 256
+    """Training images of which loss and gradients are measured, one batch."""
+    seeds: int = 3
+    """Trainings side by side, each with its own initial weights and mini-batches."""
+    quick: bool = False
+    """On the embedded digits, in a minute."""
+    data_dir: pathlib.Path | None = None
+    """Where TFDS keeps its data; default: its own, for digits `runs/data`."""
+    out: pathlib.Path = pathlib.Path("runs")
+    """Folder for figure, table and JSON."""
+
+    def run(self) -> None:
+        """Writes `covariate_shift.json`, `.md` and `.png`."""
+        config = options.quick(self, QUICK)
+        check(config)
+        output.check_folder(self.out)
+        with options.interruptible():
+            result = measure(config)
+        path = self.out / "covariate_shift.json"
+        output.write_result(path, "covariate_shift", self, result)
+        print(report.write(path))
+        _kept(config).forget(_runs(config, pixels=1))
+
+
+def check(config: CovariateShift) -> None:
+    """Checks the options before any work.
+
+    Raises:
+      ValueError: naming the option, what it must be and what it is.
+    """
+    recording.check(_plan(config))
+    options.check_at_least(config, batch_size=2, observed=2, hidden=1)
+    options.check_positive(config, "learning_rate")
+    if not config.lengths or min(config.lengths) <= 0:
+        raise ValueError(f"`lengths` must be positive, got {config.lengths}.")
+    if len(set(config.hidden)) > 1:
+        raise ValueError(f"`hidden` must be layers of one width, got {config.hidden}.")
+    known = tuple(fully_connected.KERNEL_INITS)
+    if config.activation not in known:
+        raise ValueError(
+            f"`activation` must be one of {known}, got {config.activation!r}."
+        )
+
+
+def measure(config: CovariateShift) -> dict[str, Any]:
+    """All trainings: by network what was measured, `[records, seeds, ...]`."""
+    train_split, test = (
+        datasets.flat(config.dataset, name, config.data_dir)
+        for name in ("train", "test")
+    )
+    some = {name: each[: config.observed] for name, each in train_split.items()}
+    held_out = {**test, "observed": some["image"], "observed_label": some["label"]}
+    found = recording.train(
+        _runs(config, test["image"].shape[1]),
+        _plan(config),
+        train_split,
+        held_out,
+        _kept(config),
+        workers=2,
+    )
+    return {
+        "options": options.identity(config),
+        "step": recording.recorded_steps(_plan(config)).tolist(),
+        "networks": {name: summarize(each) for name, each in found.items()},
+    }
+
+
+def summarize(records: recording.Records) -> dict[str, Any]:
+    """What is kept of one network.
+
+    The percentiles, `[records, seeds, layers, percentiles, units]`, become those of one
+    typical unit of the first seed, and the movement of all units.
+    """
+    rest = dict(records)
+    traces = rest.pop("percentiles")
+    kept = {name: output.plain(values) for name, values in rest.items()}
+    typical = [typical_unit(traces[:, 0, layer]) for layer in range(traces.shape[2])]
+    kept["traces"] = output.plain(np.stack(typical))
+    kept["movement"] = output.plain(movement(traces))
+    return kept
+
+
+def movement(traces: np.ndarray) -> np.ndarray:
+    """How far the distribution of a unit's input wanders in training.
+
+    Args:
+      traces: `[records, seeds, layers, percentiles, units]`, three percentiles.
+
+    Returns:
+      Between two records the three percentiles move by some distance; its mean over
+      records and percentiles, over the mean distance of the outer percentiles: in
+      widths per record. The median over units, `[seeds, layers]`.
+    """
+    moved = np.abs(np.diff(traces, axis=0)).mean((0, 3))
+    width = (traces[..., 2, :] - traces[..., 0, :]).mean(0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.median(moved / width, -1)
+
+
+def typical_unit(traces: np.ndarray) -> np.ndarray:
+    """The traces of the unit that lies nearest to the median over all units.
+
+    Args:
+      traces: `[records, percentiles, units]`.
+    """
+    middle = np.median(traces, -1, keepdims=True)
+    return traces[..., np.abs(traces - middle).mean((0, 1)).argmin()]
+
+
+def _runs(config: CovariateShift, pixels: int) -> list[recording.Run]:
+    made = {
+        "without BN": None,
+        "BN": linen.BatchNorm,
+        "noisy BN": functools.partial(noise.Noisy, linen.BatchNorm),
+        "noise without BN": functools.partial(noise.Noisy, norms.NoNorm),
+    }
+    return [_run(config, name, norm, pixels) for name, norm in made.items()]
+
+
+def _run(config: CovariateShift, name: str, norm: Any, pixels: int) -> recording.Run:
+    model = fully_connected.FullyConnected(config.hidden, config.activation, norm)
+    train_step = training.make_train_step(fully_connected.loss_fn)
+    rates = config.learning_rate * jnp.array(config.lengths)
+
+    def init(key: jax.Array) -> training.TrainState:
+        keys = jax.random.split(key)
+        state = fully_connected.init_state(model, pixels, keys[0], config.learning_rate)
+        return state.replace(key=keys[1])
+
+    def record(state: training.TrainState, held_out: recording.Batch):
+        key = jax.random.fold_in(state.key, state.step)
+
+        def apply(params: Any) -> Any:
+            return model.apply(
+                {"params": params}, held_out["observed"], train=True,
+                mutable=["batch_stats"], rngs={"dropout": key},
+            )[0]  # fmt: skip
+
+        def loss(params: Any) -> jax.Array:
+            values = optax.softmax_cross_entropy_with_integer_labels(
+                apply(params)[0], held_out["observed_label"]
+            )
+            return jnp.mean(values)
+
+        layers = layers_of(state.params)
+        weights = [f"Dense_{i}" for i in range(len(layers))]
+        shift = measures.internal_shift(
+            loss, state.params, config.learning_rate, layers, weights
+        )
+        inputs = jnp.stack(apply(state.params)[1])
+        at = jnp.array(PERCENTILES)
+        percentiles = jnp.percentile(inputs, at, axis=1)
+        return {
+            **fully_connected.evaluate(state, held_out),
+            **measures.along_gradient(loss, state.params, rates),
+            **{f"shift_{name}": value for name, value in shift.items()},
+            "train_loss": loss(state.params),
+            "percentiles": jnp.moveaxis(percentiles, 0, 1),
+        }
+
+    return recording.Run(
+        name=name,
+        init=init,
+        step=lambda state, batch: train_step(state, batch)[0],
+        record=record,
+        batch_size=config.batch_size,
+    )
+
+
+def layers_of(params: Any) -> list[list[str]]:
+    """The names of the parts of each layer, such as `Dense_0` and `BatchNorm_0`."""
+    layers: dict[int, list[str]] = {}
+    for name in sorted(params):
+        layers.setdefault(int(name.split("_")[1]), []).append(name)
+    return [layers[i] for i in sorted(layers)]
+
+
+def _plan(config: CovariateShift) -> recording.Plan:
+    return recording.Plan(
+        config.steps, config.record_every, config.seeds, config.record_every
+    )
+
+
+def _kept(config: CovariateShift) -> recording.Kept:
+    return recording.Kept(config.out, "covariate_shift", options.identity(config))

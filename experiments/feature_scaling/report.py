@@ -1,0 +1,98 @@
+"""The tables of the study and its verdict, made from its JSON alone."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from experiments import output, verdicts
+from experiments.feature_scaling import figure
+
+AS_MANY = 1.05
+"""BN needs as many steps as standardised features within this factor."""
+PROPORTIONAL = (0.5, 1.5)
+"""Slopes of the logarithms of steps and condition number that count as in proportion:
+the steps depend on where the target lies as well."""
+
+SCALINGS = ("none", "min-max", "z-score", "BN first")
+
+
+def write(path: pathlib.Path) -> str:
+    """Writes `.md` and `.png` beside the JSON at `path`; returns the text."""
+    return output.write_pages(path, table, {"": figure.draw})
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The result as Markdown."""
+    return "\n\n".join([_verdict(result), _steps(result)])
+
+
+def slope(result: Mapping[str, Any]) -> float:
+    """Of the logarithm of the steps by that of the condition number."""
+    conditions = np.log([row["condition"] for row in result["rows"]])
+    steps = np.log([row["steps"] for row in result["rows"]])
+    return float(np.polyfit(conditions, steps, 1)[0])
+
+
+def statements(result: Mapping[str, Any]) -> dict[str, bool]:
+    """What was expected, and whether it was found in every table."""
+    tables = {
+        name: {row["scaling"]: row["steps"] for row in result["rows"]
+               if row["table"] == name}
+        for name in {row["table"] for row in result["rows"]}
+    }  # fmt: skip
+    every = tables.values()
+    low, high = PROPORTIONAL
+    return {
+        "unscaled features need most steps": all(
+            each["none"] == max(each.values()) for each in every
+        ),
+        "standardised ones need no more than those in [0, 1]": all(
+            each["z-score"] <= each["min-max"] for each in every
+        ),
+        "BN first needs as many as standardised ones": all(
+            1 / AS_MANY <= each["BN first"] / each["z-score"] <= AS_MANY
+            for each in every
+        ),
+        "steps are in proportion to the condition number": (
+            low <= slope(result) <= high
+        ),
+    }
+
+
+def verdict(result: Mapping[str, Any]) -> str:
+    """In plain words."""
+    return verdicts.of(*statements(result).values())
+
+
+def _verdict(result: Mapping[str, Any]) -> str:
+    rows = [
+        [words, "yes" if found else "no"] for words, found in statements(result).items()
+    ]
+    return (
+        f"Verdict: {verdict(result)}. Steps grow as the condition number to the power "
+        f"of {slope(result):.2f}.\n\n" + output.markdown(["expected", "found"], rows)
+    )
+
+
+def _steps(result: Mapping[str, Any]) -> str:
+    rows = []
+    for name, variance in result["smallest_variance"].items():
+        of = {row["scaling"]: row for row in result["rows"] if row["table"] == name}
+        rows.append(
+            [name, f"{variance:.1e}"]
+            + [f"{of[scaling]['condition']:.1e}" for scaling in SCALINGS]
+            + [f"{of[scaling]['steps']:,}" for scaling in SCALINGS]
+        )
+    header = ["table", "smallest variance"] + [
+        f"{quantity}, {scaling}"
+        for quantity in ("condition", "steps")
+        for scaling in SCALINGS
+    ]
+    share = result["options"]["tolerance"]
+    return (
+        "Condition number of the Hessian, and steps of gradient descent until "
+        f"{1 - share:.0%} of what can be gained is gained:\n\n"
+        + output.markdown(header, rows)
+    )

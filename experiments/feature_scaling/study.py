@@ -1,0 +1,157 @@
+"""What do badly scaled features cost, and does BN as the first layer save scaling them?
+
+The paper (Section 2) stands on an old fact (LeCun et al., 1998): training converges
+faster if inputs are whitened, with zero means and unit variances. Gradient descent on
+least squares needs steps in proportion to the condition number of the Hessian, which
+badly scaled features make large.
+
+Real tables of scikit-learn, as they are, scaled to [0, 1], standardised, and through
+BN as the first layer (without scale and bias, whole table as one batch, epsilon 1e-5).
+Expected: standardised features need fewest steps, unscaled ones thousands of times
+more, BN as many as standardised ones; steps grow in proportion to the condition number.
+
+Measured: holds. Steps grow as the condition number to the power of .93; standardised
+features need 10 to 485 steps, unscaled ones 6,669 to 2e10.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import sklearn.datasets
+import tqdm
+
+from experiments import options, output
+from experiments.feature_scaling import quadratic, report
+from jaxbn import linen
+
+TABLES: dict[str, Callable[[], Any]] = {
+    "iris": sklearn.datasets.load_iris,
+    "wine": sklearn.datasets.load_wine,
+    "breast_cancer": sklearn.datasets.load_breast_cancer,
+    "diabetes": lambda: sklearn.datasets.load_diabetes(scaled=False),
+}
+# Two features of the wines, for the contours: their scales differ by some hundreds.
+_PAIR = ("alcohol", "proline")
+_PATH = 30
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureScaling:
+    """Steps against the condition number: scaled features, or BN first (seconds)."""
+
+    tables: tuple[str, ...] = tuple(TABLES)
+    """Of scikit-learn, bundled."""
+    tolerance: float = 0.01
+    """Training ends where this share of what can be gained is left."""
+    quick: bool = False
+    """The two smallest tables."""
+    out: pathlib.Path = pathlib.Path("runs")
+    """Folder for figure, table and JSON."""
+
+    def run(self) -> None:
+        """Writes `feature_scaling.json`, `.md` and `.png`."""
+        config = options.quick(self, {"tables": ("iris", "wine")})
+        check(config)
+        output.check_folder(self.out)
+        with options.interruptible():
+            result = measure(config)
+        path = self.out / "feature_scaling.json"
+        output.write_result(path, "feature_scaling", self, result)
+        print(report.write(path))
+
+
+def check(config: FeatureScaling) -> None:
+    """Checks the options before any work.
+
+    Raises:
+      ValueError: naming the option, what it must be and what it is.
+    """
+    if not config.tables or not set(config.tables) <= set(TABLES):
+        raise ValueError(
+            f"`tables` must be among {tuple(TABLES)}, got {config.tables}."
+        )
+    if not 0 < config.tolerance < 1:
+        raise ValueError(f"`tolerance` must lie in (0, 1), got {config.tolerance}.")
+
+
+def measure(config: FeatureScaling) -> dict[str, Any]:
+    """Steps and condition number of every table and scaling; the contours."""
+    rows = []
+    for name in tqdm.tqdm(config.tables, unit="table"):
+        table = TABLES[name]()
+        y = targets(table)
+        for scaling, scale in SCALINGS.items():
+            found = quadratic.spectrum(scale(table.data), y)
+            rows.append(
+                {
+                    "table": name,
+                    "scaling": scaling,
+                    "condition": quadratic.condition_number(found),
+                    "steps": quadratic.steps_to(found, config.tolerance),
+                }
+            )
+    return {
+        "options": options.identity(config),
+        "rows": rows,
+        "smallest_variance": {
+            name: float(TABLES[name]().data.var(0).min()) for name in config.tables
+        },
+        "contours": contours(),
+    }
+
+
+def contours() -> dict[str, Any]:
+    """The loss over two weights for each scaling, of wines of one kind or another."""
+    table = sklearn.datasets.load_wine()
+    columns = [list(table.feature_names).index(name) for name in _PAIR]
+    y = np.where(table.target == 0, 1.0, -1.0)
+    made = {}
+    for scaling, scale in SCALINGS.items():
+        bowl = quadratic.bowl(scale(table.data[:, columns]), y, _PATH)
+        made[scaling] = {
+            name: output.plain(value, 6) for name, value in bowl._asdict().items()
+        }
+    return {"features": _PAIR, "loss": made}
+
+
+def targets(table: Any) -> np.ndarray:
+    """Standardised, `[N, outputs]`; of classes, one output per class."""
+    y = np.float64(table.target)
+    if hasattr(table, "target_names"):
+        y = y[:, None] == np.unique(y)[None]
+    y = y.reshape(len(y), -1)
+    return (y - y.mean(0)) / y.std(0)
+
+
+def as_they_are(x: np.ndarray) -> np.ndarray:
+    """The features, float64."""
+    return np.float64(x)
+
+
+def min_max(x: np.ndarray) -> np.ndarray:
+    """Each feature from 0 to 1."""
+    return (x - x.min(0)) / (x.max(0) - x.min(0))
+
+
+def z_score(x: np.ndarray) -> np.ndarray:
+    """Each feature with mean 0 and variance 1."""
+    return (x - x.mean(0)) / x.std(0)
+
+
+def batch_norm(x: np.ndarray) -> np.ndarray:
+    """What `jaxbn.linen.BatchNorm` makes of all examples as one batch."""
+    layer = linen.BatchNorm(use_running_average=False, use_scale=False, use_bias=False)
+    made, _ = layer.apply({}, jnp.asarray(x, jnp.float32), mutable=["batch_stats"])
+    return np.float64(made)
+
+
+SCALINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "none": as_they_are,
+    "min-max": min_max,
+    "z-score": z_score,
+    "BN first": batch_norm,
+}

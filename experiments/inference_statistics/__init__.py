@@ -1,0 +1,1 @@
+"""Which statistics inference should use, and how near each comes to the truth."""

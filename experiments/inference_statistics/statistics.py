@@ -1,0 +1,101 @@
+"""Estimates of the statistics of a training, side by side, and their distance to truth.
+
+The layers of the network have a momentum of 0 and no m / (m - 1), so that its
+`batch_stats` are those of the last mini-batch; every estimator is fed from them.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import jaxbn
+from jaxbn import estimators
+
+Stats = Mapping[str, Mapping[str, jax.Array]]  # `mean` and `var` by layer.
+Estimates = Mapping[str, Mapping[str, Any]]  # A state by estimator and layer.
+
+
+def all_estimators(momentum: float, window: int) -> dict[str, estimators.Estimator]:
+    """The four of jaxbn, and the exponential average as Flax has it."""
+    return {
+        "ema": estimators.ema(momentum),
+        "ema, biased": estimators.ema(momentum, unbiased=False),
+        "debiased": estimators.debiased(momentum),
+        "window": estimators.window(window),
+        "cumulative": estimators.cumulative(),
+    }
+
+
+def init(followed: Mapping[str, estimators.Estimator], stats: Stats) -> Estimates:
+    """The state of every estimator before the first batch, for layers as in `stats`."""
+    return {
+        name: {
+            layer: estimator.init(each["mean"].shape, each["mean"].dtype)
+            for layer, each in stats.items()
+        }
+        for name, estimator in followed.items()
+    }
+
+
+def update(
+    followed: Mapping[str, estimators.Estimator],
+    states: Estimates,
+    stats: Stats,
+    batch_size: int,
+) -> Estimates:
+    """The states after a batch whose own (biased) statistics are `stats`."""
+
+    def moments(layer: str) -> jaxbn.Moments:
+        mean, var = stats[layer]["mean"], stats[layer]["var"]
+        return jaxbn.Moments(jnp.full_like(mean, batch_size), mean, var)
+
+    return {
+        name: {
+            layer: estimator.update(state, moments(layer))
+            for layer, state in states[name].items()
+        }
+        for name, estimator in followed.items()
+    }
+
+
+def estimate(
+    followed: Mapping[str, estimators.Estimator], states: Estimates
+) -> dict[str, Stats]:
+    """What each estimator says, as the `batch_stats` of the network."""
+    return {
+        name: {
+            layer: dict(estimator.estimate(state)._asdict())
+            for layer, state in states[name].items()
+        }
+        for name, estimator in followed.items()
+    }
+
+
+def distances(found: Stats, truth: Stats) -> dict[str, jax.Array]:
+    """How far statistics lie from the truth, `[layers]` each.
+
+    Returns:
+      `mean`: root mean square over units of the error of the mean, in standard
+      deviations of the unit. `var`: root mean square of the log of the ratio of the
+      variances. `ratio`: mean of that ratio.
+    """
+    rows = [_of_layer(found[layer], truth[layer]) for layer in sorted(truth)]
+    return {name: jnp.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _of_layer(
+    found: Mapping[str, jax.Array], truth: Mapping[str, jax.Array]
+) -> dict[str, jax.Array]:
+    error = (found["mean"] - truth["mean"]) / jnp.sqrt(truth["var"])
+    ratio = found["var"] / truth["var"]
+    return {
+        "mean": _rms(error),
+        "var": _rms(jnp.log(ratio)),
+        "ratio": jnp.mean(ratio),
+    }
+
+
+def _rms(values: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.mean(jnp.square(values)))

@@ -1,0 +1,1 @@
+"""Where Batch Normalization stands best in a network."""

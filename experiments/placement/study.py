@@ -1,0 +1,219 @@
+"""Where should Batch Normalization stand?
+
+The paper: immediately before the nonlinearity (Section 3.2), since its input "is more
+likely to have a symmetric, non-sparse distribution, that is more Gaussian"; in a
+convolution one mean and variance per feature map, so that the normalisation "obeys the
+convolutional property". In a residual block (He et al., 2015) it stands on the branch,
+before the sum with the shortcut.
+
+Fully connected networks with sigmoid, tanh and relu: BN before the nonlinearity, after
+it, none. A small residual network: before the sum, after it, and per activation instead
+of per channel. Expected: before is at least as good as after for every nonlinearity,
+and clearly for the sigmoid; both are better than none; before the sum and per channel
+are best in the residual network.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import datasets, options, output, recording
+from experiments.networks import fully_connected
+from experiments.placement import network, report
+from jaxbn import linen, training
+
+QUICK = {
+    "dataset": "digits",
+    "steps": 200,
+    "residual_steps": 60,
+    "record_every": 20,
+    "hidden": (50, 50),
+    "channels": 8,
+    "activations": ("sigmoid", "relu"),
+    "seeds": 2,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """BN before or after nonlinearity and shortcut, per channel or not (five min)."""
+
+    dataset: datasets.Dataset = "fashion_mnist"
+    """What is trained on."""
+    steps: int = 1000
+    """Mini-batches per fully connected network."""
+    residual_steps: int = 300
+    """Mini-batches per residual network."""
+    record_every: int = 50
+    """Steps between two records."""
+    batch_size: int = 64
+    """Examples per mini-batch."""
+    learning_rate: float = 0.1
+    """Of plain SGD, for all networks."""
+    activations: tuple[str, ...] = ("sigmoid", "tanh", "relu")
+    """Nonlinearities of the fully connected networks."""
+    hidden: tuple[int, ...] = (100, 100, 100)
+    """Units per hidden layer."""
+    channels: int = 16
+    """Of the residual network."""
+    tested: int = 2000
+    """Test images, taken from the beginning."""
+    seeds: int = 3
+    """Trainings side by side, each with its own initial weights and mini-batches."""
+    quick: bool = False
+    """On the embedded digits, in a minute."""
+    data_dir: pathlib.Path | None = None
+    """Where TFDS keeps its data; default: its own, for digits `runs/data`."""
+    out: pathlib.Path = pathlib.Path("runs")
+    """Folder for figure, table and JSON."""
+
+    def run(self) -> None:
+        """Writes `placement.json`, `.md` and `.png`."""
+        config = options.quick(self, QUICK)
+        check(config)
+        output.check_folder(self.out)
+        with options.interruptible():
+            result = measure(config)
+        path = self.out / "placement.json"
+        output.write_result(path, "placement", self, result)
+        print(report.write(path))
+        for part in _parts(config, (1, 1, 1)):
+            _kept(config).forget(part.runs)
+
+
+def check(config: Placement) -> None:
+    """Checks the options before any work.
+
+    Raises:
+      ValueError: naming the option, what it must be and what it is.
+    """
+    for part in _parts(config, (1, 1, 1)):
+        recording.check(part.plan)
+    options.check_at_least(config, batch_size=2, hidden=1, channels=1, tested=1)
+    options.check_positive(config, "learning_rate")
+    known = tuple(fully_connected.KERNEL_INITS)
+    if not config.activations or not set(config.activations) <= set(known):
+        raise ValueError(
+            f"`activations` must be among {known}, got {config.activations}."
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Networks that are trained on images of one shape."""
+
+    name: str
+    runs: list[recording.Run]
+    plan: recording.Plan
+
+
+def measure(config: Placement) -> dict[str, Any]:
+    """All trainings: accuracy of every record and seed, by part and network."""
+    train_split, test = (_images(config, name) for name in ("train", "test"))
+    test = {name: each[: config.tested] for name, each in test.items()}
+    parts = {}
+    for part in _parts(config, test["image"].shape[1:]):
+        flat = part.name == "fully connected"
+        found = recording.train(
+            part.runs,
+            part.plan,
+            _flat(train_split) if flat else train_split,
+            _flat(test) if flat else test,
+            _kept(config),
+            workers=2,
+        )
+        parts[part.name] = {
+            "step": recording.recorded_steps(part.plan).tolist(),
+            "accuracy": {
+                name: output.plain(records["accuracy"])
+                for name, records in found.items()
+            },
+        }
+    return {"options": options.identity(config), "parts": parts}
+
+
+def _parts(config: Placement, shape: tuple[int, ...]) -> list[Part]:
+    every, seeds = config.record_every, config.seeds
+    places = {
+        "before": (linen.BatchNorm, False),
+        "after": (linen.BatchNorm, True),
+        "none": (None, False),
+    }
+    connected = [
+        _run(
+            config,
+            f"{activation}, {place}",
+            fully_connected.FullyConnected(
+                config.hidden, activation, norm, norm_after=after
+            ),
+            (int(np.prod(shape)),),
+        )
+        for activation in config.activations
+        for place, (norm, after) in places.items()
+    ]
+    kinds: dict[str, tuple[network.Place, network.Over]] = {
+        "before the sum, per channel": ("before the sum", "channel"),
+        "after the sum, per channel": ("after the sum", "channel"),
+        "before the sum, per activation": ("before the sum", "activation"),
+    }
+    residual = [
+        _run(
+            config,
+            name,
+            network.Residual(config.channels, place=place, over=over),
+            shape,
+            convolves=True,
+        )
+        for name, (place, over) in kinds.items()
+    ]
+    return [
+        Part(
+            "fully connected",
+            connected,
+            recording.Plan(config.steps, every, seeds, every),
+        ),
+        Part(
+            "residual",
+            residual,
+            recording.Plan(config.residual_steps, every, seeds, every),
+        ),
+    ]
+
+
+def _run(
+    config: Placement,
+    name: str,
+    model: Any,
+    shape: tuple[int, ...],
+    convolves: bool = False,
+) -> recording.Run:
+    train_step = training.make_train_step(fully_connected.loss_fn)
+
+    def init(key: jax.Array) -> training.TrainState:
+        return fully_connected.init_state(model, shape, key, config.learning_rate)
+
+    return recording.Run(
+        name=name,
+        init=init,
+        step=lambda state, batch: train_step(state, batch)[0],
+        record=fully_connected.evaluate,
+        batch_size=config.batch_size,
+        convolves=convolves,
+    )
+
+
+def _images(config: Placement, name: Any) -> dict[str, np.ndarray]:
+    images, labels = datasets.load(config.dataset, name, config.data_dir)
+    return {"image": images.astype(np.float32) / 255, "label": labels}
+
+
+def _flat(split: recording.Batch) -> recording.Batch:
+    images = split["image"]
+    return {**split, "image": images.reshape(len(images), -1)}
+
+
+def _kept(config: Placement) -> recording.Kept:
+    return recording.Kept(config.out, "placement", options.identity(config))

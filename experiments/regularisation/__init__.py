@@ -1,0 +1,1 @@
+"""What regularises a network with Batch Normalization."""

@@ -1,0 +1,222 @@
+"""Does Batch Normalization regularise, so that other regularisation can be less?
+
+The paper (Sections 3.4 and 4.2.1): the other examples of a mini-batch act as noise, and
+"Dropout can be either removed or reduced in strength"; the weight of the L2 loss is
+reduced by a factor of 5, which "improves the accuracy on the held-out validation data";
+shuffling examples more thoroughly, so that the same ones do not always come together,
+"led to about 1% improvements in the validation accuracy".
+
+Few training images and many epochs, so that a network can fit them all: with and
+without BN, at dropout 0, 5, 10 and 40 %, at three weights of L2, and with mini-batches
+of ever the same examples. The learning rate falls to zero, and inference is by the
+statistics of all training images, so that neither noise nor lag is taken for a lack of
+regularisation. Expected: without dropout BN generalises better; dropout
+brings less with BN; a fifth of L2 is better with BN; fixed mini-batches cost accuracy
+with BN, and less without.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import datasets, options, output, recording
+from experiments.networks import fully_connected, inference
+from experiments.regularisation import report
+from jaxbn import linen, training
+
+QUICK = {
+    "dataset": "digits",
+    "examples": 300,
+    "steps": 400,
+    "record_every": 200,
+    "hidden": (50, 50),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Regularisation:
+    """BN beside dropout, L2 and reshuffling, on few images (three minutes)."""
+
+    dataset: datasets.Dataset = "fashion_mnist"
+    """What is trained on."""
+    examples: int = 2000
+    """Of the training set, taken from its beginning."""
+    steps: int = 2000
+    """Mini-batches per training."""
+    record_every: int = 500
+    """Steps between two records."""
+    batch_size: int = 32
+    """Examples per mini-batch."""
+    learning_rate: float = 0.1
+    """Of plain SGD at the start; it falls to zero in a straight line."""
+    hidden: tuple[int, ...] = (100, 100)
+    """Units per hidden layer."""
+    dropout: tuple[float, ...] = (0.0, 0.05, 0.1, 0.4)
+    """Shares of the units that are left out; the first is that of all else."""
+    l2: float = 0.005
+    """Weight of half the sum of squared weights; a fifth of it is tried, and none."""
+    seeds: int = 3
+    """Trainings side by side, each with its own initial weights and mini-batches."""
+    quick: bool = False
+    """On the embedded digits, in a minute."""
+    data_dir: pathlib.Path | None = None
+    """Where TFDS keeps its data; default: its own, for digits `runs/data`."""
+    out: pathlib.Path = pathlib.Path("runs")
+    """Folder for figure, table and JSON."""
+
+    def run(self) -> None:
+        """Writes `regularisation.json`, `.md` and `.png`."""
+        config = options.quick(self, QUICK)
+        check(config)
+        output.check_folder(self.out)
+        with options.interruptible():
+            result = measure(config)
+        path = self.out / "regularisation.json"
+        output.write_result(path, "regularisation", self, result)
+        print(report.write(path))
+        _kept(config).forget(_runs(config, pixels=1))
+
+
+def check(config: Regularisation) -> None:
+    """Checks the options before any work.
+
+    Raises:
+      ValueError: naming the option, what it must be and what it is.
+    """
+    recording.check(_plan(config))
+    options.check_at_least(
+        config, batch_size=2, hidden=1, examples=config.batch_size
+    )  # fmt: skip
+    options.check_positive(config, "learning_rate", "l2")
+    if len(config.dropout) < 2 or not all(0 <= rate < 1 for rate in config.dropout):
+        raise ValueError(
+            f"`dropout` must be two shares or more in [0, 1), got {config.dropout}."
+        )
+
+
+def cases(config: Regularisation) -> list[dict[str, float]]:
+    """What is trained side by side: each dropout, then each further weight of L2."""
+    first = config.dropout[0]
+    return [
+        *({"dropout": rate, "l2": 0.0} for rate in config.dropout),
+        *({"dropout": first, "l2": weight} for weight in (config.l2 / 5, config.l2)),
+    ]
+
+
+def measure(config: Regularisation) -> dict[str, Any]:
+    """All trainings; what was recorded at the end, of every seed."""
+    train_split, test = (
+        datasets.flat(config.dataset, name, config.data_dir)
+        for name in ("train", "test")
+    )
+    train_split = {name: each[: config.examples] for name, each in train_split.items()}
+    held_out = {
+        **test,
+        "train_image": train_split["image"],
+        "train_label": train_split["label"],
+    }
+    found = recording.train(
+        _runs(config, test["image"].shape[1]),
+        _plan(config),
+        train_split,
+        held_out,
+        _kept(config),
+        workers=2,
+    )
+    rows = []
+    for name, records in found.items():
+        network, batches = name.split(", ")
+        for place, case in enumerate(_cases_of(config, batches)):
+            row = {
+                quantity: output.plain(values[-1, :, place])
+                for quantity, values in records.items()
+            }
+            rows.append({"network": network, "batches": batches, **case, **row})
+    return {"options": options.identity(config), "rows": rows}
+
+
+def loss_fn(model: Any, batch: recording.Batch, train: bool) -> dict[str, jax.Array]:
+    """As that of the network, with the `dropout` and the `l2` of the batch."""
+    logits, _ = model(batch["image"], train=train, dropout=batch["dropout"])
+    made = fully_connected.cross_entropy(logits, batch["label"])
+    kernels = [
+        jnp.sum(layer["kernel"] ** 2)
+        for layer in model.variables["params"].values()
+        if "kernel" in layer
+    ]
+    return {**made, "loss": made["loss"] + batch["l2"] / 2 * sum(kernels)}
+
+
+def _cases_of(config: Regularisation, batches: str) -> list[dict[str, float]]:
+    made = cases(config)
+    return made if batches == "reshuffled" else made[:1]
+
+
+def _runs(config: Regularisation, pixels: int) -> list[recording.Run]:
+    return [
+        _run(config, network, norm, batches, pixels)
+        for batches in ("reshuffled", "fixed")
+        for network, norm in (("BN", linen.BatchNorm), ("without BN", None))
+    ]
+
+
+def _run(
+    config: Regularisation, network: str, norm: Any, batches: str, pixels: int
+) -> recording.Run:
+    model = fully_connected.FullyConnected(config.hidden, "relu", norm)
+    train_step = training.make_train_step(loss_fn)
+    own = functools.partial(linen.BatchNorm, momentum=0.0, unbiased=False)
+    of_one_batch = model.clone(norm=own) if norm else model
+
+    def init(key: jax.Array, case: Any) -> recording.State:
+        keys = jax.random.split(key)
+        state = fully_connected.init_state(model, pixels, keys[0], config.learning_rate)
+        return {"state": state.replace(key=keys[1]), "case": case}
+
+    def step(states: recording.State, batch: recording.Batch) -> recording.State:
+        state = states["state"]
+        rate = config.learning_rate * (1 - state.step / config.steps)
+        state = fully_connected.with_rate(state, rate)
+        return {**states, "state": train_step(state, {**batch, **states["case"]})[0]}
+
+    def record(states: recording.State, held_out: recording.Batch):
+        train_split = {name: held_out[f"train_{name}"] for name in ("image", "label")}
+        stats = inference.population(
+            of_one_batch, states["state"].params, train_split["image"]
+        )
+        state = states["state"].replace(batch_stats=stats)
+        on_train = fully_connected.evaluate(state, train_split)
+        return {
+            **fully_connected.evaluate(state, held_out),
+            "train_accuracy": on_train["accuracy"],
+            "train_loss": on_train["loss"],
+        }
+
+    run = recording.Run(
+        name=f"{network}, {batches}",
+        init=init,
+        step=step,
+        record=record,
+        batch_size=config.batch_size,
+        fixed=batches == "fixed",
+    )
+    made = _cases_of(config, batches)
+    values = {
+        name: jnp.array([case[name] for case in made], np.float32) for name in made[0]
+    }
+    return recording.side_by_side(run, values)
+
+
+def _plan(config: Regularisation) -> recording.Plan:
+    return recording.Plan(
+        config.steps, config.record_every, config.seeds, config.record_every
+    )
+
+
+def _kept(config: Regularisation) -> recording.Kept:
+    return recording.Kept(config.out, "regularisation", options.identity(config))
