@@ -9,6 +9,7 @@ from experiments import datasets, pages
 from experiments.accelerators import study as accelerators
 from experiments.accuracy import study as accuracy
 from experiments.benchmark import study as benchmark
+from experiments.crops_and_ensemble import study as crops_and_ensemble
 from experiments.device import study as device
 from experiments.figure1 import study as figure1
 from experiments.figure1 import sweep as figure1_sweep
@@ -19,6 +20,7 @@ COMMANDS = {
     "accuracy": accuracy.Accuracy,
     "accelerators": accelerators.Accelerators,
     "benchmark": benchmark.Benchmark,
+    "crops_and_ensemble": crops_and_ensemble.CropsAndEnsemble,
     "device": device.Device,
     "figure1": figure1.Figure1,
     "figure1_sweep": figure1_sweep.Figure1Sweep,

@@ -10,6 +10,7 @@ from experiments import output
 from experiments.accelerators import report as accelerators
 from experiments.accuracy import report as accuracy
 from experiments.benchmark import report as benchmark
+from experiments.crops_and_ensemble import report as crops_and_ensemble
 from experiments.device import report as device
 from experiments.figure1 import report as figure1
 from experiments.figure1 import report_sweep as figure1_sweep
@@ -20,6 +21,7 @@ WRITERS: dict[str, Callable[[pathlib.Path], str]] = {
     "accelerators": accelerators.write,
     "accuracy": accuracy.write,
     "benchmark": benchmark.write,
+    "crops_and_ensemble": crops_and_ensemble.write,
     "device": device.write,
     "figure1": figure1.write,
     "figure1_sweep": figure1_sweep.write,
