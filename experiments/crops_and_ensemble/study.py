@@ -10,11 +10,10 @@ Expected: each stage lowers the error.
 """
 
 import dataclasses
-import itertools
+import functools
 import json
 import pathlib
 import sys
-from collections import Counter
 from typing import Any, Literal
 
 import jax
@@ -25,10 +24,14 @@ import optax
 import tqdm
 
 from experiments import datasets, output, recording
-from experiments.crops_and_ensemble import augmentation, crops, network, report
+from experiments.crops_and_ensemble import (
+    augmentation,
+    crops,
+    evaluation,
+    network,
+    report,
+)
 from jaxbn import training
-
-_PART = 500  # Test images in one call of the network.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,27 +107,30 @@ def measure(config: CropsAndEnsemble) -> dict[str, Any]:
         {"label": test["label"]},
         _kept(config),
     )
-    predicted = {"1": [], "144": []}  # A [seeds, N, classes] for each network.
     height, width, _ = shape
     size = size_of(height)
-    counted = Counter(crops.scheme(height, width, size))
-    with tqdm.tqdm(total=len(found) * len(counted), unit="crop") as bar:
+    distinct = len(set(crops.scheme(height, width, size)))
+    predicted = {"1": [], "144": []}  # A [seeds, N, classes] for each network.
+    with tqdm.tqdm(total=len(found) * distinct, unit="crop") as bar:
         for name, member in network.MEMBERS.items():
             bar.set_description(f"Evaluating {name}")
             net = network.Network(config.width, member)
             variables = _variables(net, shape, size, found[name]["variables"][-1])
-            one, all_ = _predict(net, variables, test["image"], counted, size, bar)
+            one, mean = evaluation.predict(
+                functools.partial(_logits, net), variables, test["image"], size,
+                bar.update,
+            )  # fmt: skip
             predicted["1"].append(one)
-            predicted["144"].append(all_)
+            predicted["144"].append(mean)
     wrong = {
-        of: wrong_by_size(np.stack(each), test["label"])
+        of: evaluation.wrong_by_size(np.stack(each), test["label"])
         for of, each in predicted.items()
     }
     return {
         "origin": datasets.origin(config.dataset, config.data_dir),
         "dataset": config.dataset,
         "test_images": len(test["label"]),
-        "distinct_crops": len(counted),
+        "distinct_crops": distinct,
         "members": list(network.MEMBERS),
         "errors": {
             of: {
@@ -133,7 +139,7 @@ def measure(config: CropsAndEnsemble) -> dict[str, Any]:
             }
             for of, by_size in wrong.items()
         },
-        "drops": drops(wrong),
+        "drops": evaluation.drops(wrong),
     }
 
 
@@ -142,104 +148,15 @@ def size_of(side: int) -> int:
     return side * 7 // 8
 
 
-def wrong_by_size(predicted: np.ndarray, labels: np.ndarray) -> dict[int, np.ndarray]:
-    """Which images ensembles of every size get wrong.
-
-    Args:
-      predicted: class probabilities, `[networks, seeds, N, classes]`.
-      labels: `[N]`.
-
-    Returns:
-      By the number of networks, for every choice of so many: `[choices, seeds, N]`, 1
-      where the class of the highest mean probability is not the label.
-    """
-    networks = len(predicted)
-    return {
-        count: np.stack(
-            [
-                predicted[list(choice)].mean(0).argmax(-1) != labels
-                for choice in itertools.combinations(range(networks), count)
-            ]
-        ).astype(float)
-        for count in range(1, networks + 1)
-    }
-
-
-def drops(wrong: dict[str, dict[int, np.ndarray]]) -> dict[str, dict[str, Any]]:
-    """By how much each stage lowers the error, and how sure that is.
-
-    From one crop to 144: the mean of all networks. From one network to all, with 144
-    crops: against the network which is best on these very images, the sternest choice.
-
-    Args:
-      wrong: as `wrong_by_size` returns it, by the number of crops.
-
-    Returns:
-      By stage `seeds`, the drop of each, and `standard_error` of their mean, over test
-      images.
-    """
-    alone, crops_alone = wrong["1"][1], wrong["144"][1]  # [networks, seeds, N]
-    ensemble = wrong["144"][len(alone)][0]
-    best = crops_alone.mean(-1).argmin(0)  # [seeds]
-    of_best = crops_alone[best, np.arange(len(best))]
-    return {
-        "crops": _drop((alone - crops_alone).mean(0)),
-        "ensemble": _drop(of_best - ensemble),
-    }
-
-
-def _drop(difference: np.ndarray) -> dict[str, Any]:
-    """Of `[seeds, N]`."""
-    each = difference.mean(0)
-    return {
-        "seeds": difference.mean(-1).round(5).tolist(),
-        "standard_error": round(float(each.std() / np.sqrt(len(each))), 5),
-    }
-
-
-def _predict(
-    net: network.Network,
-    variables: Any,
-    images: np.ndarray,
-    counted: Counter[crops.Crop],
-    size: int,
-    bar: tqdm.tqdm,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Class probabilities `[seeds, N, classes]` of one crop, and of all on average."""
-
-    @jax.jit
-    def probabilities(images: jax.Array) -> jax.Array:
-        def of_seed(variables: Any) -> jax.Array:
-            return jax.nn.softmax(net.apply(variables, _scaled(images), train=False))
-
-        return jax.vmap(of_seed)(variables)
-
-    middle = crops.single(*images.shape[1:3], size)
-    total: Any = 0.0
-    for crop, count in counted.items():
-        parts = [
-            probabilities(crops.take(jnp.asarray(part, jnp.float32), crop, size))
-            for part in np.split(images, range(_PART, len(images), _PART))
-        ]
-        predicted = np.concatenate(parts, axis=1)
-        if crop == middle:
-            one = predicted
-        total = total + count * predicted
-        bar.update()
-    return one, total / counted.total()
-
-
 def _variables(
     net: network.Network, shape: tuple[int, ...], size: int, flat: np.ndarray
 ) -> Any:
     """Those of every seed, from `[seeds, numbers]`."""
-    like = net.variables(jax.random.key(0), (size, size, shape[2]))
-    unravel = jax.flatten_util.ravel_pytree(dict(like))[1]
+    inputs = (size, size, shape[2])
+    shapes = jax.eval_shape(lambda: dict(net.variables(jax.random.key(0), inputs)))
+    like = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    unravel = jax.flatten_util.ravel_pytree(like)[1]
     return jax.vmap(unravel)(jnp.asarray(flat))
-
-
-def _scaled(images: jax.Array) -> jax.Array:
-    return images / 255 - 0.5
 
 
 def _split(config: CropsAndEnsemble, name: Any) -> dict[str, np.ndarray]:
@@ -287,6 +204,14 @@ def _run(
         return {"variables": jax.flatten_util.ravel_pytree(variables)[0]}
 
     return recording.Run(name, init, step, record, config.batch_size, convolves=True)
+
+
+def _logits(net: network.Network, variables: Any, images: jax.Array) -> jax.Array:
+    return net.apply(variables, _scaled(images), train=False)
+
+
+def _scaled(images: jax.Array) -> jax.Array:
+    return images / 255 - 0.5
 
 
 def _loss(model: Any, batch: recording.Batch, train: bool) -> dict[str, jax.Array]:

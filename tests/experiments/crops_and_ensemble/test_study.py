@@ -24,41 +24,6 @@ def test_bad_options(options, message, tmp_path):
         main.main(["crops_and_ensemble", "--out", str(tmp_path), *options.split()])
 
 
-@pytest.fixture
-def probabilities():
-    """Of 3 networks, 2 seeds, 50 images and 10 classes; and labels."""
-    rng = np.random.default_rng(0)
-    return rng.dirichlet(np.ones(10), (3, 2, 50)), rng.integers(10, size=50)
-
-
-def test_ensembles_average_probabilities(probabilities):
-    predicted, labels = probabilities
-    wrong = study.wrong_by_size(predicted, labels)
-    assert [len(wrong[count]) for count in (1, 2, 3)] == [3, 3, 1]
-    for place, (a, b) in enumerate(itertools.combinations(range(3), 2)):
-        for seed, image in itertools.product(range(2), range(50)):
-            mean = [
-                (predicted[a, seed, image, c] + predicted[b, seed, image, c]) / 2
-                for c in range(10)
-            ]
-            expected = mean.index(max(mean)) != labels[image]
-            assert wrong[2][place, seed, image] == expected
-
-
-def test_drops_by_hand():
-    # Two networks, one seed, four images.
-    one_crop = np.array([[[1, 1, 1, 0]], [[1, 1, 0, 0]]], float)
-    all_crops = np.array([[[1, 0, 1, 0]], [[1, 0, 0, 0]]], float)
-    ensemble = np.array([[[0, 0, 0, 0]]], float)
-    wrong = {"1": {1: one_crop}, "144": {1: all_crops, 2: ensemble}}
-    found = study.drops(wrong)
-    # Each network loses the second image: .25. The better one errs in the first.
-    assert found["crops"]["seeds"] == [0.25]
-    assert found["ensemble"]["seeds"] == [0.25]
-    error = np.std([0, 1, 0, 0]) / 2
-    assert found["crops"]["standard_error"] == pytest.approx(error, abs=1e-5)
-
-
 @pytest.mark.parametrize(("side", "size"), [(256, 224), (32, 28), (16, 14)])
 def test_input_in_the_proportion_of_the_paper(side, size):
     assert study.size_of(side) == size
@@ -82,7 +47,7 @@ def test_the_command_with_all_networks_and_a_resumed_run(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(study, "_predict", stop)
+        patched.setattr(study.evaluation, "predict", stop)
         with pytest.raises(SystemExit, match="Run the same command again to resume"):
             main.main(command)
     with monkeypatch.context() as patched:  # Nothing is trained again.

@@ -1,4 +1,5 @@
 import itertools
+import json
 
 import jax
 import numpy as np
@@ -32,7 +33,7 @@ def test_state_is_that_of_the_batches_taken(split):
     placed = iter(devices.put(batches_of(split), sharding(), ahead=3))
     for _ in range(2):
         next(placed)
-    state = placed.get_state()
+    state = json.loads(json.dumps(placed.get_state()))
     expected = [np.asarray(batch["label"]) for batch in placed]
     resumed = iter(devices.put(batches_of(split), sharding(), ahead=3))
     resumed.set_state(state)

@@ -1,4 +1,5 @@
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -74,7 +75,7 @@ def test_resumed_from_its_state(split, taken):
     batches = iter(pipeline.training(split, OPTIONS, seed=0, epochs=2))
     for _ in range(taken):
         next(batches)
-    state = batches.get_state()
+    state = json.loads(json.dumps(batches.get_state()))
     rest = list(batches)
     resumed = iter(pipeline.training(split, OPTIONS, seed=0, epochs=2))
     resumed.set_state(state)

@@ -35,6 +35,12 @@ def test_not_prepared(tmp_path, monkeypatch):
         source.read("imagenet2012", "train", tmp_path)
 
 
+def test_imagenet_has_what_is_read():
+    features = tfds.builder("imagenet2012").info.features
+    assert {"image", "label"} <= set(features)
+    assert features["label"].num_classes == 1000
+
+
 def test_no_such_split(tiny_images):
     with pytest.raises(ValueError, match=r"one of \['test', 'train'\], got 'valid"):
         source.read("tiny_images", "validation", tiny_images)
