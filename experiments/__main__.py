@@ -11,6 +11,7 @@ from experiments.accuracy import study as accuracy
 from experiments.batch_size import study as batch_size
 from experiments.benchmark import study as benchmark
 from experiments.covariate_shift import study as covariate_shift
+from experiments.crops_and_ensemble import study as crops_and_ensemble
 from experiments.device import study as device
 from experiments.feature_scaling import study as feature_scaling
 from experiments.figure1 import study as figure1
@@ -32,6 +33,7 @@ COMMANDS = {
     "batch_size": batch_size.BatchSize,
     "benchmark": benchmark.Benchmark,
     "covariate_shift": covariate_shift.CovariateShift,
+    "crops_and_ensemble": crops_and_ensemble.CropsAndEnsemble,
     "device": device.Device,
     "feature_scaling": feature_scaling.FeatureScaling,
     "figure1": figure1.Figure1,

@@ -12,6 +12,7 @@ from experiments.accuracy import report as accuracy
 from experiments.batch_size import report as batch_size
 from experiments.benchmark import report as benchmark
 from experiments.covariate_shift import report as covariate_shift
+from experiments.crops_and_ensemble import report as crops_and_ensemble
 from experiments.device import report as device
 from experiments.feature_scaling import report as feature_scaling
 from experiments.figure1 import report as figure1
@@ -33,6 +34,7 @@ WRITERS: dict[str, Callable[[pathlib.Path], str]] = {
     "batch_size": batch_size.write,
     "benchmark": benchmark.write,
     "covariate_shift": covariate_shift.write,
+    "crops_and_ensemble": crops_and_ensemble.write,
     "device": device.write,
     "feature_scaling": feature_scaling.write,
     "figure1": figure1.write,

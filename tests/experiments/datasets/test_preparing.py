@@ -9,28 +9,6 @@ from experiments import __main__ as main
 from experiments import datasets
 
 
-def test_digits_are_prepared_on_first_use(tmp_path):
-    for _ in range(2):
-        images, labels = datasets.load("digits", "train", tmp_path)
-    assert images.shape == (1500, 8, 8, 1)
-    assert images.dtype == np.uint8
-    assert images.max() == 255
-    assert sorted(set(labels)) == list(range(10))
-    assert len(datasets.load("digits", "test", tmp_path)[0]) == 297
-
-
-@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
-def test_not_prepared_says_how_and_does_not_download(name, tmp_path, monkeypatch):
-    def no_network(*args, **kwargs):
-        raise AssertionError("went to the network")
-
-    monkeypatch.setattr("socket.getaddrinfo", no_network)
-    with pytest.raises(
-        FileNotFoundError, match=f"experiments prepare {name} --data-dir"
-    ):
-        datasets.load(name, "train", tmp_path)
-
-
 def test_the_command_that_the_message_recommends(originals, tmp_path, capsys):
     raw_dir, arrays = originals
     folder = tmp_path / "data"
@@ -50,11 +28,6 @@ def test_no_network_fails_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr("socket.getaddrinfo", no_network)
     with pytest.raises(ConnectionError, match=r"no route.*--raw-dir"):
         datasets.prepare("mnist", None, tmp_path)
-
-
-def test_unknown_name(tmp_path):
-    with pytest.raises(ValueError, match=r"`name` must be one of .* got 'cifar'"):
-        datasets.load("cifar", "train", tmp_path)
 
 
 @pytest.fixture
@@ -117,15 +90,7 @@ def test_missing_file(originals, tmp_path):
         datasets.prepare("mnist", raw_dir, tmp_path / "data")
 
 
-def test_binarize():
-    images = np.array([[[0, 127], [128, 255]]], np.uint8)[..., None]
-    np.testing.assert_array_equal(datasets.binarize(images), [[0, 0, 1, 1]])
-
-
-def test_flat(tmp_path):
-    images, labels = datasets.load("digits", "test", tmp_path)
-    split = datasets.flat("digits", "test", tmp_path)
-    assert split["image"].shape == (297, 64)
-    assert split["image"].dtype == np.float32
-    np.testing.assert_array_equal(split["image"][5] * 255, images[5].ravel())
-    np.testing.assert_array_equal(split["label"], labels)
+def test_origin_of_verified_files(originals, tmp_path):
+    raw_dir, _ = originals
+    datasets.prepare("mnist", raw_dir, tmp_path / "data")
+    assert "checksums verified" in datasets.origin("mnist", tmp_path / "data")

@@ -1,0 +1,143 @@
+"""The 144 crops of an image (Szegedy et al., Going Deeper with Convolutions, 2014).
+
+An image is resized to four scales; of each three squares are taken along its longer
+side; of each square six crops, and of each crop its mirror image.
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Shorter sides of 256, 288, 320 and 352 pixels for a network of 224.
+SEVENTHS = (8, 9, 10, 11)
+
+
+class Crop(NamedTuple):
+    """A square of a resized image, itself resized to the network's input."""
+
+    shorter: int  # Pixels of the shorter side of the resized image.
+    top: int
+    left: int
+    side: int
+    mirrored: bool
+
+
+def scheme(height: int, width: int, size: int) -> list[Crop]:
+    """All crops of an image: 4 scales x 3 squares x 6 crops x 2 mirror images.
+
+    Of a square image the three squares are one, and every crop comes three times.
+
+    Args:
+      height: of the image, in pixels.
+      width: of the image.
+      size: of the network's input, a multiple of 7 so that the scales are whole pixels.
+
+    Returns:
+      144 crops.
+
+    Raises:
+      ValueError: if `size` is no multiple of 7.
+
+    Example:
+      >>> crops = scheme(height=48, width=64, size=28)
+      >>> len(crops), len(set(crops))
+      (144, 144)
+      >>> crops[0]
+      Crop(shorter=32, top=0, left=0, side=28, mirrored=False)
+    """
+    if size < 7 or size % 7:
+        raise ValueError(f"`size` must be a positive multiple of 7, got {size}.")
+    return [
+        Crop(shorter, top, left, side, mirrored)
+        for seventh in SEVENTHS
+        for shorter in (size * seventh // 7,)
+        for square in _squares(*resized(height, width, shorter))
+        for top, left, side in _in_square(*square, shorter, size)
+        for mirrored in (False, True)
+    ]
+
+
+def single(height: int, width: int, size: int) -> Crop:
+    """The crop in the middle at the smallest scale, one of the scheme."""
+    shorter = size * SEVENTHS[0] // 7
+    rows, columns = resized(height, width, shorter)
+    return Crop(shorter, (rows - size) // 2, (columns - size) // 2, size, False)
+
+
+def resized(height: int, width: int, shorter: int) -> tuple[int, int]:
+    """Height and width with a shorter side of `shorter`, in the same proportion."""
+    ratio = shorter / min(height, width)
+    return round(height * ratio), round(width * ratio)
+
+
+def _squares(height: int, width: int) -> list[tuple[int, int]]:
+    """Top and left of the first, middle and last square along the longer side."""
+    rows, columns = max(height - width, 0), max(width - height, 0)
+    return [(0, 0), (rows // 2, columns // 2), (rows, columns)]
+
+
+def _in_square(
+    top: int, left: int, shorter: int, size: int
+) -> Iterator[tuple[int, int, int]]:
+    """Four corners, the middle, and the whole square."""
+    last = shorter - size
+    for row, column in ((0, 0), (0, last), (last, 0), (last, last), (last // 2,) * 2):
+        yield top + row, left + column, size
+    yield top, left, shorter
+
+
+def take(images: jax.Array, crop: Crop, size: int) -> jax.Array:
+    """One crop of each image.
+
+    Args:
+      images: `[N, H, W, C]`, float.
+      crop: which.
+      size: of what is returned.
+
+    Returns:
+      `[N, size, size, C]`.
+    """
+    height, width = images.shape[1:3]
+    rows, columns = resized(height, width, crop.shorter)
+    per_pixel = np.array([height / rows, width / columns], np.float32)
+    corner = np.array([crop.top, crop.left]) * per_pixel
+    return _take(images, corner, crop.side * per_pixel, crop.mirrored, size)
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def _take(
+    images: jax.Array, corner: jax.Array, sides: jax.Array, mirrored: bool, size: int
+) -> jax.Array:
+    """One program for all crops."""
+    taken = part(images, corner, sides, size)
+    return jnp.where(mirrored, jnp.flip(taken, 2), taken)
+
+
+def part(
+    images: jax.Array, corner: jax.Array, sides: jax.Array, size: int
+) -> jax.Array:
+    """A rectangle of images, resized bilinearly to a square.
+
+    Args:
+      images: `[..., H, W, C]`, float.
+      corner: the top and left of the rectangle in pixels, `[2]`.
+      sides: its height and width, `[2]`.
+      size: of what is returned.
+
+    Returns:
+      `[..., size, size, C]`.
+    """
+    *outer, _, _, channels = images.shape
+    scale = size / sides
+    return jax.image.scale_and_translate(
+        images,
+        (*outer, size, size, channels),
+        (len(outer), len(outer) + 1),
+        scale,
+        -corner * scale,
+        "linear",
+    )

@@ -1,0 +1,113 @@
+"""The tables and the verdict of the study, made from its JSON alone."""
+
+import pathlib
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+from experiments import output
+from experiments.crops_and_ensemble import figure, paper
+
+# A drop below this many standard errors may be an accident of the test images.
+SURE = 2.0
+
+STAGES = {
+    "crops": "144 crops instead of one",
+    "ensemble": "six networks instead of one",
+}
+
+
+def write(path: pathlib.Path) -> str:
+    """Writes `.md` and `.png` beside the JSON at `path`; returns the text."""
+    return output.write_pages(path, table, {"": figure.draw})
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The result as Markdown."""
+    return "\n\n".join(
+        [
+            f"Verdict: {verdict(result)}. {_why(result)}",
+            _stages(result),
+            _members(result),
+            f"Data: {result['dataset']}, {result['origin']}; errors over "
+            f"{result['test_images']:,} test images.",
+        ]
+    )
+
+
+def verdict(result: Mapping[str, Any]) -> str:
+    """Whether each stage lowers the error."""
+    lowers = [_lowers(drop) for drop in result["drops"].values()]
+    if all(lowers):
+        return "holds"
+    return "holds partly" if any(lowers) else "does not hold here"
+
+
+def _lowers(drop: Mapping[str, Any]) -> bool:
+    """With every seed, and by more than chance."""
+    mean = statistics.fmean(drop["seeds"])
+    return min(drop["seeds"]) > 0 and mean > SURE * drop["standard_error"]
+
+
+def _why(result: Mapping[str, Any]) -> str:
+    parts = []
+    for stage, words in STAGES.items():
+        drop = result["drops"][stage]
+        mean = 100 * statistics.fmean(drop["seeds"])
+        parts.append(
+            f"{words} {'lower' if mean > 0 else 'raise'} the error by {abs(mean):.2f} "
+            f"points (seeds {_range([-100 * each for each in drop['seeds']], '+.2f')}; "
+            f"standard error {100 * drop['standard_error']:.2f})"
+        )
+    text = " and ".join(parts)
+    return f"{text[0].upper()}{text[1:]}, the latter against the best of the six."
+
+
+def _stages(result: Mapping[str, Any]) -> str:
+    errors = result["errors"]
+    last = str(len(result["members"]))
+    rows = [
+        ["one crop, one network (mean of six)", _mean(errors["1"]["1"]),
+         _paper("one crop")],
+        ["144 crops, one network (mean of six)", _mean(errors["144"]["1"]),
+         _paper("144 crops")],
+        ["144 crops, the best of the six", _best(errors["144"]["1"]), ""],
+        ["one crop, six networks", _mean(errors["1"][last]), ""],
+        ["144 crops, six networks", _mean(errors["144"][last]),
+         _paper("six networks")],
+    ]  # fmt: skip
+    header = ["evaluation", "test error (seeds)", "paper, ImageNet"]
+    return "Errors by stage:\n\n" + output.markdown(header, rows)
+
+
+def _members(result: Mapping[str, Any]) -> str:
+    errors = result["errors"]
+    rows = [
+        [name, _with_range(errors["1"]["1"][place]),
+         _with_range(errors["144"]["1"][place])]
+        for place, name in enumerate(result["members"])
+    ]  # fmt: skip
+    header = ["network", "one crop", "144 crops"]
+    return "The six networks:\n\n" + output.markdown(header, rows)
+
+
+def _paper(stage: str) -> str:
+    return f"{100 * paper.ERRORS[stage]:.1f} %"
+
+
+def _mean(choices: list[list[float]]) -> str:
+    """Of the mean over networks, by seed."""
+    return _with_range([statistics.fmean(each) for each in zip(*choices, strict=True)])
+
+
+def _best(choices: list[list[float]]) -> str:
+    return _with_range([min(each) for each in zip(*choices, strict=True)])
+
+
+def _with_range(seeds: list[float]) -> str:
+    percents = [100 * each for each in seeds]
+    return f"{statistics.fmean(percents):.2f} % ({_range(percents, '.2f')})"
+
+
+def _range(values: list[float], form: str) -> str:
+    return f"{min(values):{form}} to {max(values):{form}}"

@@ -1,0 +1,241 @@
+"""Figure 4's evaluation: one crop, 144 crops, an ensemble of six networks.
+
+The paper (Section 4.2.3): on ImageNet a single crop of a single network has a top-1
+error of 25.2 %, 144 crops of it 21.99 %, and six networks with 144 crops each 20.1 %;
+the networks differ in larger initial weights of the convolutions, in dropout of 5 or
+10 % and in normalisation per activation in the last hidden layers, and the ensemble's
+prediction is the arithmetic mean of the class probabilities.
+
+Expected: each stage lowers the error.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import sys
+from typing import Any, Literal
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tqdm
+
+from experiments import datasets, output, recording
+from experiments.crops_and_ensemble import (
+    augmentation,
+    crops,
+    evaluation,
+    network,
+    report,
+)
+from jaxbn import training
+
+
+@dataclasses.dataclass(frozen=True)
+class CropsAndEnsemble:
+    """Figure 4's evaluation: one crop, 144 crops, an ensemble of six networks."""
+
+    dataset: Literal["cifar10", "fashion_mnist", "digits"] = "cifar10"
+    """CIFAR-10 and Fashion-MNIST are prepared once; digits are embedded."""
+    steps: int = 1500
+    """Mini-batches per network."""
+    seeds: int = 3
+    """Ensembles, each of six networks with their own weights and mini-batches."""
+    batch_size: int = 32
+    """Examples per mini-batch (paper: 32)."""
+    learning_rate: float = 0.05
+    """Of SGD with a momentum of .9, at the start; it falls exponentially to 1/100."""
+    width: int = 16
+    """Channels of the first convolution."""
+    test_images: int = 2000
+    """Of the test split, the first ones."""
+    quick: bool = False
+    """On the embedded digits, in a minute."""
+    data_dir: pathlib.Path | None = None
+    """Where TFDS keeps its data; default: its own, for digits `runs/data`."""
+    out: pathlib.Path = pathlib.Path("runs")
+    """Folder for figure, table and JSON."""
+
+    def run(self) -> None:
+        """Writes `crops_and_ensemble_<dataset>.json`, `.md` and `.png`."""
+        config = _settled(self)
+        check(config)
+        output.check_folder(config.out)
+        path = config.out / f"crops_and_ensemble_{config.dataset}.json"
+        try:
+            result = measure(config)
+        except KeyboardInterrupt:
+            sys.exit("Stopped. Run the same command again to resume.")
+        output.write_result(path, "crops_and_ensemble", self, result)
+        print(report.write(path))
+        _kept(config).forget(_runs(config, ()))
+
+
+def check(config: CropsAndEnsemble) -> None:
+    """Checks the options before any work.
+
+    Raises:
+      ValueError: naming the option, what it must be and what it is.
+    """
+    for name in ("steps", "seeds", "batch_size", "width", "test_images"):
+        if getattr(config, name) < 1:
+            raise ValueError(
+                f"`{name}` must be at least 1, got {getattr(config, name)}."
+            )
+    if not 0 < config.learning_rate < float("inf"):
+        raise ValueError(
+            f"`learning_rate` must be positive and finite, got {config.learning_rate}."
+        )
+
+
+def measure(config: CropsAndEnsemble) -> dict[str, Any]:
+    """Trains all networks and evaluates every stage.
+
+    Returns:
+      What the JSON holds.
+    """
+    train, test = (_split(config, name) for name in ("train", "test"))
+    test = {name: array[: config.test_images] for name, array in test.items()}
+    shape = train["image"].shape[1:]
+    found = recording.train(
+        _runs(config, (size_of(shape[0]),) * 2 + shape[2:]),
+        _plan(config),
+        train,
+        {"label": test["label"]},
+        _kept(config),
+    )
+    height, width, _ = shape
+    size = size_of(height)
+    distinct = len(set(crops.scheme(height, width, size)))
+    predicted = {"1": [], "144": []}  # A [seeds, N, classes] for each network.
+    with tqdm.tqdm(total=len(found) * distinct, unit="crop") as bar:
+        for name, member in network.MEMBERS.items():
+            bar.set_description(f"Evaluating {name}")
+            net = network.Network(config.width, member)
+            variables = _variables(net, shape, size, found[name]["variables"][-1])
+            one, mean = evaluation.predict(
+                functools.partial(_logits, net), variables, test["image"], size,
+                bar.update,
+            )  # fmt: skip
+            predicted["1"].append(one)
+            predicted["144"].append(mean)
+    wrong = {
+        of: evaluation.wrong_by_size(np.stack(each), test["label"])
+        for of, each in predicted.items()
+    }
+    return {
+        "origin": datasets.origin(config.dataset, config.data_dir),
+        "dataset": config.dataset,
+        "test_images": len(test["label"]),
+        "distinct_crops": distinct,
+        "members": list(network.MEMBERS),
+        "errors": {
+            of: {
+                str(networks): each.mean(-1).round(5).tolist()
+                for networks, each in by_size.items()
+            }
+            for of, by_size in wrong.items()
+        },
+        "drops": evaluation.drops(wrong),
+    }
+
+
+def size_of(side: int) -> int:
+    """The network's input: 7/8 of the image's side, as 224 is of 256."""
+    return side * 7 // 8
+
+
+def _variables(
+    net: network.Network, shape: tuple[int, ...], size: int, flat: np.ndarray
+) -> Any:
+    """Those of every seed, from `[seeds, numbers]`."""
+    inputs = (size, size, shape[2])
+    shapes = jax.eval_shape(lambda: dict(net.variables(jax.random.key(0), inputs)))
+    like = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    unravel = jax.flatten_util.ravel_pytree(like)[1]
+    return jax.vmap(unravel)(jnp.asarray(flat))
+
+
+def _split(config: CropsAndEnsemble, name: Any) -> dict[str, np.ndarray]:
+    """Images whose side is a multiple of 8, so that every crop has whole pixels."""
+    images, labels = datasets.load(config.dataset, name, config.data_dir)
+    if config.dataset == "fashion_mnist":  # 28 pixels, black at the border: 32.
+        images = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    if config.dataset == "digits":  # 8 pixels: 16, each doubled.
+        images = images.repeat(2, 1).repeat(2, 2)
+    return {"image": images, "label": labels}
+
+
+def _runs(config: CropsAndEnsemble, shape: tuple[int, ...]) -> list[recording.Run]:
+    return [
+        _run(config, name, member, shape) for name, member in network.MEMBERS.items()
+    ]
+
+
+def _run(
+    config: CropsAndEnsemble,
+    name: str,
+    member: network.Member,
+    shape: tuple[int, ...],
+) -> recording.Run:
+    """The training of one network on inputs of that shape."""
+    net = network.Network(config.width, member)
+    schedule = optax.exponential_decay(config.learning_rate, config.steps, 0.01)
+    train_step = training.make_train_step(_loss)
+
+    def init(key: jax.Array) -> training.TrainState:
+        # Else members with one seed would start from the same weights.
+        key = jax.random.fold_in(key, list(network.MEMBERS).index(name))
+        variables = net.variables(key, shape)
+        tx = optax.sgd(schedule, 0.9)
+        return training.TrainState.create(net.apply, variables, tx, key=key)
+
+    def step(state: training.TrainState, batch: recording.Batch) -> Any:
+        key = jax.random.fold_in(jax.random.fold_in(state.key, 1), state.step)
+        images = batch["image"].astype(jnp.float32)
+        images = augmentation.augment(key, images, shape[0])
+        return train_step(state, {**batch, "image": images})[0]
+
+    def record(state: training.TrainState, _: recording.Batch) -> dict[str, jax.Array]:
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        return {"variables": jax.flatten_util.ravel_pytree(variables)[0]}
+
+    return recording.Run(name, init, step, record, config.batch_size, convolves=True)
+
+
+def _logits(net: network.Network, variables: Any, images: jax.Array) -> jax.Array:
+    return net.apply(variables, _scaled(images), train=False)
+
+
+def _scaled(images: jax.Array) -> jax.Array:
+    return images / 255 - 0.5
+
+
+def _loss(model: Any, batch: recording.Batch, train: bool) -> dict[str, jax.Array]:
+    logits = model(_scaled(batch["image"]), train=train)
+    cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+    return {"loss": cross_entropy(logits, batch["label"])}
+
+
+def _settled(config: CropsAndEnsemble) -> CropsAndEnsemble:
+    """What is run: smaller where it shall be quick."""
+    if not config.quick:
+        return config
+    return dataclasses.replace(config, dataset="digits", steps=min(config.steps, 300))
+
+
+def _plan(config: CropsAndEnsemble) -> recording.Plan:
+    # Five checkpoints where the number of steps allows it, else one.
+    every = config.steps // 5 if config.steps % 5 == 0 else config.steps
+    return recording.Plan(config.steps, every, config.seeds, every)
+
+
+def _kept(config: CropsAndEnsemble) -> recording.Kept:
+    fields = dataclasses.asdict(config)
+    for name in ("data_dir", "out", "quick", "test_images"):  # Decide no training.
+        del fields[name]
+    fields = json.loads(json.dumps(fields))
+    return recording.Kept(config.out, f"crops_and_ensemble_{config.dataset}", fields)

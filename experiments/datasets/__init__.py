@@ -1,0 +1,11 @@
+"""Data sets through tensorflow-datasets, without TensorFlow.
+
+Sets are prepared once, as ArrayRecord, and read with `tfds.data_source`. The stock
+builders of MNIST, Fashion-MNIST and CIFAR-10 parse their files with TensorFlow; those
+here keep their names, versions, features and registered checksums and parse with NumPy.
+"""
+
+from experiments.datasets.preparing import Prepare, prepare
+from experiments.datasets.reading import Dataset, binarize, flat, load, origin
+
+__all__ = ["Dataset", "Prepare", "binarize", "flat", "load", "origin", "prepare"]

@@ -1,0 +1,111 @@
+"""Making TFDS data sets from their original files."""
+
+import dataclasses
+import os
+import pathlib
+import tempfile
+import urllib.request
+from typing import Any, Literal
+
+import tensorflow_datasets as tfds
+import tyro
+
+from experiments.datasets import mosaics, reading
+
+Preparable = Literal["mnist", "fashion_mnist", "cifar10"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepare:
+    """Prepare MNIST, Fashion-MNIST or CIFAR-10 from its original files (10 to 20 s)."""
+
+    dataset: tyro.conf.Positional[Preparable]
+    """The set to prepare; `digits` needs no preparing."""
+    raw_dir: pathlib.Path | None = None
+    """Folder with the downloaded originals; left out: download them."""
+    data_dir: pathlib.Path | None = None
+    """Where TFDS keeps its data; default: its own default."""
+
+    def run(self) -> None:
+        prepare(self.dataset, self.raw_dir, self.data_dir)
+        images, _ = reading.load(self.dataset, "train", self.data_dir)
+        print(
+            f"{self.dataset}: prepared, {len(images)} training images; "
+            f"{reading.origin(self.dataset, self.data_dir)}."
+        )
+
+
+def prepare(
+    name: Preparable,
+    raw_dir: os.PathLike | None = None,
+    data_dir: os.PathLike | None = None,
+) -> None:
+    """Makes the TFDS data set from its original files, checksums verified.
+
+    Args:
+      name: of the TFDS data set.
+      raw_dir: folder with the original files; None downloads them. For CIFAR-10 it may
+        hold mosaics instead (`experiments.datasets.mosaics`), which have no registered
+        checksum: `origin` says then what they are.
+      data_dir: where TFDS keeps its data; default: its own default.
+
+    Raises:
+      FileNotFoundError: if a file is missing from `raw_dir`.
+      ConnectionError: if there is neither `raw_dir` nor a network.
+      ValueError: if a file is truncated or not the original one. Nothing is left behind
+        in any of these cases.
+    """
+    builder = reading.make_builder(name, data_dir)
+    if raw_dir is not None:
+        raw_dir = pathlib.Path(raw_dir).resolve()
+        if missing := _missing(builder, raw_dir):
+            if name != "cifar10" or any(
+                not (raw_dir / file).is_file() for file in mosaics.FILES
+            ):
+                raise FileNotFoundError(missing)
+            builder = reading.make_builder(name, data_dir, raw_dir)
+    elif not builder.is_prepared():
+        _check_network(next(iter(builder.url_infos)))
+    # A download folder of its own: TFDS does not check again what lies in a shared one,
+    # and two sets use the same file names.
+    with tempfile.TemporaryDirectory() as downloads:
+        try:
+            builder.download_and_prepare(
+                download_dir=downloads,
+                download_config=tfds.download.DownloadConfig(manual_dir=raw_dir),
+            )
+        except tfds.download.download_manager.NonMatchingChecksumError as error:
+            raise ValueError(
+                f"A file of {name} is truncated or not the original one: its size and "
+                f"sha256 are not those registered with TFDS. Fetch it again. {error}"
+            ) from error
+
+
+def _missing(builder: Any, raw_dir: pathlib.Path) -> str:
+    """What to say of originals that are not there; nothing if they are."""
+    wanted = sorted(pathlib.PurePosixPath(url).name for url in builder.url_infos)
+    missing = [file for file in wanted if not (raw_dir / file).is_file()]
+    if not missing:
+        return ""
+    text = (
+        f"`raw_dir` must hold the original files of {builder.name}: {wanted}; missing "
+        f"in {raw_dir}: {missing}."
+    )
+    if builder.name == "cifar10":
+        text += f" Instead it may hold mosaics, all of {sorted(mosaics.FILES)}."
+    return text
+
+
+def _check_network(url: str) -> None:
+    """Fails at once where TFDS would retry for minutes.
+
+    Raises:
+      ConnectionError: if the host of `url` does not answer.
+    """
+    try:
+        urllib.request.urlopen(url, timeout=20).close()
+    except OSError as error:
+        raise ConnectionError(
+            f"Cannot download {url} ({error}). With the original files at hand, give "
+            "their folder as `--raw-dir`."
+        ) from error

@@ -1,0 +1,134 @@
+"""Prepared splits as arrays, and where their images are from."""
+
+import os
+import pathlib
+from typing import Any, Literal, get_args
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from experiments.datasets import cifar10, idx
+from experiments.datasets.digits import Digits
+
+Dataset = Literal["digits", "mnist", "fashion_mnist", "cifar10"]
+FORMAT = "array_record"  # Read at random, without TensorFlow.
+
+# Kept in the project, so that the home directory stays untouched.
+_DIGITS = pathlib.Path(__file__).parents[2] / "runs" / "data"
+
+tfds.disable_progress_bar()
+
+
+def load(
+    name: Dataset, split: Literal["train", "test"], data_dir: os.PathLike | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """A prepared split as two arrays; `digits` is prepared on first use.
+
+    Args:
+      name: of the TFDS data set.
+      split: "train" or "test".
+      data_dir: where TFDS keeps its data; default: its own default, for digits
+        `runs/data` of the project.
+
+    Returns:
+      Images `[N, H, W, C]` uint8 (C is 3 for CIFAR-10, else 1) and labels `[N]` int32.
+
+    Raises:
+      FileNotFoundError: if the set is not prepared; says how to. Never downloads.
+    """
+    source = _prepared(name, data_dir).as_data_source(split)
+    records = source.__getitems__(range(len(source)))
+    images = np.stack([record["image"] for record in records])
+    labels = np.array([record["label"] for record in records], np.int32)
+    return images, labels
+
+
+def origin(name: Dataset, data_dir: os.PathLike | None = None) -> str:
+    """Where the images of a prepared set are from, for the JSON of a study.
+
+    Args:
+      name: of the TFDS data set.
+      data_dir: as for `load`.
+
+    Returns:
+      A few words.
+
+    Raises:
+      FileNotFoundError: as `load`.
+    """
+    info = _prepared(name, data_dir).info
+    if info.metadata and "origin" in info.metadata:
+        return info.metadata["origin"]
+    if name == "digits":
+        return "bundled with scikit-learn"
+    # TFDS notes their size only where it verified their checksums.
+    if info.download_size:
+        return "from the original files, checksums verified"
+    return "not from the registered files; what it was made of is not recorded"
+
+
+def binarize(images: np.ndarray) -> np.ndarray:
+    """uint8 images as `[N, pixels]` of 0 and 1, uint8: ink or no ink."""
+    return (images.reshape(len(images), -1) > 127).astype(np.uint8)
+
+
+def flat(
+    name: Dataset, split: Literal["train", "test"], data_dir: os.PathLike | None = None
+) -> dict[str, np.ndarray]:
+    """A split for a fully connected network.
+
+    Args:
+      name: of the TFDS data set.
+      split: "train" or "test".
+      data_dir: as for `load`.
+
+    Returns:
+      `image`, `[N, pixels]` float32 in [0, 1], and `label`, `[N]` int32.
+    """
+    images, labels = load(name, split, data_dir)
+    return {
+        "image": images.reshape(len(images), -1).astype(np.float32) / 255,
+        "label": labels,
+    }
+
+
+def make_builder(
+    name: Dataset,
+    data_dir: os.PathLike | None,
+    mosaics: pathlib.Path | None = None,
+) -> Any:
+    """The TFDS builder of a set.
+
+    Args:
+      name: of the TFDS data set.
+      data_dir: as for `load`.
+      mosaics: folder with those of CIFAR-10, to prepare it from.
+
+    Raises:
+      ValueError: if there is no such set.
+    """
+    if name not in get_args(Dataset):
+        raise ValueError(f"`name` must be one of {get_args(Dataset)}, got {name!r}.")
+    if name == "digits":
+        return Digits(data_dir=data_dir or _DIGITS, file_format=FORMAT)
+    if name == "cifar10":
+        cls = cifar10.builder_class(mosaics)
+    else:
+        cls = idx.builder_class(name)
+    return cls(data_dir=data_dir, file_format=FORMAT)
+
+
+def _prepared(name: Dataset, data_dir: os.PathLike | None) -> Any:
+    builder = make_builder(name, data_dir)
+    if builder.is_prepared():
+        return builder
+    if name != "digits":
+        where = "" if data_dir is None else f" --data-dir {data_dir}"
+        raise FileNotFoundError(
+            f"The data set {name!r} is not prepared in {builder.data_path}. Run\n"
+            f"  python -m experiments prepare {name}{where}\n"
+            "to download and prepare it, with `--raw-dir DIR` if you already have "
+            "its original files."
+        )
+    builder.download_and_prepare()
+    return builder

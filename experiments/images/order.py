@@ -1,0 +1,77 @@
+"""Which record comes when: shards in random order, and shuffled within.
+
+The sixth change of the paper's Section 4.2.1: with examples shuffled within the shards,
+the same ones do not always meet in a mini-batch, which is worth about 1 % of validation
+accuracy there.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Order(Sequence):
+    """Of all records of a split, epoch after epoch, as indices of records.
+
+    Several shards are read at a time; each next record is of one of them at random. The
+    order of an epoch is a function of seed and epoch, and the same in every process.
+
+    Raises:
+      ValueError: naming the argument, what it must be and what it is.
+
+    Example:
+      >>> order = Order((3, 3), seed=3, epochs=1, shards_at_once=1, within_shards=False)
+      >>> list(order)  # The second shard, then the first.
+      [3, 4, 5, 0, 1, 2]
+    """
+
+    shard_lengths: tuple[int, ...]
+    """Records in each shard."""
+    seed: int
+    """Of the order."""
+    epochs: int
+    """After which it ends."""
+    shards_at_once: int = 16
+    """Shards that are read together. All of them: any two records may meet in a
+    mini-batch. Few: reading stays local."""
+    within_shards: bool = True
+    """Shuffle the records of each shard; else they come as they are stored."""
+
+    def __post_init__(self) -> None:
+        for name, value in (
+            ("shard_lengths", min(self.shard_lengths, default=0)),
+            ("epochs", self.epochs),
+            ("shards_at_once", self.shards_at_once),
+        ):
+            if value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+
+    def __len__(self) -> int:
+        return self.epochs * sum(self.shard_lengths)
+
+    def __getitem__(self, position: int) -> int:
+        if not 0 <= position < len(self):
+            raise IndexError(position)
+        epoch, place = divmod(position, sum(self.shard_lengths))
+        return int(_of_epoch(self, epoch)[place])
+
+
+@functools.lru_cache(maxsize=2)  # The end of one epoch may be read with the next.
+def _of_epoch(order: Order, epoch: int) -> np.ndarray:
+    rng = np.random.default_rng((order.seed, epoch))
+    starts = np.concatenate([[0], np.cumsum(order.shard_lengths)])
+    shards = rng.permutation(len(order.shard_lengths))
+    merged = []
+    for first in range(0, len(shards), order.shards_at_once):
+        together = shards[first : first + order.shards_at_once]
+        lengths = [order.shard_lengths[shard] for shard in together]
+        turns = rng.permutation(np.repeat(together, lengths))
+        records = np.empty(len(turns), np.int64)
+        for shard, length in zip(together, lengths, strict=True):
+            own = rng.permutation(length) if order.within_shards else np.arange(length)
+            records[turns == shard] = starts[shard] + own
+        merged.append(records)
+    return np.concatenate(merged)

@@ -1,0 +1,82 @@
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.crops_and_ensemble import crops, evaluation
+
+
+@pytest.fixture
+def probabilities():
+    """Of 3 networks, 2 seeds, 50 images and 10 classes; and labels."""
+    rng = np.random.default_rng(0)
+    return rng.dirichlet(np.ones(10), (3, 2, 50)), rng.integers(10, size=50)
+
+
+def test_ensembles_average_probabilities(probabilities):
+    predicted, labels = probabilities
+    wrong = evaluation.wrong_by_size(predicted, labels)
+    assert [len(wrong[count]) for count in (1, 2, 3)] == [3, 3, 1]
+    for place, (a, b) in enumerate(itertools.combinations(range(3), 2)):
+        for seed, image in itertools.product(range(2), range(50)):
+            mean = [
+                (predicted[a, seed, image, c] + predicted[b, seed, image, c]) / 2
+                for c in range(10)
+            ]
+            expected = mean.index(max(mean)) != labels[image]
+            assert wrong[2][place, seed, image] == expected
+
+
+def test_drops_by_hand():
+    # Two networks, one seed, four images.
+    one_crop = np.array([[[1, 1, 1, 0]], [[1, 1, 0, 0]]], float)
+    all_crops = np.array([[[1, 0, 1, 0]], [[1, 0, 0, 0]]], float)
+    ensemble = np.array([[[0, 0, 0, 0]]], float)
+    wrong = {"1": {1: one_crop}, "144": {1: all_crops, 2: ensemble}}
+    found = evaluation.drops(wrong)
+    # Each network loses the second image: .25. The better one errs in the first.
+    assert found["crops"]["seeds"] == [0.25]
+    assert found["ensemble"]["seeds"] == [0.25]
+    error = np.std([0, 1, 0, 0]) / 2
+    assert found["crops"]["standard_error"] == pytest.approx(error, abs=1e-5)
+
+
+def test_the_mean_over_all_crops():
+    """Of a network of two seeds that is a linear map, against every crop apart."""
+    rng = np.random.default_rng(0)
+    images = rng.uniform(size=(3, 16, 16, 1))
+    variables = jnp.asarray(rng.normal(size=(2, 14 * 14, 10)), jnp.float32)
+
+    def logits(matrix, crop):
+        return crop.reshape(len(crop), -1) @ matrix
+
+    one, mean = evaluation.predict(logits, variables, images, 14)
+
+    def softmax(values):
+        return np.exp(values) / np.exp(values).sum(-1, keepdims=True)
+
+    def of(crop):
+        taken = np.asarray(crops.take(jnp.asarray(images, jnp.float32), crop, 14))
+        flat = taken.reshape(3, -1).astype(float)
+        return np.stack([softmax(flat @ np.asarray(each, float)) for each in variables])
+
+    expected = np.mean([of(crop) for crop in crops.scheme(16, 16, 14)], 0)
+    # float32 logits of 196 terms, of size 10.
+    np.testing.assert_allclose(mean, expected, atol=1e-4)
+    np.testing.assert_allclose(one, of(crops.single(16, 16, 14)), atol=1e-4)
+
+
+def test_parts_of_the_images_make_the_whole(monkeypatch):
+    images = np.random.default_rng(0).uniform(size=(5, 16, 16, 1))
+    variables = jax.random.normal(jax.random.key(0), (1, 14 * 14, 3))
+
+    def logits(matrix, crop):
+        return crop.reshape(len(crop), -1) @ matrix
+
+    whole = evaluation.predict(logits, variables, images, 14)
+    monkeypatch.setattr(evaluation, "_PART", 2)
+    parts = evaluation.predict(logits, variables, images, 14)
+    for actual, expected in zip(parts, whole, strict=True):
+        np.testing.assert_allclose(actual, expected, atol=1e-6)

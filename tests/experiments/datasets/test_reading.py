@@ -1,0 +1,49 @@
+import numpy as np
+import pytest
+
+from experiments import datasets
+
+
+def test_digits_are_prepared_on_first_use(tmp_path):
+    for _ in range(2):
+        images, labels = datasets.load("digits", "train", tmp_path)
+    assert images.shape == (1500, 8, 8, 1)
+    assert images.dtype == np.uint8
+    assert images.max() == 255
+    assert sorted(set(labels)) == list(range(10))
+    assert len(datasets.load("digits", "test", tmp_path)[0]) == 297
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10"])
+def test_not_prepared_says_how_and_does_not_download(name, tmp_path, monkeypatch):
+    def no_network(*args, **kwargs):
+        raise AssertionError("went to the network")
+
+    monkeypatch.setattr("socket.getaddrinfo", no_network)
+    with pytest.raises(
+        FileNotFoundError, match=f"experiments prepare {name} --data-dir"
+    ):
+        datasets.load(name, "train", tmp_path)
+
+
+def test_unknown_name(tmp_path):
+    with pytest.raises(ValueError, match=r"`name` must be one of .* got 'cifar'"):
+        datasets.load("cifar", "train", tmp_path)
+
+
+def test_binarize():
+    images = np.array([[[0, 127], [128, 255]]], np.uint8)[..., None]
+    np.testing.assert_array_equal(datasets.binarize(images), [[0, 0, 1, 1]])
+
+
+def test_origin_of_the_embedded_set(tmp_path):
+    assert datasets.origin("digits", tmp_path) == "bundled with scikit-learn"
+
+
+def test_flat(tmp_path):
+    images, labels = datasets.load("digits", "test", tmp_path)
+    split = datasets.flat("digits", "test", tmp_path)
+    assert split["image"].shape == (297, 64)
+    assert split["image"].dtype == np.float32
+    np.testing.assert_array_equal(split["image"][5] * 255, images[5].ravel())
+    np.testing.assert_array_equal(split["label"], labels)
