@@ -131,6 +131,26 @@ def binarize(images: np.ndarray) -> np.ndarray:
     return (images.reshape(len(images), -1) > 127).astype(np.uint8)
 
 
+def flat(
+    name: Dataset, split: Literal["train", "test"], data_dir: os.PathLike | None = None
+) -> dict[str, np.ndarray]:
+    """A split for a fully connected network.
+
+    Args:
+      name: of the TFDS data set.
+      split: "train" or "test".
+      data_dir: as for `load`.
+
+    Returns:
+      `image`, `[N, pixels]` float32 in [0, 1], and `label`, `[N]` int32.
+    """
+    images, labels = load(name, split, data_dir)
+    return {
+        "image": images.reshape(len(images), -1).astype(np.float32) / 255,
+        "label": labels,
+    }
+
+
 class _FromArrays:
     """Examples of a builder whose splits are arrays of images and labels."""
 

@@ -6,6 +6,7 @@ A study writes a JSON with `write_result`; `write_pages` makes the rest from it 
 import hashlib
 import io
 import json
+import math
 import os
 import pathlib
 import tempfile
@@ -13,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -87,6 +89,25 @@ def digest(content: bytes) -> str:
 def write_text(path: pathlib.Path, text: str) -> None:
     """Writes `text` as UTF-8."""
     _write(path, text.encode())
+
+
+def plain(values: Any, digits: int = 4) -> Any:
+    """Numbers as JSON holds them.
+
+    Args:
+      values: an array of any shape.
+      digits: significant ones that are kept.
+
+    Returns:
+      Nested lists; None for what is not finite.
+    """
+    if np.ndim(values):
+        return [plain(value, digits) for value in values]
+    if isinstance(values, np.generic):
+        values = values.item()
+    if isinstance(values, float):
+        return float(f"{values:.{digits}g}") if math.isfinite(values) else None
+    return values
 
 
 def markdown(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:

@@ -28,12 +28,29 @@ class Run(NamedTuple):
     """One configuration of a study; the functions are of one seed, and traced."""
 
     name: str  # Its own in the study; with it the checkpoint is found again.
-    init: Callable[[jax.Array], State]  # Of a key.
+    init: Callable[..., State]  # Of a key; and of a value, where side by side.
     step: Callable[[State, Batch], State]  # Of a mini-batch.
     record: Callable[[State, Batch], Mapping[str, jax.Array]]  # Of what is held out.
     batch_size: int
     replacement: bool = False  # Draw mini-batches with it.
     convolves: bool = False
+
+
+def side_by_side(run: Run, values: Any) -> Run:
+    """A run of one copy per value, all in one program and with the same mini-batches.
+
+    Args:
+      run: its `init` takes a key and a value: a learning rate, an initial scale.
+      values: arrays `[copies, ...]`.
+
+    Returns:
+      Its records are `[records, seeds, copies, ...]`.
+    """
+    return run._replace(
+        init=lambda key: jax.vmap(run.init, (None, 0))(key, values),
+        step=jax.vmap(run.step, (0, None)),
+        record=jax.vmap(run.record, (0, None)),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

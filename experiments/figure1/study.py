@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments import datasets, output, recording
 from experiments.figure1 import paper, report
-from experiments.networks import mlp
+from experiments.networks import fully_connected, mlp
 from jaxbn import training
 
 _OBSERVED = 1000  # Test images over which the percentiles are taken.
@@ -159,7 +159,7 @@ def _split(config: Figure1, name: str) -> dict[str, np.ndarray]:
 
 
 def _run(hp: mlp.Hyperparameters, network: str, pixels: int) -> recording.Run:
-    train_step = training.make_train_step(mlp.loss_fn)
+    train_step = training.make_train_step(fully_connected.loss_fn)
 
     def record(state: training.TrainState, held_out: recording.Batch):
         observed = held_out["image"][:_OBSERVED]

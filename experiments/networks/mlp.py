@@ -6,6 +6,7 @@ that several runs train side by side under `vmap`.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from experiments.networks import fully_connected
 from jaxbn import linen, training
 
 NETWORKS = ("with_bn", "without_bn")
@@ -40,39 +42,14 @@ class Hyperparameters:
     """Evaluate with the statistics of one batch of 10,000 training images."""
 
 
-class SigmoidMLP(nn.Module):
-    """Returns logits and the inputs of the sigmoids of the last hidden layer."""
-
-    hidden: tuple[int, ...]
-    init_std: float
-    batch_norm: bool
-    bn_momentum: float = 0.99
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
-        init = nn.initializers.normal(self.init_std)
-        u = x
-        for units in self.hidden:
-            # The bias is subsumed by that of the normalisation (Section 3.2).
-            u = nn.Dense(units, use_bias=not self.batch_norm, kernel_init=init)(x)
-            if self.batch_norm:
-                layer = linen.BatchNorm(momentum=self.bn_momentum)
-                u = layer(u, use_running_average=not train)
-            x = nn.sigmoid(u)
-        return nn.Dense(10, kernel_init=init)(x), u
-
-
-def loss_fn(model, batch, train):
-    """Cross-entropy and accuracy per example."""
-    logits, _ = model(batch["image"].astype(jnp.float32), train=train)
-    labels = batch["label"]
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return {"loss": loss, "accuracy": logits.argmax(-1) == labels}
-
-
-def make_model(hp: Hyperparameters, network: str) -> SigmoidMLP:
+def make_model(hp: Hyperparameters, network: str) -> fully_connected.FullyConnected:
     """The network with or without Batch Normalization."""
-    return SigmoidMLP(hp.hidden, hp.init_std, network == "with_bn", hp.bn_momentum)
+    norm = functools.partial(linen.BatchNorm, momentum=hp.bn_momentum)
+    return fully_connected.FullyConnected(
+        hp.hidden,
+        norm=norm if network == "with_bn" else None,
+        kernel_init=nn.initializers.normal(hp.init_std),
+    )
 
 
 def init_states(
@@ -120,8 +97,8 @@ def input_percentiles(
 
     As the units see them while they are trained: normalised by the batch of `images`.
     """
-    (_, u), _ = _apply(hp, network, state, images, train=True)
-    return jnp.percentile(u, jnp.array(percentiles, jnp.float32), axis=0)
+    (_, inputs), _ = _apply(hp, network, state, images, train=True)
+    return jnp.percentile(inputs[-1], jnp.array(percentiles, jnp.float32), axis=0)
 
 
 def _apply(hp, network, state, images, *, train):

@@ -120,3 +120,12 @@ def test_missing_file(originals, tmp_path):
 def test_binarize():
     images = np.array([[[0, 127], [128, 255]]], np.uint8)[..., None]
     np.testing.assert_array_equal(datasets.binarize(images), [[0, 0, 1, 1]])
+
+
+def test_flat(tmp_path):
+    images, labels = datasets.load("digits", "test", tmp_path)
+    split = datasets.flat("digits", "test", tmp_path)
+    assert split["image"].shape == (297, 64)
+    assert split["image"].dtype == np.float32
+    np.testing.assert_array_equal(split["image"][5] * 255, images[5].ravel())
+    np.testing.assert_array_equal(split["label"], labels)

@@ -81,6 +81,18 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch, capsys):
     assert len(calls) == 10
 
 
+def test_copies_side_by_side_are_runs_of_their_own(tmp_path):
+    def init(key, start):
+        return {"sum": start, "key": key}
+
+    starts = jnp.array([0.0, 5.0, -1.0])
+    both = recording.side_by_side(run()._replace(init=init), starts)
+    kept = Kept(tmp_path, "study", {})
+    found = recording.train([both], PLAN, DATA, HELD_OUT, kept)["a"]
+    np.testing.assert_allclose(found["sum"], expected()[..., None] + np.array(starts))
+    assert found["more"].shape == (4, 2, 3, 1)
+
+
 def test_one_trace_for_a_whole_run(tmp_path):
     chex.clear_trace_counter()
     once = chex.assert_max_traces(step, n=1)

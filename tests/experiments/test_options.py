@@ -1,0 +1,61 @@
+"""What the options of studies share."""
+
+import dataclasses
+import pathlib
+
+import pytest
+
+from experiments import options
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    steps: int = 100
+    sizes: tuple[int, ...] = (2, 3)
+    rate: float = 0.1
+    quick: bool = False
+    out: pathlib.Path = pathlib.Path("runs")
+    data_dir: pathlib.Path | None = None
+
+
+SMALL = {"steps": 5, "sizes": (2,)}
+
+
+def test_the_small_setting_only_where_asked_for():
+    assert options.quick(Config(), SMALL) == Config()
+    assert options.quick(Config(quick=True), SMALL) == Config(5, (2,), quick=True)
+
+
+def test_what_was_given_stays():
+    found = options.quick(Config(steps=7, quick=True), SMALL)
+    assert (found.steps, found.sizes) == (7, (2,))
+
+
+def test_identity_knows_no_folders():
+    here = options.identity(Config(out=pathlib.Path("here")))
+    assert here == options.identity(Config(data_dir=pathlib.Path("there")))
+    assert here == {"steps": 100, "sizes": [2, 3], "rate": 0.1, "quick": False}
+
+
+def test_bounds():
+    options.check_at_least(Config(), steps=100, sizes=2)
+    with pytest.raises(ValueError, match="`steps` must be at least 101, got 100"):
+        options.check_at_least(Config(), steps=101)
+    for sizes in ((2, 1), ()):
+        with pytest.raises(ValueError, match="`sizes` must be at least 2, got"):
+            options.check_at_least(Config(sizes=sizes), sizes=2)
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, float("inf"), float("nan")])
+def test_positive(rate):
+    options.check_positive(Config(), "rate")
+    with pytest.raises(ValueError, match="`rate` must be positive and finite"):
+        options.check_positive(Config(rate=rate), "rate")
+
+
+def test_interrupted():
+    with (
+        pytest.raises(SystemExit, match="Run the same command again to resume"),
+        options.interruptible(),
+    ):
+        raise KeyboardInterrupt
