@@ -13,6 +13,7 @@ from experiments.device import study as device
 from experiments.figure1 import study as figure1
 from experiments.figure1 import sweep as figure1_sweep
 from experiments.fine_tune import study as fine_tune
+from experiments.learning_rate_ladder import study as learning_rate_ladder
 from experiments.sync_cost import study as sync_cost
 
 COMMANDS = {
@@ -23,6 +24,7 @@ COMMANDS = {
     "figure1": figure1.Figure1,
     "figure1_sweep": figure1_sweep.Figure1Sweep,
     "fine_tune": fine_tune.FineTune,
+    "learning_rate_ladder": learning_rate_ladder.LearningRateLadder,
     "pages": pages.Pages,
     "prepare": datasets.Prepare,
     "sync_cost": sync_cost.SyncCost,
@@ -34,7 +36,7 @@ def main(arguments: list[str]) -> None:
     if not arguments:
         print("Usage: python -m experiments STUDY [--help] [OPTIONS]\n")
         for name, command in COMMANDS.items():
-            print(f"  {name:15} {command.__doc__.splitlines()[0]}")
+            print(f"  {name:20} {command.__doc__.splitlines()[0]}")
         return
     absl.logging.set_verbosity(absl.logging.ERROR)  # TFDS and orbax tell a lot.
     command = tyro.extras.subcommand_cli_from_dict(

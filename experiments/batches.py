@@ -14,6 +14,7 @@ def indices(
     steps: int,
     *,
     replacement: bool = False,
+    reshuffle: bool = True,
 ) -> np.ndarray:
     """Of the mini-batches `start` to `start + steps`.
 
@@ -25,6 +26,8 @@ def indices(
       steps: how many.
       replacement: draw with replacement; else one permutation per epoch, whose
         remainder is dropped.
+      reshuffle: draw anew for each epoch; else every epoch has the mini-batches of the
+        first.
 
     Returns:
       `[steps, batch_size]`, int32.
@@ -41,7 +44,7 @@ def indices(
     used = per_epoch * batch_size
 
     def epoch(number: int) -> np.ndarray:
-        rng = np.random.default_rng((seed, number))
+        rng = np.random.default_rng((seed, number if reshuffle else 0))
         order = (
             rng.integers(examples, size=used)
             if replacement

@@ -14,6 +14,7 @@ from experiments.device import report as device
 from experiments.figure1 import report as figure1
 from experiments.figure1 import report_sweep as figure1_sweep
 from experiments.fine_tune import report as fine_tune
+from experiments.learning_rate_ladder import report as learning_rate_ladder
 from experiments.sync_cost import report as sync_cost
 
 WRITERS: dict[str, Callable[[pathlib.Path], str]] = {
@@ -24,6 +25,7 @@ WRITERS: dict[str, Callable[[pathlib.Path], str]] = {
     "figure1": figure1.write,
     "figure1_sweep": figure1_sweep.write,
     "fine_tune": fine_tune.write,
+    "learning_rate_ladder": learning_rate_ladder.write,
     "sync_cost": sync_cost.write,
 }
 """By the `study` that a JSON names."""

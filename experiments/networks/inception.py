@@ -5,7 +5,6 @@ average or max pools within the modules, none between them but stride 2 in 3c an
 separable first convolution with depth multiplier 8.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -58,11 +57,6 @@ class Inception(models.Network):
 
     dropout: float = 0.0  # Before the classifier.
     local_response_norm: bool = False
-    kernel_init: Any = nn.initializers.lecun_normal()
-
-    @nn.nowrap
-    def _conv(self) -> Callable[..., nn.Module]:
-        return functools.partial(super()._conv(), kernel_init=self.kernel_init)
 
     def _local(self, x: jax.Array) -> jax.Array:
         return local_response_norm(x) if self.local_response_norm else x

@@ -34,15 +34,12 @@ class ConvNorm(nn.Module):
     activation: str | None = "relu"
     norm: Norm | None = linen.BatchNorm
     scale_init: Any = nn.initializers.ones
-    kernel_init: Any = nn.initializers.lecun_normal()
     dtype: Any = None
 
     @nn.compact
     def __call__(self, x, train, residual=None):
         window, stride = (self.kernel,) * 2, (self.stride,) * 2
-        conv = functools.partial(
-            nn.Conv, use_bias=False, kernel_init=self.kernel_init, dtype=self.dtype
-        )
+        conv = functools.partial(nn.Conv, use_bias=False, dtype=self.dtype)
         if self.depth_multiplier:
             channels = x.shape[-1]
             depthwise = channels * self.depth_multiplier
