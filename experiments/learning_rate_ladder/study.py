@@ -55,7 +55,7 @@ class LearningRateLadder:
 
     dataset: datasets.Dataset = "fashion_mnist"
     """Digits are embedded; the paper used ImageNet."""
-    steps: int = 12_000
+    steps: int = 8_000
     """Mini-batches of Inception; the other configurations take a share of them."""
     seeds: int = 3
     """Runs of each configuration."""
