@@ -20,6 +20,7 @@ from experiments.fine_tune import study as fine_tune
 from experiments.inference_statistics import study as inference_statistics
 from experiments.initialisation import study as initialisation
 from experiments.learning_rate import study as learning_rate
+from experiments.learning_rate_ladder import study as learning_rate_ladder
 from experiments.outside_gradient import study as outside_gradient
 from experiments.placement import study as placement
 from experiments.regularisation import study as regularisation
@@ -40,6 +41,7 @@ COMMANDS = {
     "figure1_sweep": figure1_sweep.Figure1Sweep,
     "fine_tune": fine_tune.FineTune,
     "inference_statistics": inference_statistics.InferenceStatistics,
+    "learning_rate_ladder": learning_rate_ladder.LearningRateLadder,
     "pages": pages.Pages,
     "placement": placement.Placement,
     "prepare": datasets.Prepare,
@@ -58,7 +60,7 @@ def main(arguments: list[str]) -> None:
     if not arguments:
         print("Usage: python -m experiments STUDY [--help] [OPTIONS]\n")
         for name, command in COMMANDS.items():
-            print(f"  {name:15} {command.__doc__.splitlines()[0]}")
+            print(f"  {name:20} {command.__doc__.splitlines()[0]}")
         return
     absl.logging.set_verbosity(absl.logging.ERROR)  # TFDS and orbax tell a lot.
     command = tyro.extras.subcommand_cli_from_dict(

@@ -21,6 +21,7 @@ from experiments.fine_tune import report as fine_tune
 from experiments.inference_statistics import report as inference_statistics
 from experiments.initialisation import report as initialisation
 from experiments.learning_rate import report as learning_rate
+from experiments.learning_rate_ladder import report as learning_rate_ladder
 from experiments.outside_gradient import report as outside_gradient
 from experiments.placement import report as placement
 from experiments.regularisation import report as regularisation
@@ -48,6 +49,7 @@ WRITERS: dict[str, Callable[[pathlib.Path], str]] = {
     "learning_rate": learning_rate.write,
     "saturation": saturation.write,
     "outside_gradient": outside_gradient.write,
+    "learning_rate_ladder": learning_rate_ladder.write,
     "sync_cost": sync_cost.write,
 }
 """By the `study` that a JSON names."""

@@ -11,9 +11,9 @@ import numpy as np
 
 import jaxbn
 from experiments.measuring import interleaved
-from experiments.networks import models, norms
+from experiments.networks import inception, models, norms
 
-NETWORKS = (models.ResNet50, models.BNInception, models.SmallNetwork)
+NETWORKS = (models.ResNet50, inception.BNInception, models.SmallNetwork)
 LAYERS = {"flax.linen": norms.FLAX, "jaxbn": norms.JAXBN}
 
 

@@ -15,7 +15,7 @@ import tyro
 
 from experiments import provenance
 from experiments.benchmark import devices, folded, layers, networks
-from experiments.networks import models
+from experiments.networks import inception, models
 
 PARTS: dict[str, Callable[[int, bool], dict[str, Any]]] = {
     "float32": functools.partial(layers.times, "float32"),
@@ -25,7 +25,7 @@ PARTS: dict[str, Callable[[int, bool], dict[str, Any]]] = {
     "depth": lambda rounds, quick: networks.depth(),
     "memory": lambda rounds, quick: {"memory": networks.memory(rounds)},
     "resnet50": lambda rounds, quick: networks.model(models.ResNet50, rounds),
-    "bn_inception": lambda rounds, quick: networks.model(models.BNInception, rounds),
+    "bn_inception": lambda rounds, quick: networks.model(inception.BNInception, rounds),
     "folded": lambda rounds, quick: folded.measure(rounds),
     "devices": lambda rounds, quick: devices.measure(rounds),
 }

@@ -1,8 +1,8 @@
-"""The convolutional networks of the studies: ResNet-50, BN-Inception, a small one.
+"""The convolutional networks of the studies: ResNet-50, a small one; what all share.
 
 Images are `[N, H, W, 3]`; every convolution is followed by Batch Normalization and by
 ReLU, which the layer applies itself, after the shortcut where there is one. `dtype` is
-what they compute in; parameters are float32.
+what they compute in; parameters are float32. BN-Inception is in `inception`.
 """
 
 import functools
@@ -21,7 +21,10 @@ Policy = Callable[..., Any]  # Of `jax.checkpoint`.
 
 
 class ConvNorm(nn.Module):
-    """Convolution, normalisation, sum with a residual, activation."""
+    """Convolution, normalisation, sum with a residual, activation.
+
+    Without a `norm` the convolution has a bias, which a normalisation would subsume.
+    """
 
     features: int
     kernel: int = 1
@@ -29,7 +32,7 @@ class ConvNorm(nn.Module):
     groups: int = 1
     depth_multiplier: int = 0  # Not 0: depthwise first (the paper's separable stem).
     activation: str | None = "relu"
-    norm: Norm = linen.BatchNorm
+    norm: Norm | None = linen.BatchNorm
     scale_init: Any = nn.initializers.ones
     dtype: Any = None
 
@@ -42,7 +45,11 @@ class ConvNorm(nn.Module):
             depthwise = channels * self.depth_multiplier
             x = conv(depthwise, window, stride, feature_group_count=channels)(x)
             window = stride = (1, 1)
-        x = conv(self.features, window, stride, feature_group_count=self.groups)(x)
+        last = functools.partial(conv, use_bias=self.norm is None)
+        x = last(self.features, window, stride, feature_group_count=self.groups)(x)
+        if self.norm is None:
+            x = x if residual is None else x + residual
+            return x if self.activation is None else getattr(nn, self.activation)(x)
         norm = self.norm(
             scale_init=self.scale_init, activation=self.activation, dtype=self.dtype
         )
@@ -72,7 +79,7 @@ class Network(nn.Module):
     """What all networks here take."""
 
     classes: int = 1000
-    norm: Norm = linen.BatchNorm
+    norm: Norm | None = linen.BatchNorm
     activation: str = "relu"
     dtype: Any = None
 
@@ -105,60 +112,6 @@ class ResNet50(Network):
                 x = bottleneck(64 * 2**stage, stride, not block, conv, name=name)(
                     x, train
                 )
-        return nn.Dense(self.classes, dtype=self.dtype)(x.mean((1, 2)))
-
-
-# Figure 5 of the paper: 1x1, 3x3 reduce, 3x3, double 3x3 reduce, double 3x3, pool
-# projection (0: pass through, and stride 2), and whether the pool is an average.
-_INCEPTION = {
-    "3a": (64, 64, 64, 64, 96, 32, True),
-    "3b": (64, 64, 96, 64, 96, 64, True),
-    "3c": (0, 128, 160, 64, 96, 0, False),
-    "4a": (224, 64, 96, 96, 128, 128, True),
-    "4b": (192, 96, 128, 96, 128, 128, True),
-    "4c": (160, 128, 160, 128, 160, 128, True),
-    "4d": (96, 128, 192, 160, 192, 128, True),
-    "4e": (0, 128, 192, 192, 256, 0, False),
-    "5a": (352, 192, 320, 160, 224, 128, True),
-    "5b": (352, 192, 320, 192, 224, 128, False),
-}
-
-
-class BNInception(Network):
-    """The paper's network (Appendix, Figure 5), widths as its branches give them.
-
-    The table's outputs of 4c, 4d and 4e differ from the sum of their branches; the
-    branches are taken, as all known implementations do.
-    """
-
-    @nn.compact
-    def __call__(self, x, train):
-        conv = self._conv()
-        pool = functools.partial(nn.max_pool, window_shape=(3, 3), padding="SAME")
-        x = conv(64, 7, 2, depth_multiplier=8)(x, train)
-        x = pool(x, strides=(2, 2))
-        x = conv(192, 3)(conv(64)(x, train), train)
-        x = pool(x, strides=(2, 2))
-        for (
-            one,
-            reduce3,
-            three,
-            reduce5,
-            five,
-            projection,
-            average,
-        ) in _INCEPTION.values():
-            stride = 1 if projection else 2
-            branches = [conv(one)(x, train)] if one else []
-            branches.append(conv(three, 3, stride)(conv(reduce3)(x, train), train))
-            y = conv(five, 3)(conv(reduce5)(x, train), train)
-            branches.append(conv(five, 3, stride)(y, train))
-            if average:
-                y = nn.avg_pool(x, (3, 3), padding="SAME")
-            else:
-                y = pool(x, strides=(stride, stride))
-            branches.append(conv(projection)(y, train) if projection else y)
-            x = jnp.concatenate(branches, -1)
         return nn.Dense(self.classes, dtype=self.dtype)(x.mean((1, 2)))
 
 

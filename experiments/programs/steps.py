@@ -13,7 +13,7 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from experiments.networks import models, norms
+from experiments.networks import inception, models, norms
 from experiments.programs import cases, targets
 
 AXIS = "data"
@@ -55,7 +55,7 @@ PROGRAMS = {
     "short_resnet": Program(
         functools.partial(models.ResNet50, blocks=(1, 1, 1, 1)), 8, (224, 224, 3)
     ),
-    "bn_inception": Program(models.BNInception, 64, (224, 224, 3)),
+    "bn_inception": Program(inception.BNInception, 64, (224, 224, 3)),
     "inference": Program(models.ResNet50, 64, (224, 224, 3), "inference"),
 }
 

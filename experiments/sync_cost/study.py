@@ -12,13 +12,13 @@ import jax
 
 from experiments import output
 from experiments.measuring import alpha_beta
-from experiments.networks import models
+from experiments.networks import inception, models
 from experiments.sync_cost import collective_counts, report
 from jaxbn.core import sync
 
 DEVICES = tuple(2**k for k in range(3, 14))  # 8 to 8192
 GROUPS = (1, 2, 4, *DEVICES)
-NETWORKS = {"ResNet-50": models.ResNet50, "BN-Inception": models.BNInception}
+NETWORKS = {"ResNet-50": models.ResNet50, "BN-Inception": inception.BNInception}
 
 
 @dataclasses.dataclass(frozen=True)

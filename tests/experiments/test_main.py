@@ -12,7 +12,7 @@ def test_lists_every_study_with_one_line(capsys):
     main.main([])
     shown = capsys.readouterr().out
     for name, command in main.COMMANDS.items():
-        assert f"  {name:15} {command.__doc__.splitlines()[0]}" in shown
+        assert f"  {name:20} {command.__doc__.splitlines()[0]}" in shown
 
 
 @pytest.mark.parametrize("name", sorted(main.COMMANDS))

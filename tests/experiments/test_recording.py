@@ -116,6 +116,17 @@ def test_bad_plans(change, message):
         recording.check(Plan(**(fields | change)))
 
 
+@pytest.mark.parametrize("convolves", [False, True])
+def test_every_epoch_with_the_same_mini_batches(tmp_path, convolves):
+    kept = Kept(tmp_path, "study", {})
+    fixed = run(fixed=True, convolves=convolves)
+    found = recording.train([fixed], PLAN, DATA, HELD_OUT, kept)["a"]["sum"]
+    first = [batches.indices(seed, 10, 4, 0, 2) for seed in range(2)]
+    of_epoch = np.array([DATA["x"][rows].sum() for rows in first])
+    np.testing.assert_allclose(found[1], 3 * of_epoch)  # 6 steps, 2 to an epoch.
+    np.testing.assert_allclose(found[3], 6 * of_epoch)
+
+
 def test_bad_runs(tmp_path):
     kept = Kept(tmp_path, "study", {})
     with pytest.raises(ValueError, match="names of their own"):

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from experiments.networks import models
-from jaxbn import testing
 
 
 def count(tree):
@@ -28,40 +27,6 @@ def test_resnet50():
     elements = sum(layer.channels * layer.positions for layer in layers)
     assert round(elements / 1e6, 2) == 11.11  # Per image.
     assert count(shapes(models.ResNet50())["params"]) == 25_557_032
-
-
-def test_bn_inception():
-    variables = shapes(models.BNInception())
-    affine = 2 * sum(
-        layer.channels for layer in models.norm_layers(models.BNInception())
-    )
-    classifier = 1025 * 1000
-    # Of the branches' widths; the paper's text says 13.6 million.
-    weights = count(variables["params"]) - affine - classifier
-    assert round(weights / 1e6, 2) == 10.23
-
-
-def test_outputs_of_the_inception_modules():
-    # The table of the appendix, but for 4c, 4d and 4e, where its branches add up to
-    # 608, 608 and 1056.
-    outputs = (256, 320, 576, 576, 576, 608, 608, 1056, 1024, 1024)
-    widths = []
-    before = 192
-    for one, _, three, _, five, projection, _ in models._INCEPTION.values():
-        before = one + three + five + (projection or before)
-        widths.append(before)
-    assert tuple(widths) == outputs
-
-
-@pytest.mark.exhaustive
-def test_output_and_statistics_of_small_images():
-    model = models.BNInception(classes=3)
-    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 64, 64, 3)))
-    y, variables = jax.jit(
-        lambda x: model.init_with_output(jax.random.key(0), x, train=True)
-    )(x)
-    assert y.shape == (2, 3)
-    testing.assert_valid_batch_stats(variables["batch_stats"])
 
 
 def test_small_network_fits_the_fast_memory_of_a_tpu():
@@ -101,3 +66,14 @@ def test_parameters_stay_float32_whatever_is_computed_in():
     )
     assert y.dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+
+
+def test_without_normalisation_a_convolution_has_a_bias():
+    layer = models.ConvNorm(4, 3, norm=None)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 5, 5, 3)))
+    y, variables = layer.init_with_output(jax.random.key(0), x, train=True)
+    assert set(variables) == {"params"}
+    assert set(variables["params"]["Conv_0"]) == {"kernel", "bias"}
+    with_residual = layer.apply(variables, x, True, residual=-y)
+    chex.assert_trees_all_close(with_residual, jnp.minimum(with_residual, y))
+    assert y.min() == 0

@@ -9,7 +9,7 @@ from flax import nnx
 from jax import export
 
 import jaxbn
-from experiments.networks import models
+from experiments.networks import inception, models
 from jaxbn import linen
 from jaxbn.nnx import BatchNorm
 from tests.jaxbn.folding import random_values
@@ -59,7 +59,7 @@ def random_scales(params):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("net", [models.ResNet50(), models.BNInception()])
+@pytest.mark.parametrize("net", [models.ResNet50(), inception.BNInception()])
 def test_large_networks_to_rounding(net):
     folded, unfolded = errors(net, 128)
     assert folded < max(3 * unfolded, 1e-5)

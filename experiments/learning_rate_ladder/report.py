@@ -1,0 +1,162 @@
+"""The tables of the ladder, made from its JSON alone."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from experiments import output, verdicts
+from experiments.learning_rate_ladder import crossings, figure, paper
+
+OF_DEPTHS = ("Inception", "BN-x5", "BN-x30")
+"""What is trained of each further depth."""
+
+_HALF = 2.0  # "Less than half the steps" (Section 4.2.2).
+_MANY = 5.0  # The goal at this size; the paper has 14.
+# Ten classes: nothing is learnt at .1; half of the way to 1 is more than a few classes.
+_CHANCE = 0.15
+_TRAINS = 0.55
+
+
+def of_depth(name: str, modules: int) -> str:
+    """The name of a configuration with another number of modules."""
+    return f"{name}, {modules} modules"
+
+
+def write(path: pathlib.Path) -> str:
+    """Writes `.md` and `.png` beside the JSON at `path`; returns the text."""
+    return output.write_pages(path, table, {"": figure.draw})
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The result as Markdown."""
+    claims = verdict(result)
+    whole = verdicts.of(*(held for parts in claims.values() for held in parts))
+    lines = [f"- {claim}: **{verdicts.of(*held)}**" for claim, held in claims.items()]
+    parts = [
+        f"Fewer steps with Batch Normalization: **{whole}**.",
+        "\n".join(lines),
+        _ladder(result),
+        _without(result),
+    ]
+    if result["config"]["rates"]:
+        parts.append(_rates(result))
+    if result["config"]["depths"]:
+        parts.append(_depths(result))
+    return "\n\n".join(parts)
+
+
+def verdict(result: Mapping[str, Any]) -> dict[str, list[bool]]:
+    """By claim, what of it was found to hold."""
+    runs = result["runs"]
+    ratios = {
+        name: crossings.times_fewer(run, runs["Inception"]) or 0
+        for name, run in runs.items()
+    }
+    best = {name: crossings.best(run) for name, run in runs.items()}
+    return {
+        "BN-Baseline takes less than half the steps": [ratios["BN-Baseline"] > _HALF],
+        f"the best configuration with BN takes at least {_MANY:.0f} times fewer": [
+            max(ratios[name] for name in _rate_names(result)) >= _MANY
+        ],
+        "each configuration with BN and relu ends above Inception": [
+            best[name] > best["Inception"]
+            for name in ("BN-Baseline", "BN-x5", "BN-x30")
+        ],
+        "without BN 5 and 30 times the learning rate do not train": [
+            best_at_end(runs[name]) <= _CHANCE
+            for name in ("Inception-x5", "Inception-x30")
+        ],
+        "sigmoids train with BN, and stay at chance without": [
+            best["BN-x5-Sigmoid"] >= _TRAINS,
+            best["Inception-Sigmoid"] <= _CHANCE,
+        ],
+    }
+
+
+def best_at_end(run: Mapping[str, Any]) -> float:
+    """The best accuracy of any seed at the last record."""
+    return max(run["accuracy"][-1])
+
+
+def _rate_names(result: Mapping[str, Any]) -> list[str]:
+    """BN with all changes, by learning rate."""
+    rates = sorted({5, 30, *result["config"]["rates"]})
+    return [f"BN-x{rate:g}" for rate in rates]
+
+
+def _ladder(result: Mapping[str, Any]) -> str:
+    runs = result["runs"]
+    header = ["model", "learning rate", "steps", "of the seeds", "times fewer",
+              "best accuracy", "the paper: 10⁶ steps", "times fewer",
+              "best accuracy"]  # fmt: skip
+    rows = [
+        [name, *_cells(runs, name, "Inception"),
+         _number(paper.STEPS.get(name), ".1f"), _number(paper.times_fewer(name), ".1f"),
+         _number(paper.BEST[name], ".3f")]
+        for name in paper.BEST
+    ]  # fmt: skip
+    target = crossings.best(runs["Inception"])
+    return (
+        f"Steps to the best accuracy of Inception, here {target:.4f}, in the paper "
+        f"{paper.BEST['Inception']:.3f}:\n\n" + output.markdown(header, rows)
+    )
+
+
+def _cells(runs: Mapping[str, Any], name: str, baseline: str) -> list[str]:
+    run, target = runs[name], crossings.best(runs[baseline])
+    each = crossings.steps_of_seeds(run, target)
+    return [
+        f"{run['learning_rate']:g}",
+        _number(crossings.steps_to(run, target), ",d"),
+        ", ".join(_number(steps, ",d") for steps in each),
+        _number(crossings.times_fewer(run, runs[baseline]), ".1f"),
+        f"{crossings.best(run):.4f}",
+    ]
+
+
+def _number(value: float | None, style: str) -> str:
+    return "-" if value is None else format(value, style)
+
+
+def _without(result: Mapping[str, Any]) -> str:
+    rows = []
+    for name in ("Inception-x5", "Inception-x30"):
+        run = result["runs"][name]
+        lost = sum(loss is None for loss in run["loss"][-1])
+        seeds = len(run["accuracy"][-1])
+        rows.append(
+            [name, f"{run['learning_rate']:g}", f"{run['step'][-1]:,}",
+             f"{lost} of {seeds}", f"{best_at_end(run):.4f}"]
+        )  # fmt: skip
+    header = ["model", "learning rate", "steps", "seeds not finite",
+              "accuracy at the end, best seed"]  # fmt: skip
+    return "Higher learning rates without BN:\n\n" + output.markdown(header, rows)
+
+
+def _rates(result: Mapping[str, Any]) -> str:
+    rows = [
+        [name, *_cells(result["runs"], name, "Inception")]
+        for name in _rate_names(result)
+    ]
+    header = ["model", "learning rate", "steps", "of the seeds", "times fewer",
+              "best accuracy"]  # fmt: skip
+    return (
+        "The way to fewer steps: learning rates of BN with all changes:\n\n"
+        + output.markdown(header, rows)
+    )
+
+
+def _depths(result: Mapping[str, Any]) -> str:
+    runs, rows = result["runs"], []
+    ladders = {len(result["config"]["hp"]["modules"]): OF_DEPTHS}
+    for modules in result["config"]["depths"]:
+        ladders[modules] = tuple(of_depth(name, modules) for name in OF_DEPTHS)
+    for modules, names in sorted(ladders.items()):
+        for plain, name in zip(OF_DEPTHS, names, strict=True):
+            rows.append([modules, plain, *_cells(runs, name, names[0])])
+    header = ["modules", "model", "learning rate", "steps", "of the seeds",
+              "times fewer", "best accuracy"]  # fmt: skip
+    return (
+        "The way to fewer steps: depth, each against its own Inception:\n\n"
+        + output.markdown(header, rows)
+    )

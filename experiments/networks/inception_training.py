@@ -1,0 +1,219 @@
+"""The six configurations of Section 4.2 and the changes between them, for small images.
+
+SGD with momentum, a learning rate that decays exponentially, mini-batches of 32.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments import recording
+from experiments.networks import inception, norms
+from jaxbn import linen, training
+
+_DISTORTION = 0.4  # Largest change of brightness and contrast, in standard deviations.
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A network and how it is trained; the defaults are those of Inception."""
+
+    batch_norm: bool = False
+    activation: str = "relu"
+    learning_rate: float = 1.0  # Times that of Inception.
+    dropout: float = 0.4
+    l2: float = 1.0  # Times that of Inception.
+    decay: float = 1.0  # How many times faster the learning rate falls.
+    local_response_norm: bool = True
+    reshuffle: bool = False  # Else the same mini-batches in every epoch.
+    distortion: float = 1.0  # Times that of Inception.
+
+
+CHANGES: Mapping[str, Mapping[str, Any]] = {
+    "increase learning rate": {"learning_rate": 5.0},
+    "remove dropout": {"dropout": 0.0},
+    "reduce L2": {"l2": 1 / 5},
+    "accelerate learning rate decay": {"decay": 6.0},
+    "remove local response normalization": {"local_response_norm": False},
+    "shuffle more thoroughly": {"reshuffle": True},
+    "reduce photometric distortions": {"distortion": 0.25},
+}
+"""Those of Section 4.2.1, in its order. The paper gives the numbers of the third and
+the fourth; that of the first is BN-x5's, that of the last is ours."""
+
+
+def changed(recipe: Recipe, names: Iterable[str] = tuple(CHANGES)) -> Recipe:
+    """The recipe with some of the changes, by default with all.
+
+    Raises:
+      ValueError: if there is no change of a name.
+    """
+    for name in names:
+        if name not in CHANGES:
+            raise ValueError(f"`names` must be among {list(CHANGES)}, got {name!r}.")
+        recipe = dataclasses.replace(recipe, **CHANGES[name])
+    return recipe
+
+
+def accelerated(learning_rate: float, activation: str = "relu") -> Recipe:
+    """With Batch Normalization and all changes: BN-x5 with 5, BN-x30 with 30."""
+    recipe = changed(Recipe(batch_norm=True, activation=activation))
+    return dataclasses.replace(recipe, learning_rate=learning_rate)
+
+
+RECIPES: Mapping[str, Recipe] = {
+    "Inception": Recipe(),
+    "BN-Baseline": Recipe(batch_norm=True),
+    "BN-x5": accelerated(5),
+    "BN-x30": accelerated(30),
+    "BN-x5-Sigmoid": accelerated(5, "sigmoid"),
+    "Inception-Sigmoid": Recipe(activation="sigmoid"),
+}
+"""The six configurations of Section 4.2.2."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Hyperparameters:
+    """What all configurations share."""
+
+    modules: tuple[str, ...] = ("3c", "4e", "5b")
+    """Inception modules of Figure 5, one after the other (paper: all ten)."""
+    width: float = 1 / 16
+    """Channels over those of Figure 5."""
+    stem_stride: int = 2
+    """Of the first convolution."""
+    learning_rate: float = 0.03
+    """Of Inception, at the start (paper: .0015)."""
+    sgd_momentum: float = 0.9
+    """Of SGD (not in the paper)."""
+    batch_size: int = 32
+    """Examples per mini-batch (paper: 32)."""
+    final_rate: float = 0.02
+    """What remains of Inception's learning rate after all its steps (not in the paper;
+    4 % less every 8 epochs, as GoogLeNet had, leave .02 of it after the paper's
+    774 epochs)."""
+    l2: float = 1e-4
+    """Weight decay of Inception, of kernels (not in the paper)."""
+    bn_momentum: float = 0.9
+    """Weight of the old running statistics."""
+
+
+def make_model(hp: Hyperparameters, recipe: Recipe) -> inception.SmallInception:
+    """The network of a recipe, with 10 classes."""
+    norm = None
+    if recipe.batch_norm:
+        norm = functools.partial(linen.BatchNorm, momentum=hp.bn_momentum)
+        if recipe.activation == "sigmoid":  # The layer itself does not apply it.
+            norm = functools.partial(norms.Apart, norm)
+    return inception.SmallInception(
+        classes=10,
+        norm=norm,
+        activation=recipe.activation,
+        dropout=recipe.dropout,
+        local_response_norm=recipe.local_response_norm,
+        modules=hp.modules,
+        width=hp.width,
+        stem_stride=hp.stem_stride,
+    )
+
+
+def make_optimizer(
+    hp: Hyperparameters, recipe: Recipe, steps: int
+) -> optax.GradientTransformation:
+    """SGD with momentum, L2 of kernels, exponential decay of the learning rate.
+
+    Args:
+      hp: what all configurations share.
+      recipe: of one.
+      steps: after which Inception's learning rate has fallen to `hp.final_rate`.
+    """
+    rate = optax.exponential_decay(
+        hp.learning_rate * recipe.learning_rate,
+        steps,
+        hp.final_rate**recipe.decay,
+    )
+    return optax.chain(
+        optax.add_decayed_weights(hp.l2 * recipe.l2, training.weight_decay_mask),
+        optax.sgd(rate, hp.sgd_momentum),
+    )
+
+
+def distorted(key: jax.Array, x: jax.Array, strength: float) -> jax.Array:
+    """Images with other contrast and brightness, each its own.
+
+    Args:
+      key: of the random numbers.
+      x: `[N, H, W, C]`, standardised.
+      strength: largest change of the contrast, as a share of it, and of the
+        brightness, in standard deviations.
+    """
+    shape = (2, x.shape[0], 1, 1, 1)
+    contrast, brightness = jax.random.uniform(key, shape, minval=-1, maxval=1)
+    return x * (1 + strength * contrast) + strength * brightness
+
+
+def standardizing(images: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation of all pixels, over 255."""
+    return float(images.mean()) / 255, float(images.std()) / 255
+
+
+def make_run(
+    name: str,
+    hp: Hyperparameters,
+    recipe: Recipe,
+    shape: Sequence[int],
+    pixels: tuple[float, float],
+    steps: int,
+) -> recording.Run:
+    """A training that records accuracy and loss on what is held out.
+
+    Args:
+      name: of the run.
+      hp: what all configurations share.
+      recipe: of this one.
+      shape: of an image, `(H, W, C)`; images are uint8.
+      pixels: as `standardizing` gives.
+      steps: as `make_optimizer`.
+    """
+    model = make_model(hp, recipe)
+    optimizer = make_optimizer(hp, recipe, steps)
+    mean, std = pixels
+
+    def loss_fn(model: Any, batch: recording.Batch, train: bool) -> Any:
+        x = (batch["image"].astype(jnp.float32) / 255 - mean) / std
+        if train and recipe.distortion:
+            x = distorted(
+                model.make_rng("distortion"), x, _DISTORTION * recipe.distortion
+            )
+        logits, labels = model(x, train=train), batch["label"]
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return {"loss": loss, "accuracy": logits.argmax(-1) == labels}
+
+    train_step = training.make_train_step(loss_fn, rngs=("dropout", "distortion"))
+    eval_step = training.make_eval_step(loss_fn)
+
+    def init(key: jax.Array) -> training.TrainState:
+        of_weights, of_steps = jax.random.split(key)
+        variables = model.init(of_weights, jnp.zeros((2, *shape)), train=False)
+        return training.TrainState.create(
+            model.apply, variables, optimizer, key=of_steps
+        )
+
+    def record(state: Any, held_out: recording.Batch) -> dict[str, jax.Array]:
+        return {name: m.mean for name, m in eval_step(state, held_out).items()}
+
+    return recording.Run(
+        name=name,
+        init=init,
+        step=lambda state, batch: train_step(state, batch)[0],
+        record=record,
+        batch_size=hp.batch_size,
+        fixed=not recipe.reshuffle,
+        convolves=True,
+    )
