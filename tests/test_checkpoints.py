@@ -15,6 +15,9 @@ from flax import nnx
 import jaxbn.linen
 import jaxbn.nnx
 
+# Whole programs: minutes together.
+pytestmark = pytest.mark.exhaustive
+
 X = (1 + np.random.default_rng(0).standard_normal((8, 4))).astype(np.float32)
 KEY = jax.random.key(0)
 # 8 devices: channels are split over two, and every one of these is on four.

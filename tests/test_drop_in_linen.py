@@ -18,6 +18,9 @@ import pytest
 from jaxbn.linen import BatchNorm
 from tests import drop_in
 
+# Whole programs: minutes together.
+pytestmark = pytest.mark.exhaustive
+
 X = drop_in.X
 KEY = jax.random.key(0)
 INIT = {

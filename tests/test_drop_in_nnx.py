@@ -21,6 +21,9 @@ import jaxbn.linen
 import jaxbn.nnx
 from tests import drop_in
 
+# Whole programs: minutes together.
+pytestmark = pytest.mark.exhaustive
+
 X = drop_in.X
 KEY = jax.random.key(0)
 OPTIONS = {

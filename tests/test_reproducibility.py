@@ -26,6 +26,9 @@ from experiments.measuring import processes
 from jaxbn import linen, parallel, training
 from tests import two_processes_training
 
+# Whole programs: minutes together.
+pytestmark = pytest.mark.exhaustive
+
 STEPS = 5
 RNG = np.random.default_rng(0)
 BATCHES = [

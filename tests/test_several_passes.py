@@ -17,6 +17,9 @@ import jaxbn
 import jaxbn.nnx
 from jaxbn import linen, moments_collection, training
 
+# Whole programs: minutes together.
+pytestmark = pytest.mark.exhaustive
+
 RNG = np.random.default_rng(0)
 X = (2 + RNG.standard_normal((24, 4))).astype(np.float32)
 OTHER = (5 * RNG.standard_normal((24, 4)) - 1).astype(np.float32)

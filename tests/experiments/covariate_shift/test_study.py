@@ -8,6 +8,9 @@ import pytest
 from experiments import __main__ as main
 from experiments.covariate_shift import study
 
+# Whole programs: minutes together.
+pytestmark = pytest.mark.exhaustive
+
 OPTIONS = (
     "--quick --steps 2 --record-every 1 --hidden 6 6 --seeds 1 --observed 20 "
     "--batch-size 10 --lengths 1"

@@ -10,6 +10,9 @@ import sklearn.preprocessing
 from experiments import __main__ as main
 from experiments.feature_scaling import study
 
+# Whole programs: minutes together.
+pytestmark = pytest.mark.exhaustive
+
 
 def test_from_the_command_line(tmp_path, capsys):
     options = ["--quick", "--tables", "iris", "--out", str(tmp_path)]

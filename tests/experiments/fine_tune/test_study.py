@@ -12,6 +12,9 @@ from experiments.fine_tune import network
 from experiments.fine_tune import study as fine_tune
 from jaxbn import interop
 
+# Whole programs: minutes together.
+pytestmark = pytest.mark.exhaustive
+
 
 @pytest.fixture
 def weights(tmp_path):

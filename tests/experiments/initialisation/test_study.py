@@ -5,6 +5,9 @@ import pytest
 
 from experiments import __main__ as main
 
+# Whole programs: minutes together.
+pytestmark = pytest.mark.exhaustive
+
 TINY = "--quick --steps 4 --hidden 5 --activations relu --seeds 2 --scales 2"
 
 

@@ -9,6 +9,9 @@ from experiments.learning_rate_ladder import paper, report
 from experiments.learning_rate_ladder import study as ladder
 from experiments.networks import inception_training as it
 
+# Whole programs: minutes together.
+pytestmark = pytest.mark.exhaustive
+
 
 def test_rungs():
     rungs = {rung.name: rung for rung in ladder.rungs(ladder.LearningRateLadder())}

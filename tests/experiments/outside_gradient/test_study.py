@@ -5,6 +5,9 @@ import pytest
 
 from experiments import __main__ as main
 
+# Whole programs: minutes together.
+pytestmark = pytest.mark.exhaustive
+
 TINY = "--quick --steps 20 --records 2 --hidden 8 --seeds 2"
 
 

@@ -10,6 +10,9 @@ from experiments import __main__ as main
 from experiments.networks import fully_connected
 from experiments.regularisation import study
 
+# Whole programs: minutes together.
+pytestmark = pytest.mark.exhaustive
+
 OPTIONS = (
     "--quick --steps 4 --record-every 4 --hidden 6 --seeds 1 --examples 20 "
     "--batch-size 10 --dropout 0 0.4 --l2 1"

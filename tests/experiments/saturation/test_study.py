@@ -5,6 +5,9 @@ import pytest
 
 from experiments import __main__ as main
 
+# Whole programs: minutes together.
+pytestmark = pytest.mark.exhaustive
+
 TINY = "--quick --steps 4 --records 2 --hidden 6 6 --activations relu --seeds 2"
 
 
