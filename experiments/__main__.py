@@ -13,6 +13,7 @@ from experiments.device import study as device
 from experiments.figure1 import study as figure1
 from experiments.figure1 import sweep as figure1_sweep
 from experiments.fine_tune import study as fine_tune
+from experiments.identity import study as identity
 from experiments.initialisation import study as initialisation
 from experiments.learning_rate import study as learning_rate
 from experiments.outside_gradient import study as outside_gradient
@@ -35,6 +36,7 @@ COMMANDS = {
     "learning_rate": learning_rate.LearningRate,
     "saturation": saturation.Saturation,
     "outside_gradient": outside_gradient.OutsideGradient,
+    "identity": identity.Identity,
     "sync_cost": sync_cost.SyncCost,
 }
 

@@ -14,6 +14,7 @@ from experiments.device import report as device
 from experiments.figure1 import report as figure1
 from experiments.figure1 import report_sweep as figure1_sweep
 from experiments.fine_tune import report as fine_tune
+from experiments.identity import report as identity
 from experiments.initialisation import report as initialisation
 from experiments.learning_rate import report as learning_rate
 from experiments.outside_gradient import report as outside_gradient
@@ -34,6 +35,7 @@ WRITERS: dict[str, Callable[[pathlib.Path], str]] = {
     "learning_rate": learning_rate.write,
     "saturation": saturation.write,
     "outside_gradient": outside_gradient.write,
+    "identity": identity.write,
     "sync_cost": sync_cost.write,
 }
 """By the `study` that a JSON names."""
