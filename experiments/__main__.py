@@ -20,6 +20,7 @@ from experiments.outside_gradient import study as outside_gradient
 from experiments.saturation import study as saturation
 from experiments.scale_invariance import study as scale_invariance
 from experiments.sync_cost import study as sync_cost
+from experiments.whitening import study as whitening
 
 COMMANDS = {
     "accuracy": accuracy.Accuracy,
@@ -38,6 +39,7 @@ COMMANDS = {
     "outside_gradient": outside_gradient.OutsideGradient,
     "identity": identity.Identity,
     "sync_cost": sync_cost.SyncCost,
+    "whitening": whitening.Whitening,
 }
 
 

@@ -21,6 +21,7 @@ from experiments.outside_gradient import report as outside_gradient
 from experiments.saturation import report as saturation
 from experiments.scale_invariance import report as scale_invariance
 from experiments.sync_cost import report as sync_cost
+from experiments.whitening import report as whitening
 
 WRITERS: dict[str, Callable[[pathlib.Path], str]] = {
     "accelerators": accelerators.write,
@@ -37,6 +38,7 @@ WRITERS: dict[str, Callable[[pathlib.Path], str]] = {
     "outside_gradient": outside_gradient.write,
     "identity": identity.write,
     "sync_cost": sync_cost.write,
+    "whitening": whitening.write,
 }
 """By the `study` that a JSON names."""
 

@@ -34,7 +34,7 @@ def draw(result: Mapping[str, Any]) -> Figure:
     panels[2].axhline(
         result["without_affine"], color="tab:red", lw=1, label="without scale and bias"
     )
-    panels[2].set(title="what the layer changes, over the variance")
+    panels[2].set(title="change of the input, over var")
     panels[2].set(xlabel="batch size")
     panels[2].legend(fontsize=7)
     return figure

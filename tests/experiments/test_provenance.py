@@ -28,6 +28,7 @@ CHANGED = {
     "outside_gradient": {"quick": True, "steps": 8},
     "identity": {"quick": True, "steps": 8},
     "sync_cost": {},
+    "whitening": {"quick": True, "steps": 10},
 }
 
 
