@@ -17,6 +17,7 @@ from experiments.feature_scaling import study as feature_scaling
 from experiments.figure1 import study as figure1
 from experiments.figure1 import sweep as figure1_sweep
 from experiments.fine_tune import study as fine_tune
+from experiments.identity import study as identity
 from experiments.inference_statistics import study as inference_statistics
 from experiments.initialisation import study as initialisation
 from experiments.learning_rate import study as learning_rate
@@ -27,6 +28,7 @@ from experiments.regularisation import study as regularisation
 from experiments.saturation import study as saturation
 from experiments.scale_invariance import study as scale_invariance
 from experiments.sync_cost import study as sync_cost
+from experiments.whitening import study as whitening
 
 COMMANDS = {
     "accelerators": accelerators.Accelerators,
@@ -51,7 +53,9 @@ COMMANDS = {
     "learning_rate": learning_rate.LearningRate,
     "saturation": saturation.Saturation,
     "outside_gradient": outside_gradient.OutsideGradient,
+    "identity": identity.Identity,
     "sync_cost": sync_cost.SyncCost,
+    "whitening": whitening.Whitening,
 }
 
 

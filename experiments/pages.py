@@ -18,6 +18,7 @@ from experiments.feature_scaling import report as feature_scaling
 from experiments.figure1 import report as figure1
 from experiments.figure1 import report_sweep as figure1_sweep
 from experiments.fine_tune import report as fine_tune
+from experiments.identity import report as identity
 from experiments.inference_statistics import report as inference_statistics
 from experiments.initialisation import report as initialisation
 from experiments.learning_rate import report as learning_rate
@@ -28,6 +29,7 @@ from experiments.regularisation import report as regularisation
 from experiments.saturation import report as saturation
 from experiments.scale_invariance import report as scale_invariance
 from experiments.sync_cost import report as sync_cost
+from experiments.whitening import report as whitening
 
 WRITERS: dict[str, Callable[[pathlib.Path], str]] = {
     "accelerators": accelerators.write,
@@ -50,7 +52,9 @@ WRITERS: dict[str, Callable[[pathlib.Path], str]] = {
     "saturation": saturation.write,
     "outside_gradient": outside_gradient.write,
     "learning_rate_ladder": learning_rate_ladder.write,
+    "identity": identity.write,
     "sync_cost": sync_cost.write,
+    "whitening": whitening.write,
 }
 """By the `study` that a JSON names."""
 

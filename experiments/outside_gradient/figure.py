@@ -31,9 +31,11 @@ def draw(result: Mapping[str, Any]) -> Figure:
             axes.fill_between(
                 steps, values.min(1), values.max(1), color=color, alpha=0.25, lw=0
             )
-            lost = steps[~np.isfinite(values).all(1)]
-            top = np.nanmax(values, initial=1.0)
-            axes.plot(lost, np.full(len(lost), top), "x", color=color)
+            lost = steps[~np.isfinite(values).any(1)]
+            axes.plot(
+                lost, np.full(len(lost), 0.97), "x", color=color,
+                transform=axes.get_xaxis_transform(),
+            )  # fmt: skip
     for axes in (left, middle):
         axes.set_yscale("symlog", linthresh=0.1)
         axes.set_ylim(-0.02)
@@ -41,5 +43,6 @@ def draw(result: Mapping[str, Any]) -> Figure:
     left.set(title="one unit", xlabel="step", ylabel="|bias|")
     middle.set(title="a network", xlabel="step", ylabel="size of all biases")
     right.set(title="its loss", xlabel="step")
+    left.plot([], [], "kx", label="all seeds diverged")
     left.legend(fontsize=7)
     return figure

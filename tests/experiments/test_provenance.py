@@ -26,7 +26,9 @@ CHANGED = {
     "learning_rate": {"quick": True, "steps": 8},
     "saturation": {"quick": True, "steps": 8},
     "outside_gradient": {"quick": True, "steps": 8},
+    "identity": {"quick": True, "steps": 8},
     "sync_cost": {},
+    "whitening": {"quick": True, "steps": 10},
 }
 
 

@@ -1,0 +1,1 @@
+"""Batch Normalization that undoes itself."""

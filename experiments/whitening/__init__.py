@@ -1,0 +1,1 @@
+"""Full whitening of a layer beside Batch Normalization."""

@@ -1,0 +1,44 @@
+"""Why not whiten fully?"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+_COLORS = {"BN": "tab:blue", "whitening": "tab:orange", "none": "tab:gray"}
+
+
+def draw(result: Mapping[str, Any]) -> Figure:
+    """Its cost, what few examples make of it, and the accuracy of networks."""
+    figure, (left, middle, right) = plt.subplots(
+        1, 3, figsize=(11, 3.8), layout="constrained"
+    )
+    for norm in ("BN", "whitening"):
+        color = _COLORS[norm]
+        units = [row["units"] for row in result["cost"]]
+        times = [row["ms"][norm] for row in result["cost"]]
+        left.loglog(units, times, "o-", color=color, label=norm)
+        examples = [row["examples"] for row in result["few"]]
+        variance = [row["variance"][norm] for row in result["few"]]
+        middle.loglog(examples, variance, "o-", color=color)
+    middle.axhline(1, color="black", lw=0.5)
+    middle.axvline(32, color="black", lw=0.5, ls=":")
+    steps = np.array(result["steps"])
+    styles = ("--", "-", ":")
+    for size, style in zip(result["config"]["batch_sizes"], styles, strict=False):
+        for norm, color in _COLORS.items():
+            values = np.array(result["trained"][f"{norm}, {size}"]["accuracy"])
+            right.plot(steps, values.mean(1), style, color=color)
+            right.fill_between(
+                steps, values.min(1), values.max(1), color=color, alpha=0.15, lw=0
+            )
+        right.plot([], [], style, color="black", label=f"batches of {size}")
+    left.plot([], [], color=_COLORS["none"], label="no normalisation")
+    left.set(title="ms of output and gradient", xlabel="units")
+    middle.set(title="variance of other examples", xlabel="examples, of 32 units")
+    right.set(title="test accuracy", xlabel="step", ylim=(0, 1))
+    left.legend(fontsize=7)
+    right.legend(fontsize=7)
+    return figure

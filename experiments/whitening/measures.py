@@ -1,0 +1,98 @@
+"""What whitening costs, what few examples make of it, what it decorrelates."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxbn
+from experiments.measuring import interleaved
+from experiments.whitening import zca
+
+NORMS = ("BN", "whitening")
+_ROUNDS = 15
+
+
+def normalise(norm: str, x: jax.Array) -> jax.Array:
+    """`[N, C]` by its own statistics."""
+    if norm == "whitening":
+        return zca.whiten(x)
+    ones, zeros = jnp.ones(x.shape[-1]), jnp.zeros(x.shape[-1])
+    stats = jaxbn.BatchStats(zeros, ones)
+    return jaxbn.batch_norm_train(x, ones, zeros, stats, epsilon=zca.EPSILON)[0]
+
+
+def cost(units: int, examples: int) -> dict[str, Any]:
+    """Time of output and gradient of both, in turns.
+
+    Returns:
+      Milliseconds of each, and how many times longer whitening takes: the median over
+      the rounds and its quartiles.
+    """
+    x, dy = _normal((2, examples, units))
+    programs = {}
+    for norm in NORMS:
+
+        def both(x: jax.Array, dy: jax.Array, norm: str = norm):
+            y, vjp = jax.vjp(lambda x: normalise(norm, x), x)
+            return y, vjp(dy)
+
+        run = jax.jit(both)
+        programs[norm] = lambda run=run: jax.block_until_ready(run(x, dy))
+    taken = interleaved.seconds(programs, _ROUNDS)
+    milliseconds = {
+        norm: float(f"{1e3 * np.median(taken[norm]):.3g}") for norm in NORMS
+    }
+    ratio = interleaved.ratio(taken["whitening"], taken["BN"])
+    return {"units": units, "ms": milliseconds, "ratio": list(ratio)}
+
+
+def others(units: int, examples: int, batches: int = 20) -> dict[str, Any]:
+    """What the statistics of few examples do to others of the same distribution.
+
+    Inputs are independent and standard normal. With `m` examples of `d` units, the
+    variance of others that were whitened is `m / (m - d - 2)` in the mean, without
+    epsilon; normalised, the same with `d = 1`.
+
+    Returns:
+      `rank` of the covariance, and for both the mean `variance` of others, which
+      would be 1 by the true statistics.
+    """
+    x = np.asarray(_normal((batches, examples, units)), np.float64)
+    x = x - x.mean(1, keepdims=True)
+    cov = np.einsum("bnc,bnd->bcd", x, x) / examples
+    values = np.linalg.eigvalsh(cov)
+    whitened = np.mean(1 / (np.maximum(values, 0) + zca.EPSILON))
+    normalised = np.mean(1 / (np.square(x).mean(1) + zca.EPSILON))
+    rank = (values > 1e-9 * values.max(-1, keepdims=True)).sum(-1)
+    return {
+        "examples": examples,
+        "rank": int(rank.max()),
+        "variance": {
+            "BN": float(f"{normalised:.4g}"),
+            "whitening": float(f"{whitened:.4g}"),
+        },
+    }
+
+
+def correlations(x: np.ndarray) -> dict[str, float]:
+    """Mean absolute correlation of two units, as they are and made normal.
+
+    Args:
+      x: `[N, C]`.
+    """
+    given = jnp.asarray(x, jnp.float32)
+    made = {"none": given} | {norm: normalise(norm, given) for norm in NORMS}
+    return {name: _correlation(np.float64(y)) for name, y in made.items()}
+
+
+def _correlation(y: np.ndarray) -> float:
+    matrix = np.corrcoef(y, rowvar=False)
+    off = ~np.eye(len(matrix), dtype=bool)
+    return float(f"{np.abs(matrix[off]).mean():.3g}")
+
+
+def _normal(shape: tuple[int, ...]) -> jax.Array:
+    values = np.random.default_rng(0).standard_normal(shape)
+    return jnp.asarray(values, jnp.float32)

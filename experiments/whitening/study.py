@@ -1,0 +1,159 @@
+"""What does Batch Normalization give up beside full whitening, and what for?
+
+The paper, Section 3: whitening each layer's inputs "is costly and not everywhere
+differentiable"; the covariance matrices would be singular, because a mini-batch is
+likely smaller than the number of activations; and normalising each unit by itself
+"speeds up convergence, even when the features are not decorrelated".
+
+Expected: whitening takes tens of times longer, more with more units. With fewer
+examples than units it amplifies directions that the batch knows nothing of, and its
+gradient, which divides by differences of eigenvalues, is useless. With enough examples
+it trains as well as BN or better. BN leaves correlations as they are.
+
+Measured: OUTCOME
+"""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import datasets, options, output, recording
+from experiments.networks import fully_connected
+from experiments.whitening import measures, report, zca
+from jaxbn import linen, training
+
+_QUICK = {"dataset": "digits", "units": (8, 32), "steps": 100}
+_OBSERVED = 1000  # Images over which correlations are taken.
+
+
+@dataclasses.dataclass(frozen=True)
+class Whitening:
+    """Full whitening of a layer beside BN: cost, few examples, training (3 min)."""
+
+    dataset: datasets.Dataset = "fashion_mnist"
+    """Digits are embedded."""
+    units: tuple[int, ...] = (16, 32, 64, 128, 256)
+    """Of the layers whose cost is taken, at 256 examples."""
+    examples: tuple[int, ...] = (8, 16, 32, 40, 64, 128, 512)
+    """Of the mini-batches whose statistics normalise others, of 32 units."""
+    hidden: tuple[int, ...] = (32, 32)
+    """Units of the networks that are trained."""
+    batch_sizes: tuple[int, ...] = (16, 256)
+    """Of training: below and above the number of units."""
+    learning_rate: float = 0.1
+    """Of plain SGD."""
+    steps: int = 400
+    """Mini-batches per network."""
+    records: int = 10
+    """Points of the curves; `steps` must be a multiple of it."""
+    seeds: int = 3
+    """Side by side."""
+    quick: bool = False
+    """On the embedded digits, in a minute."""
+    data_dir: pathlib.Path | None = None
+    """Where TFDS keeps its data; default: its own, for digits `runs/data`."""
+    out: pathlib.Path = pathlib.Path("runs")
+    """Folder for figure, table and JSON."""
+
+    def run(self) -> None:
+        """Writes `whitening.json`, `.md` and `.png`."""
+        config = options.quick(self, _QUICK)
+        check(config)
+        output.check_folder(self.out)
+        path = self.out / "whitening.json"
+        with options.interruptible():
+            result = measure(config)
+        output.write_result(path, "whitening", self, result)
+        print(report.write(path))
+        _kept(config).forget(_runs(config, 1))
+
+
+def check(config: Whitening) -> None:
+    """Checks the options before any work.
+
+    Raises:
+      ValueError: naming the option, what it must be and what it is.
+    """
+    options.check_at_least(
+        config, units=2, examples=4, hidden=1, batch_sizes=2, records=1
+    )
+    options.check_positive(config, "learning_rate")
+    recording.check(_plan(config))
+
+
+def measure(config: Whitening) -> dict[str, Any]:
+    """Costs, few examples, correlations of a layer of a network, and trainings."""
+    train, test = (
+        datasets.flat(config.dataset, split, config.data_dir)
+        for split in ("train", "test")
+    )
+    pixels = train["image"].shape[1]
+    runs = _runs(config, pixels)
+    found = recording.train(runs, _plan(config), train, test, _kept(config))
+    return {
+        "config": options.identity(config),
+        "steps": recording.recorded_steps(_plan(config)).tolist(),
+        "cost": [measures.cost(units, 256) for units in config.units],
+        "few": [measures.others(report.UNITS, each) for each in config.examples],
+        "correlation": measures.correlations(
+            _layer_inputs(config, train["image"][:_OBSERVED])
+        ),
+        "trained": {
+            name: {key: output.plain(values) for key, values in records.items()}
+            for name, records in found.items()
+        },
+    }
+
+
+def _layer_inputs(config: Whitening, images: np.ndarray) -> np.ndarray:
+    """What the second layer of a network without normalisation makes, `[N, units]`."""
+    model = fully_connected.FullyConnected(config.hidden, "relu", norm=None)
+    key, x = jax.random.key(0), jnp.asarray(images)
+    (_, inputs), _ = jax.jit(functools.partial(model.init_with_output, train=False))(
+        key, x
+    )
+    return np.asarray(inputs[-1])
+
+
+def _plan(config: Whitening) -> recording.Plan:
+    every = max(1, config.steps // config.records)
+    return recording.Plan(config.steps, every, config.seeds, config.steps)
+
+
+def _kept(config: Whitening) -> recording.Kept:
+    identity = options.identity(config)
+    for name in ("units", "examples"):  # They decide nothing of the trainings.
+        del identity[name]
+    return recording.Kept(config.out, "whitening", identity)
+
+
+def _runs(config: Whitening, pixels: int) -> list[recording.Run]:
+    return [
+        _run(config, norm, size, pixels)
+        for size in config.batch_sizes
+        for norm in report.NETWORKS
+    ]
+
+
+def _run(config: Whitening, norm: str, batch_size: int, pixels: int) -> recording.Run:
+    norms = {
+        "BN": functools.partial(linen.BatchNorm, momentum=0.9),
+        "whitening": zca.Whitening,
+        "none": None,
+    }
+    model = fully_connected.FullyConnected(config.hidden, "relu", norms[norm])
+    train_step = training.make_train_step(fully_connected.loss_fn)
+    return recording.Run(
+        f"{norm}, {batch_size}",
+        lambda key: fully_connected.init_state(
+            model, pixels, key, config.learning_rate
+        ),
+        lambda state, batch: train_step(state, batch)[0],
+        fully_connected.evaluate,
+        batch_size,
+    )
