@@ -17,6 +17,7 @@ from experiments.figure1 import study as figure1
 from experiments.figure1 import sweep as figure1_sweep
 from experiments.fine_tune import study as fine_tune
 from experiments.inference_statistics import study as inference_statistics
+from experiments.padding import study as padding
 from experiments.placement import study as placement
 from experiments.regularisation import study as regularisation
 from experiments.scale_invariance import study as scale_invariance
@@ -34,6 +35,7 @@ COMMANDS = {
     "figure1_sweep": figure1_sweep.Figure1Sweep,
     "fine_tune": fine_tune.FineTune,
     "inference_statistics": inference_statistics.InferenceStatistics,
+    "padding": padding.Padding,
     "pages": pages.Pages,
     "placement": placement.Placement,
     "prepare": datasets.Prepare,

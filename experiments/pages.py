@@ -18,6 +18,7 @@ from experiments.figure1 import report as figure1
 from experiments.figure1 import report_sweep as figure1_sweep
 from experiments.fine_tune import report as fine_tune
 from experiments.inference_statistics import report as inference_statistics
+from experiments.padding import report as padding
 from experiments.placement import report as placement
 from experiments.regularisation import report as regularisation
 from experiments.scale_invariance import report as scale_invariance
@@ -35,6 +36,7 @@ WRITERS: dict[str, Callable[[pathlib.Path], str]] = {
     "figure1_sweep": figure1_sweep.write,
     "fine_tune": fine_tune.write,
     "inference_statistics": inference_statistics.write,
+    "padding": padding.write,
     "placement": placement.write,
     "regularisation": regularisation.write,
     "scale_invariance": scale_invariance.write,
