@@ -23,6 +23,7 @@ from experiments.initialisation import study as initialisation
 from experiments.learning_rate import study as learning_rate
 from experiments.learning_rate_ladder import study as learning_rate_ladder
 from experiments.outside_gradient import study as outside_gradient
+from experiments.padding import study as padding
 from experiments.placement import study as placement
 from experiments.regularisation import study as regularisation
 from experiments.saturation import study as saturation
@@ -44,6 +45,7 @@ COMMANDS = {
     "fine_tune": fine_tune.FineTune,
     "inference_statistics": inference_statistics.InferenceStatistics,
     "learning_rate_ladder": learning_rate_ladder.LearningRateLadder,
+    "padding": padding.Padding,
     "pages": pages.Pages,
     "placement": placement.Placement,
     "prepare": datasets.Prepare,

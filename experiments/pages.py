@@ -24,6 +24,7 @@ from experiments.initialisation import report as initialisation
 from experiments.learning_rate import report as learning_rate
 from experiments.learning_rate_ladder import report as learning_rate_ladder
 from experiments.outside_gradient import report as outside_gradient
+from experiments.padding import report as padding
 from experiments.placement import report as placement
 from experiments.regularisation import report as regularisation
 from experiments.saturation import report as saturation
@@ -44,6 +45,7 @@ WRITERS: dict[str, Callable[[pathlib.Path], str]] = {
     "figure1_sweep": figure1_sweep.write,
     "fine_tune": fine_tune.write,
     "inference_statistics": inference_statistics.write,
+    "padding": padding.write,
     "placement": placement.write,
     "regularisation": regularisation.write,
     "scale_invariance": scale_invariance.write,

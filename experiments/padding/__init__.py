@@ -1,0 +1,1 @@
+"""Batch Normalization of sequences of unequal length."""

@@ -1,0 +1,225 @@
+"""What does padding do to Batch Normalization of sequences?
+
+The paper speaks of mini-batches whose values all count. In a batch of sequences of
+unequal length some are padding, and a layer that is not told so takes them into mean
+and variance; with a mask it does not, and Layer Normalization (Ba et al., 2016) knows
+no other example. Cooijmans et al. (2016): in a recurrent network every time step should
+have statistics of its own.
+
+Images are read row by row, and end at a row that chance decides. A feed-forward and a
+recurrent network are trained with BN over all rows, with masked BN, with Layer Norm,
+with none. Expected: outputs with BN over padding depend on how far a batch is padded,
+those of the others do not, nor those of a recurrent network with statistics per time
+step, which further steps do not touch; masked BN is more accurate; statistics per time
+step are better than shared ones.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments import datasets, options, output, recording
+from experiments.padding import networks, report, sequences
+from jaxbn import training
+
+QUICK = {
+    "dataset": "digits",
+    "examples": 1500,
+    "steps": 200,
+    "record_every": 100,
+    "units": 32,
+    "seeds": 2,
+}
+_LONGER = 4  # Times as many rows, to see what changes.
+
+
+@dataclasses.dataclass(frozen=True)
+class Padding:
+    """Sequences of unequal length: BN over padding or masked, Layer Norm (five min)."""
+
+    dataset: datasets.Dataset = "fashion_mnist"
+    """Images that are read row by row."""
+    examples: int = 10_000
+    """Of the training set, taken from its beginning."""
+    steps: int = 1500
+    """Mini-batches per network."""
+    record_every: int = 150
+    """Steps between two records."""
+    batch_size: int = 64
+    """Examples per mini-batch."""
+    learning_rate: float = 0.1
+    """Of plain SGD."""
+    shortest: int = 3
+    """Rows of the shortest sequences; the longest have all."""
+    units: int = 64
+    """Per layer."""
+    tested: int = 2000
+    """Test images, taken from the beginning."""
+    seeds: int = 3
+    """Trainings side by side, each with its own initial weights and mini-batches."""
+    quick: bool = False
+    """On the embedded digits, in a minute."""
+    data_dir: pathlib.Path | None = None
+    """Where TFDS keeps its data; default: its own, for digits `runs/data`."""
+    out: pathlib.Path = pathlib.Path("runs")
+    """Folder for figure, table and JSON."""
+
+    def run(self) -> None:
+        """Writes `padding.json`, `.md` and `.png`."""
+        config = options.quick(self, QUICK)
+        check(config)
+        output.check_folder(self.out)
+        with options.interruptible():
+            result = measure(config)
+        path = self.out / "padding.json"
+        output.write_result(path, "padding", self, result)
+        print(report.write(path))
+        _kept(config).forget(_runs(config, rows=8, features=1))
+
+
+def check(config: Padding) -> None:
+    """Checks the options before any work.
+
+    Raises:
+      ValueError: naming the option, what it must be and what it is.
+    """
+    recording.check(_plan(config))
+    options.check_at_least(
+        config, batch_size=2, units=1, tested=1, examples=config.batch_size
+    )  # fmt: skip
+    options.check_positive(config, "learning_rate")
+    if not 1 <= config.shortest <= 8:
+        raise ValueError(f"`shortest` must be 1 to 8 rows, got {config.shortest}.")
+
+
+def measure(config: Padding) -> dict[str, Any]:
+    """All trainings: by network what was recorded, `[records, seeds]` each."""
+    train_split, test = (
+        _split(config, name, seed, count)
+        for seed, (name, count) in enumerate(
+            (("train", config.examples), ("test", config.tested))
+        )
+    )
+    _, rows, features = test["image"].shape
+    found = recording.train(
+        _runs(config, rows, features),
+        _plan(config),
+        train_split,
+        test,
+        _kept(config),
+        workers=2,
+    )
+    return {
+        "options": options.identity(config),
+        "step": recording.recorded_steps(_plan(config)).tolist(),
+        "padding": 1 - float(np.mean(train_split["length"]) / rows),
+        "networks": {
+            name: {quantity: output.plain(values) for quantity, values in each.items()}
+            for name, each in found.items()
+        },
+    }
+
+
+def loss_fn(model: Any, batch: recording.Batch, train: bool) -> dict[str, jax.Array]:
+    """Cross-entropy and accuracy per sequence."""
+    logits = model(batch["image"], sequences.mask(dict(batch)), train=train)
+    cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+    return {
+        "loss": cross_entropy(logits, batch["label"]),
+        "accuracy": logits.argmax(-1) == batch["label"],
+    }
+
+
+def _runs(config: Padding, rows: int, features: int) -> list[recording.Run]:
+    kinds: tuple[networks.Kind, ...] = get_args(networks.Kind)
+    made: dict[str, Any] = {
+        f"feed-forward, {kind}": networks.FeedForward(kind, config.units, rows)
+        for kind in kinds
+    }
+    made |= {
+        f"recurrent, {kind}": networks.Recurrent(kind, True, config.units)
+        for kind in kinds
+    }
+    made["recurrent, masked BN, shared"] = networks.Recurrent(
+        "masked BN", False, config.units
+    )
+    return [_run(config, name, made[name], rows, features) for name in made]
+
+
+def _run(
+    config: Padding, name: str, model: Any, rows: int, features: int
+) -> recording.Run:
+    train_step = training.make_train_step(loss_fn)
+
+    def init(key: jax.Array) -> training.TrainState:
+        x, mask = jnp.zeros((2, rows, features)), jnp.ones((2, rows), bool)
+        variables = model.init(key, x, mask, train=False)
+        tx = optax.sgd(config.learning_rate)
+        return training.TrainState.create(model.apply, variables, tx)
+
+    def record(state: training.TrainState, held_out: recording.Batch):
+        variables = {"params": state.params}
+        if state.batch_stats:
+            variables["batch_stats"] = state.batch_stats
+        logits = model.apply(
+            variables, held_out["image"], sequences.mask(dict(held_out)), train=False
+        )
+        right = logits.argmax(-1) == held_out["label"]
+        short = held_out["length"] <= rows // 2
+        return {
+            "accuracy": jnp.mean(right),
+            "short": jnp.sum(right & short) / jnp.sum(short),
+            "change": _change_by_padding(model, state, held_out),
+        }
+
+    return recording.Run(
+        name=name,
+        init=init,
+        step=lambda state, batch: train_step(state, batch)[0],
+        record=record,
+        batch_size=config.batch_size,
+    )
+
+
+def _change_by_padding(
+    model: Any, state: training.TrainState, batch: recording.Batch
+) -> jax.Array:
+    """How much the logits in training change where a batch is padded further.
+
+    The root mean square of the difference over that of the logits, shape ().
+    """
+    variables = {"params": state.params}
+    if not getattr(model, "per_step", True):
+        variables["batch_stats"] = state.batch_stats  # Else made anew, of more rows.
+
+    def logits(batch: dict[str, jax.Array]) -> jax.Array:
+        made, _ = model.apply(
+            variables, batch["image"], sequences.mask(batch), train=True,
+            mutable=["batch_stats"],
+        )  # fmt: skip
+        return made
+
+    short = logits(dict(batch))
+    difference = logits(sequences.longer(dict(batch), _LONGER)) - short
+    return jnp.sqrt(jnp.mean(difference**2) / jnp.mean(short**2))
+
+
+def _split(config: Padding, name: Any, seed: int, count: int) -> dict[str, np.ndarray]:
+    images, labels = datasets.load(config.dataset, name, config.data_dir)
+    made = sequences.from_images(images[:count], config.shortest, seed)
+    return {**made, "label": labels[:count]}
+
+
+def _plan(config: Padding) -> recording.Plan:
+    return recording.Plan(
+        config.steps, config.record_every, config.seeds, config.record_every
+    )
+
+
+def _kept(config: Padding) -> recording.Kept:
+    return recording.Kept(config.out, "padding", options.identity(config))
