@@ -80,31 +80,17 @@ def wrong_by_size(predicted: np.ndarray, labels: np.ndarray) -> dict[int, np.nda
     }
 
 
-def drops(wrong: dict[str, dict[int, np.ndarray]]) -> dict[str, dict[str, Any]]:
-    """By how much each stage lowers the error, and how sure that is.
-
-    From one crop to 144: the mean of all networks. From one network to all, with 144
-    crops: against the network which is best on these very images, the sternest choice.
+def drop(before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
+    """By how much a stage lowers the error, and how sure that is.
 
     Args:
-      wrong: as `wrong_by_size` returns it, by the number of crops.
+      before: which images are wrong without it, `[seeds, N]`.
+      after: and with it.
 
     Returns:
-      By stage `seeds`, the drop of each, and `standard_error` of their mean, over test
-      images.
+      `seeds`, the drop of each, and `standard_error` of their mean, over test images.
     """
-    alone, crops_alone = wrong["1"][1], wrong["144"][1]  # [networks, seeds, N]
-    ensemble = wrong["144"][len(alone)][0]
-    best = crops_alone.mean(-1).argmin(0)  # [seeds]
-    of_best = crops_alone[best, np.arange(len(best))]
-    return {
-        "crops": _drop((alone - crops_alone).mean(0)),
-        "ensemble": _drop(of_best - ensemble),
-    }
-
-
-def _drop(difference: np.ndarray) -> dict[str, Any]:
-    """Of `[seeds, N]`."""
+    difference = before - after
     each = difference.mean(0)
     return {
         "seeds": difference.mean(-1).round(5).tolist(),

@@ -16,7 +16,7 @@ _CURVES = {
 
 
 def draw(result: Mapping[str, Any]) -> Figure:
-    """Left: ours, the mean over all choices of networks. Right: the paper's stages."""
+    """Left: ours, means over all choices of networks. Right: the paper's stages."""
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(10, 3.8), width_ratios=(5, 2), layout="constrained"
     )
@@ -29,6 +29,10 @@ def draw(result: Mapping[str, Any]) -> Figure:
         left.fill_between(
             networks, errors.min(1), errors.max(1), color=color, alpha=0.2
         )
+        single = 100 * np.array(result["single"][crops])
+        left.plot(0.85, single.mean(), "D", color=color, markersize=8)
+        left.vlines(0.85, single.min(), single.max(), color=color)
+    left.plot([], [], "D", color="black", label="a network without the six's changes")
     left.set(xlabel="networks whose probabilities are averaged", ylabel="test error, %")
     seeds = len(result["drops"]["crops"]["seeds"])
     left.set_title(

@@ -29,18 +29,15 @@ def test_ensembles_average_probabilities(probabilities):
             assert wrong[2][place, seed, image] == expected
 
 
-def test_drops_by_hand():
-    # Two networks, one seed, four images.
-    one_crop = np.array([[[1, 1, 1, 0]], [[1, 1, 0, 0]]], float)
-    all_crops = np.array([[[1, 0, 1, 0]], [[1, 0, 0, 0]]], float)
-    ensemble = np.array([[[0, 0, 0, 0]]], float)
-    wrong = {"1": {1: one_crop}, "144": {1: all_crops, 2: ensemble}}
-    found = evaluation.drops(wrong)
-    # Each network loses the second image: .25. The better one errs in the first.
-    assert found["crops"]["seeds"] == [0.25]
-    assert found["ensemble"]["seeds"] == [0.25]
-    error = np.std([0, 1, 0, 0]) / 2
-    assert found["crops"]["standard_error"] == pytest.approx(error, abs=1e-5)
+def test_drop_by_hand():
+    # Two seeds, four images.
+    before = np.array([[1, 1, 1, 0], [1, 1, 0, 0]], float)
+    after = np.array([[1, 0, 0, 0], [1, 0, 0, 1]], float)
+    found = evaluation.drop(before, after)
+    assert found["seeds"] == [0.5, 0]
+    # By image the mean of the seeds falls by 0, 1, .5 and -.5.
+    error = np.std([0, 1, 0.5, -0.5]) / 2
+    assert found["standard_error"] == pytest.approx(error, abs=1e-5)
 
 
 def test_the_mean_over_all_crops():

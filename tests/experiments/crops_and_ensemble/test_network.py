@@ -25,6 +25,8 @@ def test_six_networks_with_the_changes_of_the_paper():
     members = list(network.MEMBERS.values())
     assert len(members) == len(set(members)) == 6
     assert {member.dropout for member in members} == {0.0, 0.05, 0.1}
+    assert network.NETWORKS[network.UNCHANGED] == network.Member()
+    assert list(network.NETWORKS) == [*network.MEMBERS, network.UNCHANGED]
     for member in members:  # Each changed by some of them.
         assert member != network.Member()
 

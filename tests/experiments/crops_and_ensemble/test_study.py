@@ -1,4 +1,3 @@
-import itertools
 import json
 
 import numpy as np
@@ -33,9 +32,11 @@ def test_input_in_the_proportion_of_the_paper(side, size):
 
 
 def test_the_command(tmp_path, monkeypatch):
-    # One network: the others differ in what test_network checks.
-    some = dict(itertools.islice(network.MEMBERS.items(), 1))
-    monkeypatch.setattr(network, "MEMBERS", some)
+    # Two networks: the others differ in what test_network checks.
+    some = {network.UNCHANGED: network.Member()}
+    members = {"dropout 5 %": network.Member(dropout=0.05)}
+    monkeypatch.setattr(network, "MEMBERS", members)
+    monkeypatch.setattr(network, "NETWORKS", {**members, **some})
     folders = ["--data-dir", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
     main.main(["crops_and_ensemble", *SHORT.split(), *folders])
     check_result(tmp_path / "out", networks=1)
@@ -69,6 +70,7 @@ def check_result(out, networks):
     for by_size in result["errors"].values():
         assert list(by_size) == [str(count) for count in range(1, networks + 1)]
         assert np.shape(by_size["1"]) == (networks, 2)
+    assert np.shape(result["single"]["144"]) == (2,)
     assert path.with_suffix(".md").exists()
     assert path.with_suffix(".png").exists()
     assert not list((out / "checkpoints").glob("*"))
