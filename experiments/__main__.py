@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> None:
     """Runs the command that `arguments` name, or lists all of them."""
     if not arguments:
         print("Usage: python -m experiments STUDY [--help] [OPTIONS]\n")
-        for name, command in COMMANDS.items():
+        for name, command in sorted(COMMANDS.items()):
             print(f"  {name:20} {command.__doc__.splitlines()[0]}")
         return
     absl.logging.set_verbosity(absl.logging.ERROR)  # TFDS and orbax tell a lot.

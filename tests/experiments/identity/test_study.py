@@ -8,6 +8,9 @@ import pytest
 from experiments import __main__ as main
 from experiments.identity import study
 
+# Whole programs: minutes together.
+pytestmark = pytest.mark.exhaustive
+
 TINY = "--quick --steps 4 --records 2 --batch-sizes 5 --seeds 2"
 
 

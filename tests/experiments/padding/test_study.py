@@ -8,6 +8,9 @@ import pytest
 from experiments import __main__ as main
 from experiments.padding import study
 
+# Whole programs: minutes together.
+pytestmark = pytest.mark.exhaustive
+
 OPTIONS = (
     "--quick --steps 1 --record-every 1 --units 4 --seeds 1 --tested 20 "
     "--batch-size 10 --examples 20"

@@ -5,6 +5,9 @@ import pytest
 
 from experiments import __main__ as main
 
+# Whole programs: minutes together.
+pytestmark = pytest.mark.exhaustive
+
 TINY = (
     "--quick --steps 4 --records 2 --hidden 3 --seeds 2 --units 4 --examples 8 40 "
     "--batch-sizes 20"
