@@ -36,6 +36,8 @@ def draw(result: Mapping[str, Any]) -> Figure:
             )
         right.plot([], [], style, color="black", label=f"batches of {size}")
     left.plot([], [], color=_COLORS["none"], label="no normalisation")
+    left.set_xticks(units, [str(each) for each in units])
+    left.minorticks_off()
     left.set(title="ms of output and gradient", xlabel="units")
     middle.set(title="variance of other examples", xlabel="examples, of 32 units")
     right.set(title="test accuracy", xlabel="step", ylim=(0, 1))

@@ -102,8 +102,8 @@ def _cost(result: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     header = ["units", "BN, ms", "whitening, ms", "whitening over BN"]
     return (
-        "Time of output and gradient of a layer, 256 examples; the fastest of 40 rounds "
-        "in turns:\n\n" + output.markdown(header, rows)
+        "Time of output and gradient of a layer, 256 examples; the fastest of 40 "
+        "rounds in turns:\n\n" + output.markdown(header, rows)
     )
 
 
