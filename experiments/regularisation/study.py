@@ -10,9 +10,13 @@ Few training images and many epochs, so that a network can fit them all: with an
 without BN, at dropout 0, 5, 10 and 40 %, at three weights of L2, and with mini-batches
 of ever the same examples. The learning rate falls to zero, and inference is by the
 statistics of all training images, so that neither noise nor lag is taken for a lack of
-regularisation. Expected: without dropout BN generalises better; dropout
-brings less with BN; a fifth of L2 is better with BN; fixed mini-batches cost accuracy
-with BN, and less without.
+regularisation. Expected: without dropout BN generalises better; dropout brings less
+with BN; a fifth of L2 is better with BN; fixed mini-batches cost accuracy with BN, and
+less without.
+
+Measured: holds partly. Fixed mini-batches cost BN half a point in every seed. The rest
+does not hold on so few images: BN fits all of them, the network without it does not
+yet, and dropout of 40 % brings BN half a point.
 """
 
 import dataclasses

@@ -46,7 +46,8 @@ def test_algorithm_2_against_float64():
     ratio = np.mean(batches.var(1, ddof=1).mean(0) / u.var(0))
     error = (batches.mean(1).mean(0) - u.mean(0)) / u.std(0)
     made = found["algorithm 2"]
-    np.testing.assert_allclose(made["ratio"], [[ratio]], rtol=1e-4)
+    # Four digits are kept.
+    np.testing.assert_allclose(made["ratio"], [[ratio]], rtol=1e-3)
     np.testing.assert_allclose(made["mean"], [[np.sqrt(np.mean(error**2))]], atol=1e-5)
 
 
