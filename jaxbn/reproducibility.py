@@ -14,7 +14,7 @@ Bit for bit, on one kind of machine with the same versions and number of devices
   process of two was killed as well
   (`tests/test_two_processes.py::test_a_run_whose_process_died_goes_on_with_the_same_statistics`);
 - the Linen layer, the NNX layer and the functions
-  (`tests/jaxbn/test_nnx.py::test_linen_nnx_and_function_agree_bit_for_bit`), and
+  (`tests/test_forms_agree.py::test_many_random_cases`), and
   trainings in Linen and NNX
   (`tests/test_reproducibility.py::test_linen_and_nnx_training_bit_for_bit`); their
   dropout has other keys;

@@ -19,6 +19,7 @@ OPTIONS = (
 )
 
 
+@pytest.mark.exhaustive
 def test_from_the_command_line(tmp_path, capsys):
     main.main(["regularisation", *OPTIONS.split(), "--out", str(tmp_path)])
     rows = json.loads((tmp_path / "regularisation.json").read_text())["rows"]
