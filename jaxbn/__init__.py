@@ -45,6 +45,7 @@ _MODULES = {
     "nnx": "jaxbn.nnx",
     "parallel": "jaxbn.parallel",
     "reproducibility": "jaxbn.reproducibility",
+    "sync_policies": "jaxbn.sync_policies",
     "testing": "jaxbn.testing",
     "training": "jaxbn.training",
 }

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jaxbn import checks, stats_tree
 from jaxbn.core import estimators
+from jaxbn.core import moments as moments_lib
 from jaxbn.core.estimators import Estimator
 
 Statistics = estimators.Name | Estimator
@@ -43,6 +44,31 @@ def as_estimator(
         )
     checks.check_momentum(momentum)
     return estimators.named(value, momentum, unbiased)
+
+
+def moved(
+    estimator: Estimator, state: Any, moments: moments_lib.Moments, pool_groups: bool
+) -> Any:
+    """The state of an estimator after one batch.
+
+    Args:
+      estimator: which.
+      state: before.
+      moments: of the batch, `[C]`, or of each of its groups, `[groups, C]`.
+      pool_groups: True: by the moments of all groups together; False: the mean of what
+        each of them would make of it.
+    """
+    with jax.named_scope("jaxbn.running"):
+        if moments.mean.ndim == estimator.estimate(state).mean.ndim:
+            return estimator.update(state, moments)
+        if pool_groups:
+            return estimator.update(state, moments_lib.merge_rows(moments))
+        # On a mesh of Explicit axes `vmap` takes only arrays that are split alike, and
+        # the counts are not split.
+        zeros = jnp.zeros_like(moments.var)
+        moments = jax.tree.map(lambda part: part + zeros, moments)
+        each = jax.vmap(estimator.update, (None, 0))(state, moments)
+        return jax.tree.map(lambda part: jnp.mean(part, 0).astype(part.dtype), each)
 
 
 def check_state(estimator: Estimator, state: Any) -> None:

@@ -7,20 +7,20 @@ inference takes them from the running statistics. `x` is `[N, ..., C]`, the rest
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from jaxbn import checks, estimation, grouping
-from jaxbn.core import moments as moments_lib
-from jaxbn.core import normalize, reduction, running, sub_batches
+from jaxbn import checks, estimation, grouping, sync_policies
+from jaxbn.call import Call
+from jaxbn.core import normalize, reduction, running
 
 
 def batch_norm_train(
     x: jax.typing.ArrayLike,
     scale: jax.typing.ArrayLike | None,
     bias: jax.typing.ArrayLike | None,
-    batch_stats: running.BatchStats,
+    batch_stats: running.BatchStats | sync_policies.WithSync,
     *,
     axis: int | Sequence[int] = -1,
     momentum: jax.typing.ArrayLike = 0.99,
@@ -39,6 +39,7 @@ def batch_norm_train(
     use_fast_variance: bool = False,
     force_float32_reductions: bool = True,
     estimator: estimation.Statistics | None = None,
+    sync: sync_policies.Policy | None = None,
     name: str | None = None,
 ) -> tuple[jax.Array, running.BatchStats]:
     """Normalises a batch by its own statistics and moves the running ones.
@@ -97,6 +98,10 @@ def batch_norm_train(
         "cumulative", "window" or any of `jaxbn.estimators`, whose state is then in the
         place of a `BatchStats`. Those with settings of their own leave `momentum` and
         `unbiased` aside.
+      sync: how devices, or parts of `group_size` examples without an axis name, share
+        their statistics: one of `jaxbn.sync_policies`. Default: those along `axis_name`
+        exactly, parts not at all. One that remembers earlier steps needs
+        `sync_policies.WithSync(batch_stats, state)` in the place of `batch_stats`.
       name: of the layer, for warnings.
 
     Returns:
@@ -135,6 +140,9 @@ def batch_norm_train(
       Ioffe and Szegedy, arXiv:1502.03167, Algorithm 1; for convolutions, Section 3.2.
       Rota Bulo, Porzi and Kontschieder, arXiv:1712.02616, for `in_place`.
     """  # noqa: E501
+    sync_state: sync_policies.State = {}
+    if isinstance(batch_stats, sync_policies.WithSync):
+        batch_stats, sync_state = batch_stats
     follow = estimation.as_estimator("estimator", estimator, momentum, unbiased)
     if estimator is not None:
         estimation.check_state(follow, batch_stats)
@@ -153,40 +161,26 @@ def batch_norm_train(
     variance = checks.as_variance(variance, use_fast_variance)
     devices = grouping.as_devices(axis_name, axis_index_groups, group_size)
     grouping.check_split(x, devices)
-    shape, feature_ndim, position = x.shape, len(feature_axes), 0
-    if devices is None and group_size is not None:
-        examples = grouping.examples_per_group(x, feature_axes, group_size)
-        x, mask, feature_axes, position = sub_batches.split(
-            x, mask, feature_axes, examples
-        )
-        # One conditional for all groups would need a collective for its predicate.
-        variance = "unconditional" if variance == "auto" else variance
-        scale, bias = (jnp.expand_dims(array, position) for array in (scale, bias))
-        residual = None if residual is None else residual.reshape(x.shape)
     how = reduction.Reduction(
         feature_axes,
         variance=variance,
         dtype=None if force_float32_reductions else x.dtype,
         devices=devices,
     )
-    grouping.warn_single_value(x, how, name)
-    y, moments = normalize.normalize(how, output, x, scale, bias, mask, residual)
-    with jax.named_scope("jaxbn.running"):
-        moments = jax.tree.map(lambda part: jnp.moveaxis(part, position, 0), moments)
-        if moments.mean.ndim == feature_ndim:
-            batch_stats = follow.update(batch_stats, moments)
-        elif pool_groups:
-            batch_stats = follow.update(batch_stats, moments_lib.merge_rows(moments))
-        else:
-            # On a mesh of Explicit axes `vmap` takes only arrays that are split alike,
-            # and the counts are not split.
-            zeros = jnp.zeros_like(moments.var)
-            moments = jax.tree.map(lambda part: part + zeros, moments)
-            each = jax.vmap(follow.update, (None, 0))(batch_stats, moments)
-            batch_stats = jax.tree.map(
-                lambda part: jnp.mean(part, 0).astype(part.dtype), each
-            )
-    return y.reshape(shape), batch_stats
+    examples = None
+    if devices is None and group_size is not None:
+        examples = grouping.examples_per_group(x, feature_axes, group_size)
+    stats = follow.estimate(batch_stats)
+    call = Call(how, output, x, scale, bias, mask, residual, stats, examples, name)
+    if sync is None:
+        y, moments = call.normalized()
+    else:
+        y, moments, sync_state = sync_policies.normalize(sync, call, sync_state)
+    batch_stats = estimation.moved(follow, batch_stats, moments, pool_groups)
+    made: Any = batch_stats
+    if sync_state:
+        made = sync_policies.WithSync(batch_stats, sync_state)
+    return y, made
 
 
 def batch_norm_inference(

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbn import checks, estimation, functional, switches
-from jaxbn.core import estimators, moments, passes, running
+from jaxbn import checks, estimation, functional, switches, sync_policies
+from jaxbn.core import estimators, moments, passes, reduction, running
 
 # Fields of a layer that `batch_norm_train` takes under the same name.
 _OPTIONS = (
@@ -30,7 +30,7 @@ _OPTIONS = (
 )
 
 # Those that need a bound axis, or a batch of the size that is trained on.
-_GROUPS = ("axis_name", "axis_index_groups", "group_size")
+_GROUPS = ("axis_name", "axis_index_groups", "group_size", "sync")
 
 
 class Layer(Protocol):
@@ -47,6 +47,7 @@ class Layer(Protocol):
     force_float32_reductions: Any
     statistics: Any
     unbiased: Any
+    sync: Any
 
 
 def channels(layer: Layer, x: jax.Array) -> tuple[int, ...]:
@@ -104,6 +105,14 @@ def init_state(layer: Layer, shape: tuple[int, ...], x_dtype: jnp.dtype) -> Any:
     return estimator(layer).init(shape, dtype)
 
 
+def init_sync(
+    layer: Layer, shape: tuple[int, ...], x_dtype: jnp.dtype
+) -> sync_policies.State:
+    """The state of the policy of a new layer; empty if it needs none."""
+    dtype = reduction.reduction_dtype(x_dtype)
+    return sync_policies.init_state(layer.sync, shape, dtype)
+
+
 def before_the_first_pass(layer: Layer, state: Any) -> passes.Passes:
     """What a layer that collects moments has collected so far: nothing."""
     return passes.before_the_first(estimator(layer), state)
@@ -117,6 +126,7 @@ def apply(
     bias: jax.Array | None,
     state: Any,
     *,
+    sync_state: sync_policies.State,
     collected: moments.Moments | None = None,
     collecting: bool = False,
     mask: jax.typing.ArrayLike | None,
@@ -124,8 +134,10 @@ def apply(
     dtype: jax.typing.DTypeLike,
     initializing: bool,
     name: str | None,
-) -> tuple[jax.Array, Any]:
-    """The output of a layer, and its new running statistics; None where they stay.
+) -> tuple[jax.Array, Any, sync_policies.State]:
+    """The output of a layer, its new running statistics and the state of its policy.
+
+    The statistics are None, the state is empty where they stay as they are.
 
     Args:
       layer: its fields.
@@ -134,6 +146,7 @@ def apply(
       scale: `[C]` or None.
       bias: `[C]` or None.
       state: the running statistics, as `init_state` makes them.
+      sync_state: of the policy, as `init_sync` makes it.
       collecting: merge the moments of this pass with `collected`, and return a `Passes`
         instead of new running statistics.
       collected: moments of the passes before this one, or None.
@@ -148,22 +161,29 @@ def apply(
 
     follow = estimator(layer)
     state = estimation.as_complex(follow, state) if jnp.iscomplexobj(x) else state
+    if collecting and sync_state:
+        raise ValueError(
+            f"`sync={layer.sync!r}` moves its state in every pass, got several passes "
+            "for one update (`micro_batches`, `batch_moments` or `jaxbn.collecting`); "
+            "use a policy without a state."
+        )
     if collecting:
         state = passes.before_the_first(follow, state)
         if collected is not None:
             state = state._replace(moments=collected)
         follow = passes.accumulating(follow)
 
-    def train() -> tuple[jax.Array, Any]:
+    def train() -> tuple[jax.Array, Any, sync_policies.State]:
         groups = {} if initializing else {o: getattr(layer, o) for o in _GROUPS}
         with warnings.catch_warnings():
             if initializing:  # One example is often enough for that.
                 warnings.simplefilter("ignore", UserWarning)
-            return functional.batch_norm_train(
+            with_sync = sync_policies.WithSync(state, sync_state)
+            y, moved = functional.batch_norm_train(
                 x,
                 scale,
                 bias,
-                state,
+                with_sync if sync_state and not initializing else state,
                 mask=mask,
                 residual=residual,
                 dtype=dtype,
@@ -173,7 +193,11 @@ def apply(
                 **groups,
                 **{option: getattr(layer, option) for option in _OPTIONS},
             )
+        if isinstance(moved, sync_policies.WithSync):
+            return y, moved.batch_stats, moved.sync
+        return y, moved, {}
 
+    synced: sync_policies.State = {}
     if on.use_running_average:
         # They matter only in training, but a mistake should show at the first call.
         checks.as_variance(layer.variance, layer.use_fast_variance)
@@ -189,7 +213,10 @@ def apply(
             activation=layer.activation,
             dtype=dtype,
         )
-        moved = train()[1] if on.update_running_average else None
+        moved = None
+        if on.update_running_average:
+            _, moved, synced = train()
     else:
-        y, moved = train()
-    return y, moved if on.update_running_average and not initializing else None
+        y, moved, synced = train()
+    moves = on.update_running_average and not initializing
+    return y, moved if moves else None, synced

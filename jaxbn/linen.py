@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen import dtypes, initializers
 
-from jaxbn import checks, folded, layer, moments_collection, switches
+from jaxbn import checks, folded, layer, moments_collection, switches, sync_policies
 from jaxbn.core import moments, reduction
 from jaxbn.estimation import Statistics
 from jaxbn.grouping import GroupSize
@@ -79,6 +79,9 @@ class BatchNorm(nn.Module):
         the average over all batches; "window", over the last hundred; or one of
         `jaxbn.estimators` with settings of its own. All but "ema" keep further
         variables beside `mean` and `var`; `jaxbn.reset_batch_stats` begins anew.
+      sync: how workers share statistics: one of `jaxbn.sync_policies`. Workers are the
+        devices along `axis_name`, or parts of `group_size` examples. What it remembers
+        from step to step is in the collection `batch_sync`.
 
     References:
       Ioffe and Szegedy, arXiv:1502.03167.
@@ -107,6 +110,7 @@ class BatchNorm(nn.Module):
     update_running_average: bool | None = dataclasses.field(default=None, kw_only=True)
     train_affine: bool = dataclasses.field(default=True, kw_only=True)
     statistics: Statistics = dataclasses.field(default="ema", kw_only=True)
+    sync: sync_policies.Policy | None = dataclasses.field(default=None, kw_only=True)
 
     @nn.compact
     def __call__(
@@ -153,13 +157,15 @@ class BatchNorm(nn.Module):
         scale = self._param("scale", shape) if self.use_scale else None
         bias = self._param("bias", shape) if self.use_bias else None
         collecting = self._is_collecting()
-        y, moved = layer.apply(
+        sync = self._batch_sync(on, shape, x.dtype)
+        y, moved, synced = layer.apply(
             self,
             on,
             x,
             scale,
             bias,
             jax.tree.map(lambda variable: variable.value, state),
+            sync_state={name: variable.value for name, variable in sync.items()},
             collected=self._collected() if collecting else None,
             collecting=collecting,
             mask=mask,
@@ -174,6 +180,8 @@ class BatchNorm(nn.Module):
         elif moved is not None:
             for variable, value in zip(state, moved, strict=True):
                 variable.value = value
+        for name, value in synced.items():
+            sync[name].value = value
         return y
 
     @nn.nowrap
@@ -186,6 +194,19 @@ class BatchNorm(nn.Module):
 
         kind = layer.state_type(self)
         return kind(*map(variable, kind._fields))
+
+    @nn.nowrap
+    def _batch_sync(self, on, shape, x_dtype):
+        """The state of the policy, a variable for every entry; inference needs none."""
+        training = on.update_running_average or not on.use_running_average
+        if not training and not self.is_initializing():
+            return {}
+        make = functools.partial(layer.init_sync, self, shape, x_dtype)
+
+        def variable(name):
+            return self.variable(sync_policies.NAME, name, lambda: make()[name])
+
+        return {name: variable(name) for name in make()}
 
     @nn.nowrap
     def _folded(self, x, on, residual):

@@ -21,16 +21,12 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from jax.nn import initializers
 
-from jaxbn import checks, layer, switches
+from jaxbn import checks, layer, nnx_variables, switches, sync_policies
 from jaxbn.core import reduction
 from jaxbn.estimation import Statistics
 from jaxbn.grouping import GroupSize
 
 _NO_METADATA: Mapping[str, Any] = MappingProxyType({})
-
-
-class Collected(nnx.Variable):
-    """The `Passes` of a layer that collects moments instead of moving."""
 
 
 class BatchNorm(nnx.Module):
@@ -104,6 +100,7 @@ class BatchNorm(nnx.Module):
         update_running_average: bool | None = None,
         train_affine: bool = True,
         statistics: Statistics = "ema",
+        sync: sync_policies.Policy | None = None,
     ):
         self.num_features = num_features
         self.use_running_average = use_running_average
@@ -131,11 +128,14 @@ class BatchNorm(nnx.Module):
         self.train_affine = train_affine
         self.frozen = switches.Frozen()  # Set by `jaxbn.freeze`.
         self.statistics = statistics
+        self.sync = sync
 
         shape = layer.as_channels(num_features)
         state = layer.init_state(self, shape, jnp.dtype(param_dtype))
         for name, value in state._asdict().items():  # `mean`, `var`, perhaps more.
             setattr(self, name, nnx.BatchStat(value))
+        if synced := layer.init_sync(self, shape, jnp.dtype(param_dtype)):
+            self.batch_sync = nnx_variables.BatchSync(synced)
 
         def param(name: str, init: Callable[..., jax.Array], metadata) -> nnx.Param:
             if rngs is None:
@@ -186,18 +186,20 @@ class BatchNorm(nnx.Module):
         )
         x = jnp.asarray(x)
         scale, bias = (None if p is None else p[...] for p in (self.scale, self.bias))
-        state = self._state()
+        state = nnx_variables.read(self, layer.state_type(self))
         checks.check_features(x, self.axis, state.mean.shape)
         collected = getattr(self, "collected", None)
+        sync = getattr(self, sync_policies.NAME, None)
         arrays = x, state.mean, state.var, scale, bias
         promoted = self.promote_dtype(arrays, dtype=self.dtype)
-        y, moved = layer.apply(
+        y, moved, synced = layer.apply(
             self,
             on,
             x,
             scale,
             bias,
             state,
+            sync_state={} if sync is None else sync.get_value(),
             collected=None if collected is None else collected.get_value().moments,
             collecting=collected is not None,
             mask=mask,
@@ -209,25 +211,16 @@ class BatchNorm(nnx.Module):
         if moved is not None and collected is not None:
             collected.set_value(moved)
         elif moved is not None:
-            self._set_state(moved)
+            nnx_variables.write(self, moved)
+        if synced and sync is not None:
+            sync.set_value(synced)
         return y
 
     def collect(self) -> None:
         """Merges moments of the following calls in `self.collected`; nothing moves."""
-        self.collected = Collected(layer.before_the_first_pass(self, self._state()))
-
-    def _state(self) -> Any:
-        """The running statistics, as their estimator has them."""
-        kind = layer.state_type(self)
-        return kind(*(getattr(self, name)[...] for name in kind._fields))
-
-    def _set_state(self, state: Any) -> None:
-        for name, value in state._asdict().items():
-            variable = getattr(self, name)
-            if variable[...].dtype == value.dtype:
-                variable[...] = value
-            else:  # The first batch of complex numbers.
-                variable.set_value(value)
+        state = nnx_variables.read(self, layer.state_type(self))
+        first = layer.before_the_first_pass(self, state)
+        self.collected = nnx_variables.Collected(first)
 
     def set_view(
         self,

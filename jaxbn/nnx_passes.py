@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from flax import nnx
 
-from jaxbn import model_layers
+from jaxbn import model_layers, nnx_variables
 from jaxbn.nnx import BatchNorm
 
 
@@ -58,4 +58,4 @@ def collecting(model: nnx.Module) -> Iterator[None]:
         for path, layer in layers.items():
             del layer.collected
             if path in moved:
-                layer._set_state(moved[path])
+                nnx_variables.write(layer, moved[path])

@@ -142,6 +142,7 @@ def standardize(
     mean: jax.Array,
     var: jax.Array,
     residual: jax.Array | None,
+    mask: jax.Array | None = None,
 ) -> jax.Array:
     """Normalises `x` by given statistics, such as those of the population.
 
@@ -157,13 +158,14 @@ def standardize(
       mean: `[C]`.
       var: `[C]`.
       residual: added before the activation, of the shape of `x`, or None.
+      mask: outside of it, what gives nothing finite becomes the bias.
 
     Returns:
       `y` of the shape of `x` and dtype `output.dtype`.
     """
     center = affine.center_of(mean, var, 0.0, output.epsilon)
     apply = _recomputed(affine.apply, output, feature_axes)
-    y = apply(x, None, center, scale, bias, residual)
+    y = apply(x, mask, center, scale, bias, residual)
     return barriers.rounded(y) if _is_read_again(output, residual) else y
 
 

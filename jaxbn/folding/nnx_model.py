@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxbn import layer as layer_lib
+from jaxbn import nnx_variables
 from jaxbn.core import running
 from jaxbn.folding import program
 from jaxbn.folding.merging import Affine
@@ -88,7 +89,8 @@ def _affine(norm: Any) -> Affine:
         None if part is None else part[...] for part in (norm.scale, norm.bias)
     )
     if isinstance(norm, BatchNorm):
-        stats = layer_lib.estimator(norm).estimate(norm._state())
+        state = nnx_variables.read(norm, layer_lib.state_type(norm))
+        stats = layer_lib.estimator(norm).estimate(state)
     else:
         stats = running.BatchStats(norm.mean[...], norm.var[...])
     return program.affine_of(stats, scale, bias, norm.epsilon)

@@ -85,7 +85,8 @@ def fold(
         elif uses:
             reason = f"it is called {len(uses)} times, or in a loop or branch"
             rows[seen.path] = FoldedLayer(seen.path, "affine", None, reason)
-    order = {node.operands[0]: place for place, node in enumerate(graph.nodes)}
+    calls = [node for node in graph.nodes if node.name == folded.NAME]
+    order = {node.operands[0]: place for place, node in enumerate(calls)}
     once.sort(key=lambda layer: order[layer.norm.input])
     owners = {value: name.rpartition("/")[0] or name for value, name in names.items()}
     done = search.fold(graph, once, leaves, owners)

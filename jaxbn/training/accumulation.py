@@ -33,7 +33,8 @@ def accumulated_gradient_of(
       params: others than those of the state.
 
     Raises:
-      ValueError: if the first axis of an array cannot be cut so.
+      ValueError: if the first axis of an array cannot be cut so, or a layer's policy
+        remembers earlier steps.
     """
     parts = jax.tree_util.tree_map_with_path(
         lambda path, array: _cut(jax.tree_util.keystr(path), array, micro_batches),
@@ -66,14 +67,14 @@ def accumulated_gradient_of(
             total.grads,
             made.grads,
         )
-        return gradient.Gradient(grads, metrics, made.batch_stats), None
+        return gradient.Gradient(grads, metrics, made.batch_stats, {}), None
 
     total, _ = jax.lax.scan(add, total, (jnp.arange(micro_batches), parts))
     grads = jax.tree.map(
         lambda grad, like: grad.astype(like.dtype), total.grads, shapes.grads
     )
     moved = moments_collection.move_batch_stats(state.batch_stats, total.batch_stats)
-    return gradient.Gradient(grads, total.metrics, moved)
+    return gradient.Gradient(grads, total.metrics, moved, {})
 
 
 def _widened(grad: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
+from jaxbn import sync_policies
 from jaxbn.core import reduction
 from jaxbn.training.state import TrainState
 
@@ -80,6 +81,22 @@ def unscaled(state: TrainState, grads: Any) -> Any:
         return (wide / scale.scale).astype(grad.dtype)
 
     return jax.tree.map(divide, grads)
+
+
+def scaled_messages(state: TrainState) -> Any:
+    """What policies remember of backward passes, as of the scaled loss."""
+    scale = getattr(state, _FIELD, None)
+    if scale is None:
+        return state.batch_sync
+    return sync_policies.scaled_messages(state.batch_sync, scale.scale)
+
+
+def unscaled_messages(state: TrainState, batch_sync: Any) -> Any:
+    """The same of the loss itself, after a step with the scaled one."""
+    scale = getattr(state, _FIELD, None)
+    if scale is None:
+        return batch_sync
+    return sync_policies.scaled_messages(batch_sync, 1 / scale.scale)
 
 
 def after_scaled_step(grads: Any, new: TrainState, old: TrainState) -> TrainState:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from jaxbn import grouping, moments_collection
+from jaxbn import grouping, moments_collection, sync_policies
 from jaxbn.core import reduction
 from jaxbn.training import finite
 from jaxbn.training import metrics as metrics_lib
@@ -30,6 +30,7 @@ class Gradient(NamedTuple):
     grads: Any  # Of the mean loss, for every parameter.
     metrics: metrics_lib.Metrics
     batch_stats: Any
+    batch_sync: Any  # The states of policies after the exchange.
 
     def applied_to(
         self, state: TrainState, value_fn: Callable[[Any], jax.Array] | None = None
@@ -49,7 +50,10 @@ class Gradient(NamedTuple):
         if value_fn is not None:
             extra_args["value_fn"] = value_fn
         new = state.apply_gradients(
-            grads=self.grads, extra_args=extra_args, batch_stats=self.batch_stats
+            grads=self.grads,
+            extra_args=extra_args,
+            batch_stats=self.batch_stats,
+            batch_sync=self.batch_sync,
         )
         return finite.after_scaled_step(self.grads, new, state)
 
@@ -126,8 +130,13 @@ def gradient_of(
     if collected is not None:
         moving, unmoved = moments_collection.NAME, collected
 
-    def objective(params: Any) -> tuple[jax.Array, tuple[Any, metrics_lib.Metrics]]:
+    # What peers said in backward passes is of the unscaled loss.
+    given = finite.scaled_messages(state)
+
+    def objective(params: Any, said: Any) -> tuple[jax.Array, tuple[Any, ...]]:
         variables = variables_of(params, state.batch_stats)
+        if given:
+            variables[sync_policies.NAME] = sync_policies.with_said(given, said)
         if collected:
             variables[moments_collection.NAME] = collected
         values, updates = state.apply_fn(
@@ -136,7 +145,7 @@ def gradient_of(
             train=True,
             method=loss_fn,
             rngs=rngs,
-            mutable=[moving, "batch_stats", *options.mutable],
+            mutable=[moving, "batch_stats", sync_policies.NAME, *options.mutable],
         )
         if collected is not None:
             after = updates.get("batch_stats", {})
@@ -146,12 +155,19 @@ def gradient_of(
         metrics = over_devices(local, axis_name)
         count = jnp.maximum(metrics["loss"].count, 1)
         loss = local["loss"].total / count.astype(local["loss"].total.dtype)
-        return finite.scaled(state, loss), (updates.get(moving, unmoved), metrics)
+        moved = updates.get(moving, unmoved)
+        synced = updates.get(sync_policies.NAME, given)
+        return finite.scaled(state, loss), (moved, synced, metrics)
 
     params = varying(state.params if params is None else params, axis_name)
-    grads, (batch_stats, metrics) = jax.grad(objective, has_aux=True)(params)
+    (grads, said), (batch_stats, batch_sync, metrics) = jax.grad(
+        objective, argnums=(0, 1), has_aux=True
+    )(params, sync_policies.said_of(given))
     grads = finite.unscaled(state, over_devices(grads, axis_name))
-    return Gradient(grads, metrics, batch_stats)
+    batch_sync = finite.unscaled_messages(
+        state, sync_policies.exchange(batch_sync, said, axis_name=axis_name)
+    )
+    return Gradient(grads, metrics, batch_stats, batch_sync)
 
 
 def mean_loss(gradient_at: Callable[[Any], Gradient]) -> Callable[[Any], jax.Array]:

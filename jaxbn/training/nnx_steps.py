@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxbn import grouping
+from jaxbn import grouping, nnx_variables, sync_policies
 from jaxbn.core import reduction
 from jaxbn.training import gradient
 from jaxbn.training import metrics as metrics_lib
@@ -54,10 +54,15 @@ def make_nnx_train_step(
     ) -> metrics_lib.Metrics:
         if axis_name is not None:
             grouping.axis_size(axis_name)  # Raises if the name is not bound.
-        graph, params, rest = nnx.split(model, optimizer.wrt, ...)
+        graph, params, sync, rest = nnx.split(
+            model, optimizer.wrt, nnx_variables.BatchSync, ...
+        )
+        given = nnx_variables.values(sync)
 
-        def objective(params: Any) -> tuple[jax.Array, tuple[Any, metrics_lib.Metrics]]:
-            copy = nnx.merge(graph, params, rest, copy=True)
+        def objective(params: Any, said: Any) -> tuple[jax.Array, tuple[Any, ...]]:
+            states = sync_policies.with_said(given, said)
+            synced = nnx_variables.with_values(sync, states)
+            copy = nnx.merge(graph, params, synced, rest, copy=True)
             copy.train()
             values = loss_fn(copy, batch, train=True)
             local = metrics_lib.reduce(values, batch.get("mask"))
@@ -69,7 +74,14 @@ def make_nnx_train_step(
 
         def gradient_at(params: Any):
             params = gradient.varying(params, axis_name)
-            grads, (moved, metrics) = jax.grad(objective, has_aux=True)(params)
+            (grads, said), (moved, metrics) = jax.grad(
+                objective, argnums=(0, 1), has_aux=True
+            )(params, sync_policies.said_of(given))
+            synced, moved = nnx.split_state(moved, nnx_variables.BatchSync, ...)
+            states = sync_policies.exchange(
+                nnx_variables.values(synced), said, axis_name=axis_name
+            )
+            moved = nnx.merge_state(nnx_variables.with_values(synced, states), moved)
             return gradient.over_devices(grads, axis_name), moved, metrics
 
         def value_and_grads(params: Any) -> tuple[jax.Array, Any]:

@@ -15,7 +15,7 @@ from flax.training import train_state
 class TrainState(train_state.TrainState):
     """Everything that one step of training reads and writes.
 
-    The fields of `flax.training.train_state.TrainState` in its order, and two more.
+    The fields of `flax.training.train_state.TrainState` in its order, and three more.
 
     Attributes:
       step: steps taken, int32.
@@ -25,10 +25,12 @@ class TrainState(train_state.TrainState):
       opt_state: state of `tx`.
       batch_stats: the model's running statistics; empty where it has none.
       key: source of the keys of each step, for dropout and the like.
+      batch_sync: what policies of synchronisation remember; empty where none does.
     """
 
     batch_stats: Any = struct.field(default_factory=dict)
     key: jax.Array = struct.field(default_factory=lambda: jax.random.key(0))
+    batch_sync: Any = struct.field(default_factory=dict)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -53,7 +55,8 @@ class TrainState(train_state.TrainState):
 
         Args:
           apply_fn: the `apply` of a Linen module.
-          variables: what its `init` returned: `params` and perhaps `batch_stats`.
+          variables: what its `init` returned: `params` and perhaps `batch_stats` and
+            `batch_sync`.
           tx: any optax transformation.
           params: the parameters, instead of `variables`.
           batch_stats: the running statistics, beside `params`.
@@ -79,14 +82,15 @@ class TrainState(train_state.TrainState):
                     f"it, got {sorted(variables)}; give a tree of parameters alone as "
                     "`params=`."
                 )
-            unknown = set(variables) - {"params", "batch_stats"}
+            unknown = set(variables) - {"params", "batch_stats", "batch_sync"}
             if unknown:
                 raise ValueError(
-                    "`variables` may hold the collections 'params' and 'batch_stats', "
-                    f"got also {sorted(unknown)}; leave those out."
+                    "`variables` may hold the collections 'params', 'batch_stats' and "
+                    f"'batch_sync', got also {sorted(unknown)}; leave those out."
                 )
             params = variables["params"]
             batch_stats = variables.get("batch_stats", {})
+            fields = {"batch_sync": variables.get("batch_sync", {}), **fields}
         # A FrozenDict would become a dict after the first step.
         batch_stats = core.unfreeze(batch_stats or {})
         params, batch_stats, fields = _copied((params, batch_stats, fields))
@@ -155,12 +159,16 @@ def taken_by(
 def _to_state_dict(state: TrainState) -> dict[str, Any]:
     """The state as `flax.serialization` wants it; it knows no typed keys."""
     parts = {name: getattr(state, name) for name in _names(state)}
+    if not parts["batch_sync"]:  # As states without policies always were.
+        del parts["batch_sync"]
     parts["key"] = _data(state.key)
     return {name: serialization.to_state_dict(part) for name, part in parts.items()}
 
 
 def _from_state_dict(state: TrainState, parts: dict[str, Any]) -> TrainState:
     names = set(_names(state))
+    if not state.batch_sync:
+        parts = {"batch_sync": {}, **parts}
     if names != set(parts):
         raise ValueError(
             f"The saved state must have the fields {sorted(names)}, got "

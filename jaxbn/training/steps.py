@@ -63,7 +63,7 @@ def make_train_step(
         take = functools.partial(
             accumulated_gradient_of, loss_fn, options, micro_batches
         )
-    return _donating(functools.partial(_train_step, take))
+    return _Donating(functools.partial(_train_step, take))
 
 
 def make_multi_step(
@@ -88,7 +88,7 @@ def make_multi_step(
         state, metrics = jax.lax.scan(step, state, batches)
         return state, jax.tree.map(lambda m: jnp.sum(m, 0, dtype=m.dtype), metrics)
 
-    return _donating(steps)
+    return _Donating(steps)
 
 
 def make_eval_step(
@@ -123,11 +123,17 @@ def _train_step(
     return made.applied_to(state, value_fn), made.metrics
 
 
-def _donating(step: Callable[..., Any]) -> Callable[..., Any]:
-    """The step jitted, with a message for a state that was donated before."""
-    jitted: Any = jax.jit(step, donate_argnums=0)
+class _Donating:
+    """A jitted step that donates its state, with a message where that is gone.
 
-    def call(state: TrainState, batch: gradient.Batch) -> Any:
+    An object with methods, because `jax.shard_map` and the like copy the attributes of
+    a function: `lower` of what they return would be that of the function within.
+    """
+
+    def __init__(self, step: Callable[..., Any]):
+        self._jitted: Any = jax.jit(step, donate_argnums=0)
+
+    def __call__(self, state: TrainState, batch: gradient.Batch) -> Any:
         for leaf in jax.tree.leaves(state):
             concrete = not isinstance(leaf, jax.core.Tracer)
             if concrete and isinstance(leaf, jax.Array) and leaf.is_deleted():
@@ -135,8 +141,17 @@ def _donating(step: Callable[..., Any]) -> Callable[..., Any]:
                     "`state` was donated to an earlier step and is gone; go on with "
                     "the state that the step returned, or copy it before."
                 )
-        return jitted(state, batch)
+        return self._jitted(state, batch)
 
-    for name in ("lower", "trace", "eval_shape", "clear_cache"):
-        setattr(call, name, getattr(jitted, name))
-    return call
+    def lower(self, state: Any, batch: Any) -> Any:
+        """As that of a function of `jax.jit`; so are the others."""
+        return self._jitted.lower(state, batch)
+
+    def trace(self, state: Any, batch: Any) -> Any:
+        return self._jitted.trace(state, batch)
+
+    def eval_shape(self, state: Any, batch: Any) -> Any:
+        return self._jitted.eval_shape(state, batch)
+
+    def clear_cache(self) -> None:
+        self._jitted.clear_cache()

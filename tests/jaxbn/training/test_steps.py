@@ -6,7 +6,7 @@ import optax
 import pytest
 from absl.testing import parameterized
 
-from jaxbn import testing, training
+from jaxbn import parallel, testing, training
 from tests.small_net import BATCH, Net, loss_fn, make_state, make_variables
 
 
@@ -223,3 +223,22 @@ class EvalStepTest(chex.TestCase):
         one = {k: v[:1] for k, v in BATCH.items()}  # No variance of its own.
         metrics = training.make_eval_step(loss_fn)(state, one)
         chex.assert_tree_all_finite(metrics)
+
+
+def test_a_mapped_step_is_lowered_as_a_whole():
+    """Its attributes are not those of the step within, which knows no axis."""
+    step = training.make_train_step(loss_fn, axis_name="d")
+    mapped = jax.shard_map(
+        step,
+        mesh=parallel.data_mesh(jax.devices()[:2], axis_name="d"),
+        in_specs=(jax.P(), jax.P("d")),
+        out_specs=(jax.P(), jax.P()),
+    )
+    text = jax.jit(mapped).lower(make_state(), BATCH).as_text()
+    assert "all_reduce" in text
+    alone = training.make_train_step(loss_fn)
+    shapes = alone.eval_shape(make_state(), BATCH)
+    assert shapes[0].step.shape == ()
+    assert "all_reduce" not in alone.lower(make_state(), BATCH).as_text()
+    alone.clear_cache()
+    assert alone.trace(make_state(), BATCH).jaxpr

@@ -1,0 +1,70 @@
+"""Where states of policies lie: a part is each worker's own, the rest is everyone's."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from jaxbn.core import reduction
+from jaxbn.sync_policies.exchange import NAME
+
+_OF_EACH = ("own", "said")  # Entries of a state, `[workers, C]`.
+
+
+def for_workers(tree: Any, workers: int) -> Any:
+    """The same tree with a row for every worker, where each has its own.
+
+    For `shard_map`, where workers are devices, with `partition_specs`; and for plain
+    jit, where they are parts of the batch (`group_size`). Under pmap and vmap each
+    device has a copy of the whole state, and this is not needed.
+
+    Args:
+      tree: variables, a `TrainState` or an NNX state in which a layer has `batch_sync`.
+      workers: how many there are.
+
+    Raises:
+      ValueError: if there are rows already, of another number.
+
+    Example:
+      >>> tree = {"batch_sync": {"own": jnp.zeros((1, 3)), "everyone": jnp.zeros(3)}}
+      >>> jax.tree.map(jnp.shape, for_workers(tree, 8))
+      {'batch_sync': {'everyone': (3,), 'own': (8, 3)}}
+    """
+
+    def rows(path: tuple[Any, ...], leaf: Any) -> Any:
+        if not _is_of_each(path):
+            return leaf
+        if leaf.shape[0] not in (1, workers):
+            raise ValueError(
+                f"`tree` must be that of one worker, or of {workers}, got "
+                f"{leaf.shape[0]} rows at {jax.tree_util.keystr(path)}."
+            )
+        return jnp.broadcast_to(leaf, (workers, *leaf.shape[1:]))
+
+    return jax.tree_util.tree_map_with_path(rows, tree)
+
+
+def partition_specs(tree: Any, axis_name: reduction.AxisName) -> Any:
+    """Specs for `shard_map`: rows of workers are split over the axis, nothing else.
+
+    Args:
+      tree: as `for_workers` takes and gives it.
+      axis_name: axis or axes over which the batch is split.
+
+    Example:
+      >>> tree = {"batch_sync": {"own": jnp.zeros((8, 3)), "everyone": jnp.zeros(3)}}
+      >>> partition_specs(tree, "data")
+      {'batch_sync': {'everyone': P(), 'own': P('data',)}}
+    """
+    split, whole = PartitionSpec(axis_name), PartitionSpec()
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: split if _is_of_each(path) else whole, tree
+    )
+
+
+def _is_of_each(path: tuple[Any, ...]) -> bool:
+    names = [jax.tree_util.keystr((key,), simple=True) for key in path]
+    if NAME not in names:
+        return False
+    return any(name in _OF_EACH for name in names[names.index(NAME) :])

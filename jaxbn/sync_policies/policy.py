@@ -1,0 +1,134 @@
+"""What a policy of synchronisation is: whose moments normalise, and what it remembers.
+
+A policy is a static, hashable object with two functions. `init` makes the state of one
+layer; `normalize` is given a call and that state. A policy that hears of other workers
+after the step only, when all layers' messages are exchanged in one collective, says so
+with the entries `said` and `heard` of its state; see `jaxbn.sync_policies.exchange`.
+
+  >>> import dataclasses
+  >>> @dataclasses.dataclass(frozen=True)
+  ... class EveryOther:  # Exact in every other step, alone in the others.
+  ...     def init(self, shape, dtype):
+  ...         return {"step": jnp.zeros((), jnp.int32)}
+  ...     def normalize(self, call, state):
+  ...         y, moments = jax.lax.cond(
+  ...             state["step"] % 2 == 0,
+  ...             call.by_all,
+  ...             lambda: (call.by_groups(1)[0], nothing(call)),
+  ...         )
+  ...         return Normalized(y, moments, {"step": state["step"] + 1})
+"""
+
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+
+from jaxbn.call import Call
+from jaxbn.core import reduction
+from jaxbn.core.moments import Moments
+
+State = dict[str, Any]
+
+
+class WithSync(NamedTuple):
+    """Running statistics and the state of a policy, for the functional form."""
+
+    batch_stats: Any
+    sync: State
+
+
+class Normalized(NamedTuple):
+    """What a policy makes of a call."""
+
+    y: jax.Array  # Of the shape of x.
+    moments: Moments  # That the running statistics move by, `[C]` or `[groups, C]`.
+    state: State
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """How statistics are synchronised; equal objects are the same policy."""
+
+    def init(self, shape: tuple[int, ...], dtype: jnp.dtype) -> State:
+        """The state of a layer with channels of that shape; empty if it needs none.
+
+        Leaves under `own` and `said` are each worker's, with one more axis before; all
+        others are the same for all workers.
+        """
+        ...
+
+    def normalize(self, call: Call, state: State) -> Normalized:
+        """The output of a layer in training."""
+        ...
+
+
+def nothing(call: Call) -> Moments:
+    """Moments of no example, by which running statistics do not move, `[C]`."""
+    dtype = call.how.dtype or reduction.reduction_dtype(call.x.dtype)
+    mean = jnp.zeros([call.x.shape[a] for a in call.how.feature_axes], dtype)
+    real = jnp.zeros_like(mean, reduction.real_dtype(dtype))
+    return Moments(real, mean, real, mean)
+
+
+def init_state(policy: Policy | None, shape: tuple[int, ...], dtype: Any) -> State:
+    """The state of a layer with that policy; empty for none.
+
+    Raises:
+      TypeError: if it is no policy.
+    """
+    if policy is None:
+        return {}
+    _check_policy(policy)
+    return policy.init(shape, jnp.dtype(dtype))
+
+
+def normalize(policy: Policy, call: Call, state: State) -> Normalized:
+    """What a policy makes of a call, checked before; its state keeps its dtypes.
+
+    Raises:
+      TypeError: if it is no policy.
+      ValueError: if it comes with groups, or with a state of another structure or
+        number of workers.
+    """
+    _check_policy(policy)
+    if call.how.devices is not None and call.how.devices.groups is not None:
+        raise ValueError(
+            "`sync` decides which devices share statistics, got `axis_index_groups` or "
+            "`group_size` as well; leave them out, or use `Group(size)`."
+        )
+    shape = tuple(call.x.shape[a] for a in call.how.feature_axes)
+    expected = jax.eval_shape(lambda: policy.init(shape, jnp.dtype(jnp.float32)))
+    if jax.tree.structure(state) != jax.tree.structure(expected):
+        raise ValueError(
+            f"The state of {policy!r} must be one that its `init` made, got "
+            f"{jax.tree.structure(state)}; give `WithSync(batch_stats, state)`, or let "
+            "Flax create the collection `batch_sync` anew."
+        )
+    rows = 1 if call.examples is None else call.workers
+    for part in ("own", "said"):
+        for leaf in jax.tree.leaves(state.get(part)):
+            if leaf.shape[0] != rows:
+                raise ValueError(
+                    f"The state of {policy!r} must have a row for each of the {rows} "
+                    f"workers here, got {leaf.shape[0]}; make it with "
+                    "`jaxbn.sync_policies.for_workers`, and split it over the devices "
+                    "with `partition_specs`."
+                )
+    y, moments, new = policy.normalize(call, state)
+    new = jax.tree.map(lambda part, old: part.astype(old.dtype), new, state)
+    return Normalized(y, moments, new)
+
+
+def _check_policy(policy: Any) -> None:
+    if not isinstance(policy, Policy) or isinstance(policy, type):
+        raise TypeError(
+            f"`sync` must be a policy such as `jaxbn.sync_policies.Local()`, got "
+            f"{policy!r}."
+        )
+    try:
+        hash(policy)
+    except TypeError as error:
+        raise TypeError(
+            f"`sync` must be hashable, got {policy!r}; make it a frozen dataclass."
+        ) from error

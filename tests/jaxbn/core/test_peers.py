@@ -1,0 +1,118 @@
+"""Sums and memories of several workers against the pooled values in float64 NumPy."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxbn.core import moments, peers
+
+RNG = np.random.default_rng(0)
+WORKERS, CHANNELS = 4, 3
+SIZES = (5, 0, 7, 2)
+
+
+def values(mean):
+    return [mean + RNG.standard_normal((n, CHANNELS)) for n in SIZES]
+
+
+def moments_of(parts):
+    """Of every worker, `[workers, C]`; an empty one has a mean that must not matter."""
+    made = [
+        (len(p), p.mean(0), p.var(0)) if len(p) else (0, np.full(3, 9.0), np.zeros(3))
+        for p in parts
+    ]
+    count, mean, var = (np.stack(part) for part in zip(*made, strict=True))
+    count = np.broadcast_to(count[:, None], mean.shape)
+    return moments.Moments(*(jnp.asarray(p, jnp.float32) for p in (count, mean, var)))
+
+
+def total(sums):
+    return peers.Sums(*(jnp.sum(part, 0, keepdims=True) for part in sums))
+
+
+@pytest.mark.parametrize("mean", [0.0, 3.0, 1e4])
+def test_sums_about_a_centre_near_the_mean(mean):
+    parts = values(mean)
+    center = jnp.full((1, CHANNELS), mean + 0.5, jnp.float32)
+    sums = total(peers.sums_of(moments_of(parts), center))
+    made = peers.moments_of(sums, center)
+    whole = np.concatenate(parts)
+    np.testing.assert_array_equal(made.count[0], np.full(CHANNELS, len(whole)))
+    # A float32 mean of 1e4 is known to 5e-4, which the variance of each part sees.
+    np.testing.assert_allclose(made.mean[0], whole.mean(0), atol=1e-6 + 1e-7 * mean)
+    np.testing.assert_allclose(made.var[0], whole.var(0), rtol=1e-5 + 1e-7 * mean)
+    assert np.all(peers.is_accurate(sums, center))
+
+
+def test_far_from_the_centre_is_not_accurate():
+    mine = moments_of(values(100.0))
+    for center, expected in ((0.0, False), (50.0, False), (80.0, True), (100.0, True)):
+        center = jnp.full((1, CHANNELS), center, jnp.float32)
+        sums = total(peers.sums_of(mine, center))
+        assert np.all(peers.is_accurate(sums, center) == expected), center
+
+
+def test_a_constant_channel_is_accurate_at_its_value():
+    ones = jnp.ones((1, 1))
+    mine = moments.Moments(4 * ones, 0.1 * ones, 0 * ones, 0 * ones)
+    for center, expected in ((0.1, True), (0.1 * (1 + 1e-7), True), (0.2, False)):
+        center = center * ones
+        assert bool(peers.is_accurate(peers.sums_of(mine, center), center)) == expected
+
+
+def memory_of(parts, gradient):
+    count, mean, var, _ = moments_of(parts)
+    gradient = jnp.asarray(gradient, jnp.float32)
+    return peers.Memory(count, mean, var, gradient, 2 * gradient)
+
+
+@pytest.mark.parametrize("mean", [0.0, 1e3])
+def test_all_without_one(mean):
+    parts, said = values(mean), RNG.standard_normal((WORKERS, CHANNELS))
+    own = memory_of(parts, said)
+    everyone = memory_of([np.concatenate(parts)], said.sum(0, keepdims=True))
+    made = peers.without(everyone, own)
+    for worker in range(WORKERS):
+        others = np.concatenate([p for i, p in enumerate(parts) if i != worker])
+        np.testing.assert_array_equal(made.count[worker], np.full(3, len(others)))
+        tolerance = 1e-5 + 1e-6 * mean
+        np.testing.assert_allclose(made.mean[worker], others.mean(0), atol=tolerance)
+        np.testing.assert_allclose(made.var[worker], others.var(0), rtol=tolerance)
+        expected = said.sum(0) - said[worker]
+        np.testing.assert_allclose(made.gradient[worker], expected, atol=1e-5)
+        np.testing.assert_allclose(made.product[worker], 2 * expected, atol=1e-5)
+
+
+def test_nobody_else():
+    own = memory_of([RNG.standard_normal((5, CHANNELS))], np.ones((1, CHANNELS)))
+    rounded = own._replace(count=own.count * (1 + 1e-6))
+    for everyone in (own, rounded):
+        for part in peers.without(everyone, own):
+            np.testing.assert_array_equal(part, np.zeros((1, CHANNELS)))
+
+
+def test_memory_is_the_pooled_moments_of_decayed_steps():
+    decay, center = 0.5, jnp.zeros((1, 1))
+    memory = peers.Memory(*(jnp.zeros((1, 1)),) * 5)
+    steps = [RNG.standard_normal((n, 1)) for n in (4, 6, 3)]
+    weight = 0.0
+    for index, step in enumerate(steps):
+        sums = peers.sums_of(
+            moments.Moments(
+                *(jnp.full((1, 1), v) for v in (len(step), step.mean(), step.var()))
+            ),
+            center,
+        )
+        sums = sums._replace(gradient=jnp.full((1, 1), 1.0 + index))
+        weight = decay * weight + 1
+        memory = peers.remembered(memory, sums, center, decay, 1 / weight)
+    weights = decay ** np.array([2.0, 1.0, 0.0])
+    repeated = np.repeat(weights, [len(step) for step in steps])
+    x = np.concatenate(steps)[:, 0]
+    mean = np.average(x, weights=repeated)
+    np.testing.assert_allclose(memory.count[0, 0], repeated.sum(), rtol=1e-6)
+    np.testing.assert_allclose(memory.mean[0, 0], mean, rtol=1e-5)
+    expected = np.average((x - mean) ** 2, weights=repeated)
+    np.testing.assert_allclose(memory.var[0, 0], expected, rtol=1e-5)
+    expected = np.average([1.0, 2.0, 3.0], weights=weights)
+    np.testing.assert_allclose(memory.gradient[0, 0], expected, rtol=1e-6)
