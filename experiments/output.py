@@ -110,6 +110,11 @@ def plain(values: Any, digits: int = 4) -> Any:
     return values
 
 
+def spread(seeds: np.ndarray) -> str:
+    """The mean over seeds, and half of their range."""
+    return f"{seeds.mean():.4f} ± {np.ptp(seeds) / 2:.4f}"
+
+
 def markdown(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
     """A table."""
     lines = [header, ["---"] * len(header), *rows]

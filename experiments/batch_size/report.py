@@ -22,7 +22,7 @@ def write(path: pathlib.Path) -> str:
 
 def table(result: Mapping[str, Any]) -> str:
     """The result as Markdown."""
-    return "\n\n".join([_verdict(result), _accuracy(result)])
+    return "\n\n".join([verdicts.expected(statements(result)), _accuracy(result)])
 
 
 def best_size(result: Mapping[str, Any], network: str = "BN") -> int:
@@ -59,15 +59,6 @@ def verdict(result: Mapping[str, Any]) -> str:
     return verdicts.of(*statements(result).values())
 
 
-def _verdict(result: Mapping[str, Any]) -> str:
-    rows = [
-        [words, "yes" if found else "no"] for words, found in statements(result).items()
-    ]
-    return f"Verdict: {verdict(result)}.\n\n" + output.markdown(
-        ["expected", "found"], rows
-    )
-
-
 def _accuracy(result: Mapping[str, Any]) -> str:
     columns = {
         "BN, running statistics": ("BN", "running"),
@@ -79,10 +70,7 @@ def _accuracy(result: Mapping[str, Any]) -> str:
     rows = [
         [
             size,
-            *(
-                f"{values.mean():.4f} ± {np.ptp(values) / 2:.4f}"
-                for values in (_seeds(result, size, *of) for of in columns.values())
-            ),
+            *(output.spread(_seeds(result, size, *of)) for of in columns.values()),
         ]
         for size in _sizes(result)
     ]

@@ -122,7 +122,7 @@ def _training(result: Mapping[str, Any]) -> str:
         rows.append(
             [
                 name,
-                f"{last.mean():.4f} ± {np.ptp(last) / 2:.4f}",
+                output.spread(last),
                 f"{found.values['train_loss'][-1].mean():.3f}",
                 *(
                     f"{found.early(quantity):.3g}"

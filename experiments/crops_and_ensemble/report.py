@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from experiments import output
+from experiments import output, verdicts
 from experiments.crops_and_ensemble import figure, paper
 
 # A drop below this many standard errors may be an accident of the test images.
@@ -37,10 +37,7 @@ def table(result: Mapping[str, Any]) -> str:
 
 def verdict(result: Mapping[str, Any]) -> str:
     """Whether each stage lowers the error."""
-    lowers = [_lowers(drop) for drop in result["drops"].values()]
-    if all(lowers):
-        return "holds"
-    return "holds partly" if any(lowers) else "does not hold here"
+    return verdicts.of(*map(_lowers, result["drops"].values()))
 
 
 def _lowers(drop: Mapping[str, Any]) -> bool:

@@ -12,9 +12,7 @@ Expected: each stage lowers the error.
 
 import dataclasses
 import functools
-import json
 import pathlib
-import sys
 from typing import Any, Literal
 
 import jax
@@ -24,7 +22,7 @@ import numpy as np
 import optax
 import tqdm
 
-from experiments import datasets, output, recording
+from experiments import datasets, options, output, recording
 from experiments.crops_and_ensemble import (
     augmentation,
     crops,
@@ -33,6 +31,8 @@ from experiments.crops_and_ensemble import (
     report,
 )
 from jaxbn import training
+
+_QUICK = {"dataset": "digits", "steps": 300}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,14 +62,12 @@ class CropsAndEnsemble:
 
     def run(self) -> None:
         """Writes `crops_and_ensemble_<dataset>.json`, `.md` and `.png`."""
-        config = _settled(self)
+        config = options.quick(self, _QUICK)
         check(config)
         output.check_folder(config.out)
         path = config.out / f"crops_and_ensemble_{config.dataset}.json"
-        try:
+        with options.interruptible():
             result = measure(config)
-        except KeyboardInterrupt:
-            sys.exit("Stopped. Run the same command again to resume.")
         output.write_result(path, "crops_and_ensemble", self, result)
         print(report.write(path))
         _kept(config).forget(_runs(config, ()))
@@ -81,15 +79,10 @@ def check(config: CropsAndEnsemble) -> None:
     Raises:
       ValueError: naming the option, what it must be and what it is.
     """
-    for name in ("steps", "seeds", "batch_size", "width", "test_images"):
-        if getattr(config, name) < 1:
-            raise ValueError(
-                f"`{name}` must be at least 1, got {getattr(config, name)}."
-            )
-    if not 0 < config.learning_rate < float("inf"):
-        raise ValueError(
-            f"`learning_rate` must be positive and finite, got {config.learning_rate}."
-        )
+    options.check_at_least(
+        config, steps=1, seeds=1, batch_size=1, width=1, test_images=1
+    )
+    options.check_positive(config, "learning_rate")
 
 
 def measure(config: CropsAndEnsemble) -> dict[str, Any]:
@@ -233,13 +226,6 @@ def _loss(model: Any, batch: recording.Batch, train: bool) -> dict[str, jax.Arra
     return {"loss": cross_entropy(logits, batch["label"])}
 
 
-def _settled(config: CropsAndEnsemble) -> CropsAndEnsemble:
-    """What is run: smaller where it shall be quick."""
-    if not config.quick:
-        return config
-    return dataclasses.replace(config, dataset="digits", steps=min(config.steps, 300))
-
-
 def _plan(config: CropsAndEnsemble) -> recording.Plan:
     # Five checkpoints where the number of steps allows it, else one.
     every = config.steps // 5 if config.steps % 5 == 0 else config.steps
@@ -247,8 +233,7 @@ def _plan(config: CropsAndEnsemble) -> recording.Plan:
 
 
 def _kept(config: CropsAndEnsemble) -> recording.Kept:
-    fields = dataclasses.asdict(config)
-    for name in ("data_dir", "out", "quick", "test_images"):  # Decide no training.
+    fields = options.identity(config)
+    for name in ("quick", "test_images"):  # They decide no training.
         del fields[name]
-    fields = json.loads(json.dumps(fields))
     return recording.Kept(config.out, f"crops_and_ensemble_{config.dataset}", fields)

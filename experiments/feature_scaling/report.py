@@ -67,13 +67,8 @@ def verdict(result: Mapping[str, Any]) -> str:
 
 
 def _verdict(result: Mapping[str, Any]) -> str:
-    rows = [
-        [words, "yes" if found else "no"] for words, found in statements(result).items()
-    ]
-    return (
-        f"Verdict: {verdict(result)}. Steps grow as the condition number to the power "
-        f"of {slope(result):.2f}.\n\n" + output.markdown(["expected", "found"], rows)
-    )
+    growth = f"Steps grow as the condition number to the power of {slope(result):.2f}."
+    return verdicts.expected(statements(result), growth)
 
 
 def _steps(result: Mapping[str, Any]) -> str:

@@ -104,9 +104,7 @@ def _accuracy(result: Mapping[str, Any], record: int, title: str) -> str:
     rows = []
     for size, each in by_size(result).items():
         values = [_seeds(each, name, "accuracy", record) for name in names]
-        rows.append(
-            [size, *(f"{v.mean():.4f} ± {(v.max() - v.min()) / 2:.4f}" for v in values)]
-        )
+        rows.append([size, *map(output.spread, values)])
     steps = result["step"][record]
     return (
         f"{title}, after {steps:,} steps, by the statistics that inference uses (mean "

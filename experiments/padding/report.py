@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import output, verdicts
+from experiments import output, records, verdicts
 from experiments.padding import figure
 
 ROUNDING = 1e-4
@@ -22,11 +22,11 @@ def write(path: pathlib.Path) -> str:
 
 def table(result: Mapping[str, Any]) -> str:
     """The result as Markdown."""
-    return "\n\n".join([_verdict(result), _networks(result)])
+    return "\n\n".join([verdicts.expected(statements(result)), _networks(result)])
 
 
 def statements(result: Mapping[str, Any]) -> dict[str, bool]:
-    """What was expected, and whether it was found (means over seeds, at the end)."""
+    """What was expected, and whether it was found (means over seeds, last quarter)."""
     change = {name: _last(result, name, "change").mean() for name in result["networks"]}
     accuracy = {name: _last(result, name).mean() for name in result["networks"]}
     found = {
@@ -56,41 +56,30 @@ def verdict(result: Mapping[str, Any]) -> str:
     return verdicts.of(*statements(result).values())
 
 
-def _verdict(result: Mapping[str, Any]) -> str:
-    rows = [
-        [words, "yes" if found else "no"] for words, found in statements(result).items()
-    ]
-    made = output.markdown(["expected", "found"], rows)
-    return f"Verdict: {verdict(result)}.\n\n{made}"
-
-
 def _networks(result: Mapping[str, Any]) -> str:
     names = [f"{network}, {kind}" for network in _NETWORKS for kind in KINDS]
     rows = [
         [
             name,
-            _words(_last(result, name)),
-            _words(_last(result, name, "short")),
+            output.spread(_last(result, name)),
+            output.spread(_last(result, name, "short")),
             f"{_last(result, name, 'change').mean():.1e}",
         ]
         for name in [*names, "recurrent, masked BN, shared"]
     ]
     header = ["network", "test accuracy", "of the shorter half", "change by padding"]
     return (
-        f"After {result['step'][-1]:,} steps; {result['padding']:.0%} of the rows are "
-        f"padding. Mean of {result['options']['seeds']} seeds and half their range. "
-        "Change by padding: of the logits in training, where the same batch is padded "
-        "to four times its length.\n\n" + output.markdown(header, rows)
+        f"In the last quarter of {result['step'][-1]:,} steps; "
+        f"{result['padding']:.0%} of the rows are padding. Mean of "
+        f"{result['options']['seeds']} seeds and half their range. Change by padding: "
+        "of the logits in training, where the same batch is padded to four times its "
+        "length.\n\n" + output.markdown(header, rows)
     )
 
 
 def _last(
     result: Mapping[str, Any], name: str, quantity: str = "accuracy"
 ) -> np.ndarray:
-    """At the end, `[seeds]`; 0 for what is not finite."""
-    values = result["networks"][name][quantity][-1]
-    return np.nan_to_num(np.array(values, np.float64))
-
-
-def _words(seeds: np.ndarray) -> str:
-    return f"{seeds.mean():.4f} ± {np.ptp(seeds) / 2:.4f}"
+    """Over the last quarter of the records, `[seeds]`; 0 for what is not finite."""
+    values = np.array(result["networks"][name][quantity], np.float64)
+    return records.quarters(np.nan_to_num(values))[1]

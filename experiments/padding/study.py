@@ -12,6 +12,11 @@ with none. Expected: outputs with BN over padding depend on how far a batch is p
 those of the others do not, nor those of a recurrent network with statistics per time
 step, which further steps do not touch; masked BN is more accurate; statistics per time
 step are better than shared ones.
+
+Measured: holds partly. Another padding changes the logits of the feed-forward network
+with BN over padding by .9 of their size, those of the others by rounding at most.
+Masked BN is ahead by .008 there and level in the recurrent network, where none is best
+and shared statistics cost .11.
 """
 
 import dataclasses

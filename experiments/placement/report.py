@@ -1,18 +1,20 @@
 """The tables of the study and its verdict, made from its JSON alone."""
 
+import itertools
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from experiments import output, verdicts
+from experiments import output, records, verdicts
 from experiments.placement import figure
 
 NO_WORSE = 0.005
 """A place is no worse than another if it is less than half a point below it."""
 
 _BEST = "before the sum, per channel"
+_WHEN = ("first quarter", "last quarter")
 
 
 def write(path: pathlib.Path) -> str:
@@ -22,12 +24,16 @@ def write(path: pathlib.Path) -> str:
 
 def table(result: Mapping[str, Any]) -> str:
     """The result as Markdown."""
-    return "\n\n".join([_verdict(result), _connected(result), _residual(result)])
+    return "\n\n".join(
+        [verdicts.expected(statements(result)), _connected(result), _residual(result)]
+    )
 
 
 def statements(result: Mapping[str, Any]) -> dict[str, bool]:
-    """What was expected, and whether it was found (means over seeds, at the end)."""
-    last = {name: each[-1].mean() for name, each in accuracies(result).items()}
+    """What was expected, and whether it was found (means over seeds, last quarter)."""
+    last = {
+        name: records.quarters(each)[1].mean() for name, each in _found(result).items()
+    }
     found = {}
     for activation in result["options"]["activations"]:
         before, after, none = (
@@ -48,68 +54,48 @@ def statements(result: Mapping[str, Any]) -> dict[str, bool]:
     return {words: bool(each) for words, each in found.items()}
 
 
-def accuracies(result: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """By network, `[records, seeds]`; 0 for one that diverged."""
-    return {
-        name: np.nan_to_num(np.array(values, np.float64))
-        for part in result["parts"].values()
-        for name, values in part["accuracy"].items()
-    }
-
-
 def verdict(result: Mapping[str, Any]) -> str:
     """In plain words."""
     return verdicts.of(*statements(result).values())
 
 
-def _verdict(result: Mapping[str, Any]) -> str:
-    rows = [
-        [words, "yes" if found else "no"] for words, found in statements(result).items()
-    ]
-    made = output.markdown(["expected", "found"], rows)
-    return f"Verdict: {verdict(result)}.\n\n{made}"
-
-
 def _connected(result: Mapping[str, Any]) -> str:
-    found = accuracies(result)
-    steps = result["parts"]["fully connected"]["step"]
-    early = len(steps) // 4
-    rows = [
-        [
-            activation,
-            *(
-                _words(found[f"{activation}, {place}"][record])
-                for record in (early, -1)
-                for place in ("before", "after", "none")
-            ),
-        ]
-        for activation in result["options"]["activations"]
-    ]
-    header = ["nonlinearity"] + [
-        f"{place}, {steps[record]:,} steps"
-        for record in (early, -1)
-        for place in ("before", "after", "none")
-    ]
+    found = _found(result)
+    places = ("before", "after", "none")
+    rows = []
+    for activation in result["options"]["activations"]:
+        pairs = [records.quarters(found[f"{activation}, {place}"]) for place in places]
+        rows.append(
+            [
+                activation,
+                *map(output.spread, itertools.chain(*zip(*pairs, strict=True))),
+            ]
+        )
+    header = [f"{place}, {when}" for when in _WHEN for place in places]
+    steps = result["parts"]["fully connected"]["step"][-1]
     return (
-        f"Test accuracy of the fully connected networks, mean of "
+        f"Test accuracy of the fully connected networks in {steps:,} steps, mean of "
         f"{result['options']['seeds']} seeds and half their range:\n\n"
-        + output.markdown(header, rows)
+        + output.markdown(["nonlinearity", *header], rows)
     )
 
 
 def _residual(result: Mapping[str, Any]) -> str:
-    part = result["parts"]["residual"]
-    found = accuracies(result)
-    middle = len(part["step"]) // 2
+    part, found = result["parts"]["residual"], _found(result)
     rows = [
-        [name, *(_words(found[name][record]) for record in (middle, -1))]
+        [name, *map(output.spread, records.quarters(found[name]))]
         for name in part["accuracy"]
     ]
-    steps = [f"{part['step'][record]:,} steps" for record in (middle, -1)]
-    return "Test accuracy of the residual network:\n\n" + output.markdown(
-        ["normalisation", *steps], rows
+    return (
+        f"Test accuracy of the residual network in {part['step'][-1]:,} steps:\n\n"
+        + output.markdown(["normalisation", *_WHEN], rows)
     )
 
 
-def _words(seeds: np.ndarray) -> str:
-    return f"{seeds.mean():.4f} ± {np.ptp(seeds) / 2:.4f}"
+def _found(result: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Accuracy by network, `[records, seeds]`; 0 for one that diverged."""
+    return {
+        name: np.nan_to_num(np.array(values, np.float64))
+        for part in result["parts"].values()
+        for name, values in part["accuracy"].items()
+    }

@@ -11,6 +11,11 @@ it, none. A small residual network: before the sum, after it, and per activation
 of per channel. Expected: before is at least as good as after for every nonlinearity,
 and clearly for the sigmoid; both are better than none; before the sum and per channel
 are best in the residual network.
+
+Measured: holds partly. With sigmoids BN before learns faster and ends .011 lower than
+BN after; with tanh all are level, none among them; with ReLU both places are, .007 to
+.010 above none. In the residual network the usual place is ahead at first, and within
+the spread of the seeds at the end, after 200 steps.
 """
 
 import dataclasses

@@ -95,7 +95,7 @@ def _accuracies(result: Mapping[str, Any]) -> str:
                 f"{row['dropout']:.0%}",
                 f"{row['l2']:g}",
                 row["batches"],
-                f"{accuracy.mean():.4f} ± {np.ptp(accuracy) / 2:.4f}",
+                output.spread(accuracy),
                 f"{np.mean(row['train_accuracy']):.4f}",
                 f"{np.mean(np.array(row['loss'], np.float64)):.3f}",
             ]

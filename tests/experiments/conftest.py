@@ -1,5 +1,6 @@
 import functools
 
+import matplotlib.pyplot as plt
 import pytest
 
 from experiments.networks import models
@@ -19,3 +20,10 @@ def tiny(monkeypatch):
         "inference": steps.Program(network, 2, (6, 6, 3), "inference"),
     }
     monkeypatch.setattr(steps, "PROGRAMS", made)
+
+
+@pytest.fixture(autouse=True)
+def _no_open_figures():
+    """Many tests draw one, and matplotlib warns of the twentieth that stays open."""
+    yield
+    plt.close("all")

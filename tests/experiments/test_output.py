@@ -13,3 +13,7 @@ def test_plain_numbers():
     assert output.plain(np.arange(2)) == [0, 1]
     assert output.plain(np.float64("-inf")) is None
     json.dumps(output.plain(values), allow_nan=False)
+
+
+def test_spread_is_the_mean_and_half_the_range():
+    assert output.spread(np.array([0.1, 0.4, 0.7])) == "0.4000 ± 0.3000"

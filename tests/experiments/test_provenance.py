@@ -5,12 +5,11 @@ import jax
 import pytest
 import tyro
 
-from experiments import __main__ as main
-from experiments import provenance
+from experiments import provenance, studies
 from experiments.figure1 import study as figure1
 from experiments.networks import mlp
 
-STUDIES = sorted(set(main.COMMANDS) - {"pages", "prepare"})
+STUDIES = sorted(studies.STUDIES)
 CHANGED = {study: {"quick": True} for study in STUDIES} | {
     "accuracy": {"elements": (5, 7)},
     "accelerators": {"platform": "tpu", "network": "layer", "memory": False},
@@ -32,11 +31,11 @@ CHANGED = {study: {"quick": True} for study in STUDIES} | {
 @pytest.mark.parametrize("study", STUDIES)
 def test_the_command_gives_the_options_back(study):
     for changes in ({}, CHANGED[study]):
-        config = main.COMMANDS[study](**changes)
+        config = studies.STUDIES[study](**changes)
         words = shlex.split(provenance.command(study, config))
         assert words[:4] == ["python", "-m", "experiments", study]
         made = tyro.cli(
-            main.COMMANDS[study],
+            studies.STUDIES[study],
             args=words[4:],
             config=(tyro.conf.OmitArgPrefixes,),
         )
@@ -51,7 +50,7 @@ def test_folders_are_not_in_the_command(tmp_path):
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_every_study_has_a_folder_for_its_results(study):
-    fields = {field.name for field in dataclasses.fields(main.COMMANDS[study])}
+    fields = {field.name for field in dataclasses.fields(studies.STUDIES[study])}
     assert "out" in fields
 
 

@@ -59,3 +59,12 @@ def test_a_network_that_diverged_is_worst():
     found = with_last("relu, none", None)
     assert report.verdict(found) == "holds"
     assert "0.0000 ± 0.0000" in report.table(found)
+
+
+def test_the_last_quarter_counts_not_the_last_record():
+    found = result()
+    rows = found["parts"]["fully connected"]["accuracy"]
+    for name in rows:
+        rows[name] = [[0.5, 0.5]] * 7 + [rows[name][-1]]
+    rows["relu, after"][-2] = [0.6, 0.6]
+    assert not report.statements(found)["relu: before is no worse than after"]

@@ -1,0 +1,95 @@
+"""Every study at its small setting, one after another, each in a process of its own."""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+
+from experiments import output, studies
+
+Commands = Mapping[str, Sequence[str]]
+
+# They have no small setting: one needs MNIST and 25 minutes, one a GPU.
+_LEFT_OUT = ("figure1_sweep", "device")
+
+
+@dataclasses.dataclass(frozen=True)
+class Everything:
+    """Every study at its small setting, on embedded data (under 20 minutes)."""
+
+    out: pathlib.Path = pathlib.Path("runs/all")
+    """A folder in it for each study; those that ended there well are not run again."""
+
+    def run(self) -> None:
+        """Runs what has not been run, and writes `all.json` after each study.
+
+        Raises:
+          SystemExit: naming the studies that failed.
+        """
+        output.check_folder(self.out)
+        try:
+            failed = run(commands(self.out), self.out)
+        except KeyboardInterrupt:
+            sys.exit("Stopped. Run the same command again to resume.")
+        if failed:
+            sys.exit(f"Failed: {', '.join(failed)}.")
+
+
+def commands(out: pathlib.Path) -> dict[str, list[str]]:
+    """By study, the command that runs it at its small setting."""
+    made = {}
+    for name, study in sorted(studies.STUDIES.items()):
+        if name in _LEFT_OUT:
+            continue
+        small = any(field.name == "quick" for field in dataclasses.fields(study))
+        made[name] = [
+            *(sys.executable, "-m", "experiments", name, "--out", str(out / name)),
+            *(["--quick"] if small else []),  # The default is small where it is not.
+        ]
+    return made
+
+
+def run(todo: Commands, out: pathlib.Path) -> list[str]:
+    """Runs commands one after another, and prints a line for each.
+
+    Args:
+      todo: by the name of the study. What a command prints goes to `<name>.log`.
+      out: folder of the logs and of `all.json`, which has the minutes of each that
+        ended well; a command that it names is not run again.
+
+    Returns:
+      The names of those that failed.
+    """
+    path = out / "all.json"
+    minutes: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+    failed = []
+    for place, (name, command) in enumerate(todo.items(), 1):
+        print(f"{place:2} of {len(todo)}  {name:22}", end="", flush=True)
+        if name in minutes:
+            print("done before")
+            continue
+        start = time.monotonic()
+        error = _error(command, out / f"{name}.log")
+        took = (time.monotonic() - start) / 60
+        print(f"{took:5.1f} minutes  {error or 'ok'}", flush=True)
+        if error:
+            failed.append(name)
+        else:
+            minutes[name] = round(took, 2)
+            output.write_json(path, minutes)
+    print(f"{sum(minutes.values()):.0f} minutes in all; results are in {out}.")
+    return failed
+
+
+def _error(command: Sequence[str], log: pathlib.Path) -> str | None:
+    """What a command said last if it failed, None if it did not."""
+    with log.open("w") as file:
+        done = subprocess.run(command, stdout=file, stderr=file, check=False)
+    if not done.returncode:
+        return None
+    lines = [line for line in log.read_text().splitlines() if line.strip()]
+    why = lines[-1] if lines else f"status {done.returncode}"
+    return f"failed: {why} (see {log})"
