@@ -187,12 +187,12 @@ class BatchNorm(nn.Module):
     @nn.nowrap
     def _batch_stats(self, shape, x_dtype):
         """The state of the estimator, with a variable in the place of every array."""
-        make = functools.partial(layer.init_state, self, shape, x_dtype)
+        make, kind = functools.partial(layer.init_state, self), layer.state_type(self)
 
         def variable(name):
-            return self.variable("batch_stats", name, lambda: getattr(make(), name))
+            init = lambda: getattr(make(shape, x_dtype), name)  # noqa: E731
+            return self.variable("batch_stats", name, init)
 
-        kind = layer.state_type(self)
         return kind(*map(variable, kind._fields))
 
     @nn.nowrap
@@ -201,12 +201,10 @@ class BatchNorm(nn.Module):
         training = on.update_running_average or not on.use_running_average
         if not training and not self.is_initializing():
             return {}
-        make = functools.partial(layer.init_sync, self, shape, x_dtype)
-
-        def variable(name):
-            return self.variable(sync_policies.NAME, name, lambda: make()[name])
-
-        return {name: variable(name) for name in make()}
+        return {
+            name: self.variable(sync_policies.NAME, name, lambda first=first: first)
+            for name, first in layer.init_sync(self, shape, x_dtype).items()
+        }
 
     @nn.nowrap
     def _folded(self, x, on, residual):

@@ -330,7 +330,7 @@ def test_several_steps_in_one_call():
 def test_parts_of_a_batch_are_no_steps():
     step = training.make_train_step(loss_fn, micro_batches=2)
     with pytest.raises(
-        ValueError, match="moves its state in every pass.*`micro_batches`"
+        ValueError, match=r"moves its state in every pass.*`micro_batches`"
     ):
         step(make_state(), as_batch(BATCHES[False][0], apart=False))
 

@@ -33,8 +33,7 @@ def accumulated_gradient_of(
       params: others than those of the state.
 
     Raises:
-      ValueError: if the first axis of an array cannot be cut so, or a layer's policy
-        remembers earlier steps.
+      ValueError: if the first axis of an array cannot be cut so.
     """
     parts = jax.tree_util.tree_map_with_path(
         lambda path, array: _cut(jax.tree_util.keystr(path), array, micro_batches),
