@@ -30,6 +30,7 @@ from experiments.regularisation import report as regularisation
 from experiments.saturation import report as saturation
 from experiments.scale_invariance import report as scale_invariance
 from experiments.sync_cost import report as sync_cost
+from experiments.sync_policies import report as sync_policies
 from experiments.whitening import report as whitening
 
 WRITERS: dict[str, Callable[[pathlib.Path], str]] = {
@@ -56,6 +57,7 @@ WRITERS: dict[str, Callable[[pathlib.Path], str]] = {
     "saturation": saturation.write,
     "scale_invariance": scale_invariance.write,
     "sync_cost": sync_cost.write,
+    "sync_policies": sync_policies.write,
     "whitening": whitening.write,
 }
 """By the `study` that a JSON names."""

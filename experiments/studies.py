@@ -25,6 +25,7 @@ from experiments.regularisation import study as regularisation
 from experiments.saturation import study as saturation
 from experiments.scale_invariance import study as scale_invariance
 from experiments.sync_cost import study as sync_cost
+from experiments.sync_policies import study as sync_policies
 from experiments.whitening import study as whitening
 
 STUDIES: dict[str, Any] = {
@@ -51,5 +52,6 @@ STUDIES: dict[str, Any] = {
     "saturation": saturation.Saturation,
     "scale_invariance": scale_invariance.ScaleInvariance,
     "sync_cost": sync_cost.SyncCost,
+    "sync_policies": sync_policies.SyncPolicies,
     "whitening": whitening.Whitening,
 }

@@ -19,6 +19,7 @@ the spread of the seeds at the end, after 200 steps.
 """
 
 import dataclasses
+import functools
 import pathlib
 from typing import Any
 
@@ -26,8 +27,8 @@ import jax
 import numpy as np
 
 from experiments import datasets, options, output, recording
-from experiments.networks import fully_connected
-from experiments.placement import network, report
+from experiments.networks import fully_connected, residual
+from experiments.placement import report
 from jaxbn import linen, training
 
 QUICK = {
@@ -159,21 +160,23 @@ def _parts(config: Placement, shape: tuple[int, ...]) -> list[Part]:
         for activation in config.activations
         for place, (norm, after) in places.items()
     ]
-    kinds: dict[str, tuple[network.Place, network.Over]] = {
-        "before the sum, per channel": ("before the sum", "channel"),
-        "after the sum, per channel": ("after the sum", "channel"),
-        "before the sum, per activation": ("before the sum", "activation"),
+    per_channel = functools.partial(linen.BatchNorm, momentum=0.9)
+    per_activation = functools.partial(per_channel, axis=(1, 2, 3))
+    kinds: dict[str, tuple[residual.Place, Any]] = {
+        "before the sum, per channel": ("before the sum", per_channel),
+        "after the sum, per channel": ("after the sum", per_channel),
+        "before the sum, per activation": ("before the sum", per_activation),
     }
     half = _halved({"image": np.zeros((1, *shape))})["image"].shape[1:]
-    residual = [
+    with_skips = [
         _run(
             config,
             name,
-            network.Residual(config.channels, place=place, over=over),
+            residual.Residual(config.channels, place=place, norm=norm),
             half,
             convolves=True,
         )
-        for name, (place, over) in kinds.items()
+        for name, (place, norm) in kinds.items()
     ]
     return [
         Part(
@@ -183,7 +186,7 @@ def _parts(config: Placement, shape: tuple[int, ...]) -> list[Part]:
         ),
         Part(
             "residual",
-            residual,
+            with_skips,
             recording.Plan(config.residual_steps, every, seeds, every),
         ),
     ]

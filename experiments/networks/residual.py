@@ -1,6 +1,7 @@
 """A small residual network, with the normalisation in several places."""
 
 import functools
+from collections.abc import Callable
 from typing import Literal
 
 import flax.linen as nn
@@ -9,7 +10,6 @@ import jax
 from jaxbn import linen
 
 Place = Literal["before the sum", "after the sum"]
-Over = Literal["channel", "activation"]
 
 
 class Residual(nn.Module):
@@ -20,32 +20,27 @@ class Residual(nn.Module):
       blocks: of two convolutions each.
       place: of the second normalisation of a block: on the branch, or on the sum of
         branch and shortcut.
-      over: one mean and variance per channel, or per channel and position.
+      norm: makes each normalisation.
       classes: of the softmax.
     """
 
     channels: int = 16
     blocks: int = 2
     place: Place = "before the sum"
-    over: Over = "channel"
+    norm: Callable[[], nn.Module] = functools.partial(linen.BatchNorm, momentum=0.9)
     classes: int = 10
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, tuple[()]]:
-        """Logits `[N, classes]` of images `[N, H, W, 1]`, and nothing more."""
+        """Logits `[N, classes]` of images `[N, H, W, colours]`, and nothing more."""
         conv = functools.partial(nn.Conv, self.channels, (3, 3), use_bias=False)
-        x = nn.relu(self._norm()(conv(strides=2)(x), use_running_average=not train))
+        x = nn.relu(self.norm()(conv(strides=2)(x), use_running_average=not train))
         for _ in range(self.blocks):
-            y = nn.relu(self._norm()(conv()(x), use_running_average=not train))
+            y = nn.relu(self.norm()(conv()(x), use_running_average=not train))
             y = conv()(y)
             if self.place == "before the sum":
-                y = x + self._norm()(y, use_running_average=not train)
+                y = x + self.norm()(y, use_running_average=not train)
             else:
-                y = self._norm()(x + y, use_running_average=not train)
+                y = self.norm()(x + y, use_running_average=not train)
             x = nn.relu(y)
         return nn.Dense(self.classes)(x.mean((1, 2))), ()
-
-    @nn.nowrap
-    def _norm(self) -> linen.BatchNorm:
-        axis = -1 if self.over == "channel" else (1, 2, 3)
-        return linen.BatchNorm(axis=axis, momentum=0.9)

@@ -1,25 +1,29 @@
 """The residual network, against NumPy where it is simple."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.placement import network
+from experiments.networks import residual
+from jaxbn import linen
 
 IMAGES = np.random.default_rng(0).uniform(size=(6, 5, 5, 1)).astype(np.float32)
 
 
 def made(**options):
-    model = network.Residual(channels=4, **options)
+    model = residual.Residual(channels=4, **options)
     variables = model.init(jax.random.key(0), IMAGES, train=False)
     return model, variables
 
 
 @pytest.mark.parametrize("over", ["channel", "activation"])
 def test_over_what_a_mean_is_taken(over):
-    model, variables = made(over=over)
+    axis = -1 if over == "channel" else (1, 2, 3)
+    model, variables = made(norm=functools.partial(linen.BatchNorm, axis=axis))
     (logits, _), new = model.apply(
         variables, IMAGES, train=True, mutable=["batch_stats"]
     )

@@ -1,0 +1,1 @@
+"""What do policies of synchronisation cost in accuracy, and why?"""

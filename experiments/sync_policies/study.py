@@ -1,0 +1,248 @@
+"""What does each policy of synchronisation cost in accuracy?
+
+Exact synchronisation makes every layer wait for all devices, twice per step; local
+statistics wait for nothing. Ying et al. (2018) normalise by groups of devices, Chen et
+al. (2018) by a part of the examples, Zhong et al. (2023) freeze the statistics; `Stale`
+takes the other workers' terms from the past and waits for nothing. Workers are parts of
+a batch here; `tests/test_sync_policies.py` shows that devices do the same.
+
+Expected: local statistics lose much at a few examples per worker, and more on shards
+that are sorted by label; stale ones stay within half a point of exact ones, on sorted
+shards within a point, and lose more without the backward term. How long a memory may be
+is decided by how fast statistics move.
+
+Measured: OUTCOME
+"""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+from experiments import datasets, options, output, recording
+from experiments.networks import fully_connected
+from experiments.sync_policies import policies, reasons, report, shards, trainings
+from experiments.sync_policies.trainings import Setting
+
+QUICK = {
+    "dataset": "digits",
+    "steps": 400,
+    "record_every": 100,
+    "hidden": (50, 50),
+    "examples": (2,),
+    "tables": ("examples", "sorted", "drift"),
+    "policies": ("exact", "local", "stale, forward", "stale"),
+    "probes": 4,
+    "seeds": 2,
+}
+_COMPARED = ("exact", "local", "stale, forward", "stale")
+_TABLES = (
+    "examples", "sorted", "many", "rates", "memory", "switch", "why", "drift"
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class SyncPolicies:
+    """Accuracy by policy of synchronisation, and why (half an hour)."""
+
+    dataset: datasets.Dataset = "fashion_mnist"
+    """What is trained on."""
+    steps: int = 3000
+    """Mini-batches per network."""
+    record_every: int = 300
+    """Steps between two records."""
+    workers: int = 8
+    """Simulated devices."""
+    many_workers: int = 64
+    """The same where there shall be many."""
+    examples: tuple[int, ...] = (1, 2, 4, 8, 32)
+    """Per worker and mini-batch."""
+    usual: int = 2
+    """Examples per worker of all tables but the first; one of them."""
+    policies: tuple[str, ...] = policies.NAMES
+    """What is compared in the first two tables."""
+    tables: tuple[str, ...] = _TABLES
+    """What is measured; the first two always."""
+    learning_rate: float = 0.02
+    """Of SGD."""
+    momentum: float = 0.9
+    """Of SGD."""
+    rates: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2, 0.5)
+    """Learning rates that are compared."""
+    memories: tuple[float, ...] = (0.0, 0.5, 0.8, 0.95, 0.99)
+    """Of stale policies, that are compared."""
+    hidden: tuple[int, ...] = (128, 128, 128)
+    """Units per layer, ReLU."""
+    running: float = 0.99
+    """Momentum of the running statistics, by which accuracy is measured."""
+    tested: int = 10_000
+    """Test images."""
+    probes: int = 16
+    """Mini-batches by which gradients are compared."""
+    seeds: int = 3
+    """Trainings side by side, each with its own initial weights and mini-batches."""
+    quick: bool = False
+    """On the embedded digits, in a minute or two."""
+    data_dir: pathlib.Path | None = None
+    """Where TFDS keeps its data; default: its own, for digits `runs/data`."""
+    out: pathlib.Path = pathlib.Path("runs")
+    """Folder for figure, table and JSON."""
+
+    def run(self) -> None:
+        """Writes `sync_policies_<dataset>.json`, `.md` and `.png`."""
+        config = options.quick(self, QUICK)
+        check(config)
+        output.check_folder(config.out)
+        with options.interruptible():
+            result = measure(config)
+        path = config.out / f"sync_policies_{config.dataset}.json"
+        output.write_result(path, "sync_policies", self, result)
+        print(report.write(path))
+        for part in parts(config, pixels=1):
+            _kept(config).forget(part.runs.values())
+
+
+def check(config: SyncPolicies) -> None:
+    """Checks the options before any work.
+
+    Raises:
+      ValueError: naming the option, what it must be and what it is.
+    """
+    recording.check(_plan(config))
+    options.check_at_least(config, workers=2, many_workers=2, examples=1, hidden=1)
+    options.check_at_least(config, tested=1, probes=1)
+    options.check_positive(config, "learning_rate")
+    if config.usual not in config.examples or config.usual < 2:
+        raise ValueError(
+            f"`usual` must be one of `examples` and at least 2, got {config.usual} and "
+            f"{config.examples}."
+        )
+    if not {"examples", "sorted"} <= set(config.tables) <= set(_TABLES):
+        raise ValueError(
+            f"`tables` must be among {_TABLES}, with the first two of them, got "
+            f"{config.tables}."
+        )
+    missing = set(_COMPARED) - set(config.policies)
+    unknown = set(config.policies) - set(policies.NAMES)
+    if missing or unknown:
+        raise ValueError(
+            f"`policies` must be among {policies.NAMES}, with {_COMPARED} in it, got "
+            f"{config.policies}."
+        )
+    if config.record_every <= max(reasons.LAGS):
+        raise ValueError(
+            f"`record_every` must be more than {max(reasons.LAGS)} steps, over which "
+            f"drift is measured, got {config.record_every}."
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Trainings that are compared with each other."""
+
+    name: str
+    setting: Setting
+    runs: dict[str, recording.Run]  # By policy.
+
+
+def measure(config: SyncPolicies) -> dict[str, Any]:
+    """All trainings: what each recorded, by part, setting and policy."""
+    train, test = (
+        datasets.flat(config.dataset, name, config.data_dir)
+        for name in ("train", "test")
+    )
+    test = {name: each[: config.tested] for name, each in test.items()}
+    made: dict[str, Any] = {}
+    for part in parts(config, train["image"].shape[1]):
+        setting = part.setting
+        data = shards.split(train, setting.workers, setting.by_label)
+        count = config.probes * setting.examples
+        probes = {
+            f"probe_{name}": array[:count].reshape(
+                config.probes, setting.examples, *array.shape[1:]
+            )
+            for name, array in data.items()
+        }
+        found = recording.train(
+            list(part.runs.values()),
+            _plan(config),
+            data,
+            {**test, **probes},
+            _kept(config),
+            workers=2,
+        )
+        made.setdefault(part.name, {})[setting.name] = {
+            policy: {
+                name: output.plain(values) for name, values in found[run.name].items()
+            }
+            for policy, run in part.runs.items()
+        }
+    return {
+        "options": options.identity(config),
+        "steps": recording.recorded_steps(_plan(config)).tolist(),
+        "lags": list(reasons.LAGS),
+        "parts": made,
+    }
+
+
+def parts(config: SyncPolicies, pixels: int) -> list[Part]:
+    """What is trained."""
+    recipe = trainings.Recipe(
+        make_model=functools.partial(
+            fully_connected.FullyConnected, config.hidden, "relu"
+        ),
+        shape=(pixels,),
+        steps=config.steps,
+        rate=config.learning_rate,
+        momentum=config.momentum,
+        running=config.running,
+    )
+
+    def part(name: str, setting: Setting, names: Any, **more: Any) -> Part:
+        runs = {
+            policy: trainings.run(recipe, setting, policy, **more)
+            for policy in names
+            if setting.examples > 1 or policy not in policies.NEED_SEVERAL_EXAMPLES
+        }
+        # The same training may be a part of two tables, and has one checkpoint each.
+        return Part(
+            name,
+            setting,
+            {p: run._replace(name=f"{name}: {run.name}") for p, run in runs.items()},
+        )
+
+    workers = [Setting(config.workers, each) for each in config.examples]
+    usual = Setting(config.workers, config.usual)
+    by_label = [
+        Setting(config.workers, config.usual * n, by_label=True) for n in (1, 2)
+    ]
+    made = [part("examples", setting, config.policies) for setting in workers]
+    made += [part("sorted", setting, config.policies) for setting in by_label]
+    many = Setting(config.many_workers, config.usual)
+    made.append(part("many", many, _COMPARED))
+    made.append(part("rates", usual, _COMPARED, rates=config.rates))
+    names = [
+        f"stale, a = {memory}{forward}"
+        for memory in config.memories
+        for forward in ("", ", forward")
+    ]
+    made += [part("memory", setting, names) for setting in (usual, by_label[0])]
+    switch = usual._replace(switch=True)
+    made.append(part("switch", switch, ("exact", "local", "stale", "stale, a = 0.99")))
+    for setting in (usual, by_label[0]):
+        beside = reasons.beside_exact(recipe, setting)
+        made.append(part("why", setting, _COMPARED[1:], more=beside))
+    drift = reasons.drifting(
+        trainings.run(recipe, usual, "exact"), recipe, config.record_every
+    )
+    made.append(Part("drift", usual, {"exact": drift}))
+    return [each for each in made if each.name in config.tables]
+
+
+def _plan(config: SyncPolicies) -> recording.Plan:
+    every = config.record_every
+    return recording.Plan(config.steps, every, config.seeds, config.steps)
+
+
+def _kept(config: SyncPolicies) -> recording.Kept:
+    return recording.Kept(config.out, "sync_policies", options.identity(config))
