@@ -9,8 +9,18 @@ ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+POLICIES = (ROOT / "experiments/sync_policies/README.md").read_text()
+
+
+def blocks(language, text=README):
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def test_the_policy_of_ones_own_runs():
+    (snippet,) = blocks("python", POLICIES)
+    namespace = {}
+    exec(snippet, namespace)
+    assert namespace["y"].shape == (8, 3)
 
 
 @pytest.mark.parametrize("snippet", blocks("python"))

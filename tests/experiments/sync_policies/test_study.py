@@ -1,0 +1,51 @@
+import json
+
+import pytest
+
+from experiments import __main__ as main
+from experiments.sync_policies import study
+
+OPTIONS = (
+    "--quick --steps 130 --record-every 65 --hidden 12 12 --probes 2 --seeds 1 "
+    "--tested 100"
+)
+
+
+@pytest.mark.exhaustive
+def test_from_the_command_line(tmp_path, capsys):
+    main.main(["sync_policies", *OPTIONS.split(), "--out", str(tmp_path)])
+    made = json.loads((tmp_path / "sync_policies_digits.json").read_text())
+    assert set(made["parts"]) == {"examples", "sorted", "drift"}
+    assert made["steps"] == [65, 130]
+    exact = made["parts"]["examples"]["8 x 2"]["exact"]
+    assert exact["accuracy"][-1][0] > 0.3
+    drift = made["parts"]["drift"]["8 x 2"]["exact"]["drift"][0][0]
+    assert drift[0][0] < drift[-1][0]
+    assert "Verdict" in capsys.readouterr().out
+    assert not list(tmp_path.glob("checkpoints/*"))
+
+
+def test_every_table_has_its_trainings():
+    made = study.parts(study.SyncPolicies(), pixels=4)
+    names = [run.name for part in made for run in part.runs.values()]
+    assert len(set(names)) == len(names)
+    assert {part.name for part in made} == set(study._TABLES)
+    alone = next(part for part in made if part.setting.name == "8 x 1")
+    assert "local" not in alone.runs
+    assert "stale" in alone.runs
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"usual": 3}, "`usual` must be one of `examples`"),
+        ({"examples": (1,), "usual": 1}, "at least 2"),
+        ({"policies": ("exact", "stale")}, "`policies` must be among"),
+        ({"tables": ("sorted",)}, "`tables` must be among"),
+        ({"record_every": 60}, "`record_every` must be more than 64"),
+        ({"workers": 1}, "`workers` must be at least 2"),
+    ],
+)
+def test_errors(options, message):
+    with pytest.raises(ValueError, match=message):
+        study.check(study.SyncPolicies(**options))
