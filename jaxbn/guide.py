@@ -114,6 +114,15 @@ initialising the name need not be bound; later an unknown one is an error.
 replicas kept statistics of their own, `jaxbn.sync_batch_stats` merges them, and
 `jaxbn.in_sync` asks whether they are equal.
 
+**Must every layer wait for all devices?** No: `sync=` takes another policy, such as
+groups of devices, each alone, or `Stale`, which takes the other devices' terms from the
+steps before, in one collective after the step. What a policy remembers is in the
+collection `batch_sync`, of which a part is each device's own: `for_workers` and
+`partition_specs` of `jaxbn.sync_policies` prepare the state for `shard_map`.
+
+  >>> sync = jaxbn.sync_policies.Stale(memory=0.8)
+  >>> layer = linen.BatchNorm(use_running_average=False, axis_name="data", sync=sync)
+
 **My batches are small.** Their moments are noisy: share them over all devices
 (`axis_name`), or over `group_size` neighbouring ones where a part is enough. The
 running variance is the unbiased one, m/(m - 1) times that of the m values, so that

@@ -148,7 +148,8 @@ def apply(
       state: the running statistics, as `init_state` makes them.
       sync_state: of the policy, as `init_sync` makes it.
       collecting: merge the moments of this pass with `collected`, and return a `Passes`
-        instead of new running statistics.
+        instead of new running statistics. Policies that remember steps are left aside:
+        moments are those of all workers.
       collected: moments of the passes before this one, or None.
       mask: as `jaxbn.batch_norm_train`.
       residual: as `jaxbn.batch_norm_train`.
@@ -161,12 +162,6 @@ def apply(
 
     follow = estimator(layer)
     state = estimation.as_complex(follow, state) if jnp.iscomplexobj(x) else state
-    if collecting and sync_state:
-        raise ValueError(
-            f"`sync={layer.sync!r}` moves its state in every pass, got several passes "
-            "for one update (`micro_batches`, `batch_moments` or `jaxbn.collecting`); "
-            "use a policy without a state."
-        )
     if collecting:
         state = passes.before_the_first(follow, state)
         if collected is not None:
@@ -175,6 +170,9 @@ def apply(
 
     def train() -> tuple[jax.Array, Any, sync_policies.State]:
         groups = {} if initializing else {o: getattr(layer, o) for o in _GROUPS}
+        remembers = bool(sync_state) and not initializing
+        if remembers and collecting:  # A pass is no step.
+            groups["sync"], remembers = sync_policies.Exact(), False
         with warnings.catch_warnings():
             if initializing:  # One example is often enough for that.
                 warnings.simplefilter("ignore", UserWarning)
@@ -183,7 +181,7 @@ def apply(
                 x,
                 scale,
                 bias,
-                with_sync if sync_state and not initializing else state,
+                with_sync if remembers else state,
                 mask=mask,
                 residual=residual,
                 dtype=dtype,

@@ -329,23 +329,44 @@ def test_several_steps_in_one_call():
 
 def test_parts_of_a_batch_are_no_steps():
     step = training.make_train_step(loss_fn, micro_batches=2)
-    with pytest.raises(
-        ValueError, match=r"moves its state in every pass.*`micro_batches`"
-    ):
+    with pytest.raises(ValueError, match="`micro_batches` must be 1 where `sync=`"):
         step(make_state(), as_batch(BATCHES[False][0], apart=False))
 
 
-def test_several_passes_are_no_steps():
+def test_population_statistics_are_those_of_exact_passes():
     state, batch = make_state(), as_batch(BATCHES[False][0], apart=False)
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    with pytest.raises(ValueError, match="moves its state in every pass"):
-        state.apply_fn(
-            {**variables, "batch_sync": state.batch_sync},
-            batch["x"],
-            True,
-            batch["mask"],
-            mutable=["batch_moments", "batch_sync"],
-        )
+    variables = {
+        "params": state.params,
+        "batch_stats": state.batch_stats,
+        "batch_sync": state.batch_sync,
+    }
+
+    def call(model, batch):
+        return model(batch["x"], True, batch["mask"])
+
+    made = jaxbn.recalibrate(Net(None, sync_policies.Stale()), variables, [batch], call)
+    h = np.float64(batch["x"]) @ KERNEL
+    stats = made["batch_stats"]["BatchNorm_0"]
+    np.testing.assert_allclose(stats["mean"], h.mean(0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(stats["var"], h.var(0, ddof=1), rtol=1e-4)
+    chex.assert_trees_all_equal(made["batch_sync"], state.batch_sync)
+    found = jaxbn.diagnose(Net(None, sync_policies.Stale()), made, batch, call)
+    assert found.layers[0].mean_distance < 1e-3
+
+
+def test_population_statistics_of_an_nnx_model():
+    net = NnxNet(None, sync_policies.Stale())
+    flax.nnx.update(net, sync_policies.for_workers(flax.nnx.state(net), WORKERS))
+    batch = as_batch(BATCHES[False][0], apart=False)
+
+    def call(model, batch):
+        return model(batch["x"], True, batch["mask"])
+
+    net.train()
+    made = jaxbn.recalibrate(net, None, [batch], call)
+    h = np.float64(batch["x"]) @ KERNEL
+    np.testing.assert_allclose(made.norm.mean[...], h.mean(0), rtol=1e-4, atol=1e-5)
+    assert jaxbn.diagnose(made, None, batch, call).layers[0].mean_distance < 1e-3
 
 
 def test_inference_needs_no_state():

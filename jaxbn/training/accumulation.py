@@ -33,8 +33,14 @@ def accumulated_gradient_of(
       params: others than those of the state.
 
     Raises:
-      ValueError: if the first axis of an array cannot be cut so.
+      ValueError: if the first axis of an array cannot be cut so, or policies remember
+        earlier steps.
     """
+    if state.batch_sync:
+        raise ValueError(
+            "`micro_batches` must be 1 where `sync=` of a layer remembers earlier "
+            f"steps, got {micro_batches}; a part of a batch is no step."
+        )
     parts = jax.tree_util.tree_map_with_path(
         lambda path, array: _cut(jax.tree_util.keystr(path), array, micro_batches),
         dict(batch),
