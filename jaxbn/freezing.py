@@ -12,7 +12,7 @@ Array([0., 0., 0.], dtype=float32)
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
 import flax.linen as nn
@@ -58,7 +58,8 @@ def freeze(
       The model, or the function that runs its models with frozen layers.
 
     Raises:
-      ValueError: if `where` matches no layer; of a function when it is called.
+      ValueError: if `where` matches no layer, or one of Flax, which would go on
+        training; of a function when it is called.
       TypeError: if `target` is neither, or a Linen module.
 
     Example:
@@ -133,11 +134,22 @@ def _changed(target: Any, where: Where, given: Frozen, value: bool) -> Any:
 def _changed_model(model: nnx.Module, rule: _Rule) -> nnx.Module:
     found = model_layers.nnx_layers(model, (nnx_layer.BatchNorm,))
     layers = {"/".join(path): module for path, module in found.items()}
-    meant = list(filter(selection.as_predicate(rule.where), layers))
+    is_meant = selection.as_predicate(rule.where)
+    theirs = model_layers.nnx_layers(model, (nnx.BatchNorm,))
+    _check_ours(filter(is_meant, map("/".join, theirs)))
+    meant = list(filter(is_meant, layers))
     selection.check_any(rule.where, meant, layers)
     for path in meant:
         layers[path].frozen = rule.applied(layers[path].frozen)
     return model
+
+
+def _check_ours(theirs: Iterable[str]) -> None:
+    if theirs := sorted(theirs):
+        raise ValueError(
+            f"`where` must match layers of jaxbn, got also Flax's {theirs}; change "
+            "their import, or leave them out."
+        )
 
 
 class _Frozen:
@@ -153,10 +165,13 @@ class _Frozen:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         def give_frozen(next_function, args, kwargs, context):
-            is_layer = isinstance(context.module, linen.BatchNorm)
+            is_layer = isinstance(context.module, model_layers.LINEN)
             if not is_layer or context.method_name != "__call__":
                 return next_function(*args, **kwargs)
             path = "/".join(context.module.path)
+            if not isinstance(context.module, linen.BatchNorm):
+                _check_ours(path for meant in self._is_meant if meant(path))
+                return next_function(*args, **kwargs)
             self._seen.add(path)
             token = FROZEN.set(self._frozen(path, FROZEN.get()))
             try:

@@ -97,7 +97,7 @@ def of_call(given: Given) -> LayerDiagnosis:
         variance_ratios=np.where(seen, ratio, np.nan),
         advice=(),
     )
-    return row._replace(advice=_advice(row))
+    return row._replace(advice=_advice(row, int(np.max(count))))
 
 
 def _channels(array) -> np.ndarray:
@@ -121,7 +121,10 @@ def _is_ill_conditioned(moments: moments_lib.Moments) -> np.ndarray:
     return np.ravel(moments.var < 1e-4 * square)
 
 
-def _advice(row: LayerDiagnosis) -> tuple[str, ...]:
+def _advice(row: LayerDiagnosis, most: int) -> tuple[str, ...]:
+    """In words; `most` elements has the channel that has the most."""
+    if most < 2:
+        return (f"{most} elements per channel tell nothing: give a larger batch",)
     found = []
     if row.mean_distance > MEAN_LIMIT or row.variance_ratio > VARIANCE_LIMIT:
         found.append(

@@ -146,7 +146,7 @@ class _Passes:
         if not moving:
             raise ValueError(
                 "`call` must run `BatchNorm` layers of jaxbn in training mode, got "
-                "none that moves its statistics."
+                "none that moves its statistics; are they frozen?"
             )
         if not layer_by_layer:
             return self.source.replaced(given, moving, self.replace)

@@ -214,3 +214,26 @@ def test_mistakes():
         jaxbn.freeze(net)
     with pytest.raises(TypeError, match="got dict"):
         jaxbn.freeze(variables)
+
+
+def test_layers_of_flax_would_go_on_training():
+    rngs = nnx.Rngs(0)
+    model = nnx.Sequential(nnx.BatchNorm(3, rngs=rngs), BatchNorm(3, rngs=rngs))
+    with pytest.raises(ValueError, match=r"got also Flax's \['layers/0'\]"):
+        jaxbn.freeze(model)
+    jaxbn.freeze(model, "layers/1")
+    net = nn.Sequential(
+        [
+            nn.BatchNorm(use_running_average=False),
+            linen.BatchNorm(use_running_average=False),
+        ]
+    )
+    x = jnp.ones((4, 3))
+    variables = net.init(jax.random.key(0), x)
+
+    def run(x):
+        return net.apply(variables, x, mutable=["batch_stats"])
+
+    with pytest.raises(ValueError, match=r"got also Flax's \['layers_0'\]"):
+        jaxbn.freeze(run)(x)
+    jaxbn.freeze(run, "layers_1")(x)

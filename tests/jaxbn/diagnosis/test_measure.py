@@ -93,3 +93,8 @@ def test_labels():
     row = of()
     assert row.label == "bn"
     assert row._replace(call=2).label == "bn (call 2)"
+
+
+def test_one_element_gives_no_advice_but_to_give_more():
+    row = of(X[:1] + 100)
+    assert row.advice == ("1 elements per channel tell nothing: give a larger batch",)
