@@ -1,5 +1,6 @@
 """What every layer of a model is given when a batch runs through it."""
 
+import collections
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -31,15 +32,24 @@ class Given(NamedTuple):
     epsilon: float
 
 
+Visit = Callable[[Given], None]
+"""Is given every call when it is made; none is kept, since all are large together."""
+
+
 def of_linen(
-    model: nn.Module, variables: Any, batch: Any, call: Callable, rngs: Any
-) -> list[Given]:
-    """The calls of a Linen model, in their order."""
+    model: nn.Module,
+    variables: Any,
+    batch: Any,
+    call: Callable,
+    rngs: Any,
+    visit: Visit,
+) -> None:
+    """Visits the calls of a Linen model, in their order."""
 
     def read(layer: Any, collection: str, name: str) -> Any:
         return nn.meta.unbox(layer.get_variable(collection, name))
 
-    notes = _Notes(read)
+    notes = _Notes(read, visit)
 
     def run(bound: Any, batch: Any) -> None:
         with model_layers.hooked_linen(notes.take):
@@ -48,30 +58,28 @@ def of_linen(
     model.apply(
         variables, batch, method=run, mutable=flax.core.DenyList("params"), rngs=rngs
     )
-    return notes.calls
 
 
-def of_nnx(model: nnx.Module, batch: Any, call: Callable) -> list[Given]:
-    """The calls of a copy of an NNX model, in their order."""
+def of_nnx(model: nnx.Module, batch: Any, call: Callable, visit: Visit) -> None:
+    """Visits the calls of a copy of an NNX model, in their order."""
 
     def read(layer: Any, collection: str, name: str) -> Any:
         variable = getattr(layer, name)
         return None if variable is None else variable[...]
 
-    notes = _Notes(read)
+    notes = _Notes(read, visit)
     copy = nnx.clone(model)
     copy.train()
     model_layers.hook_nnx(notes.take, copy)
     call(copy, batch)
-    return notes.calls
 
 
 class _Notes:
     """Takes down every call, before it moves the running statistics."""
 
-    def __init__(self, read: Callable[[Any, str, str], Any]):
-        self.read = read
-        self.calls: list[Given] = []
+    def __init__(self, read: Callable[[Any, str, str], Any], visit: Visit):
+        self.read, self.visit = read, visit
+        self.numbers: collections.Counter[str] = collections.Counter()
         self.running: dict[str, running.BatchStats] = {}  # Before the first call.
 
     def take(self, call: Call) -> jax.Array:
@@ -88,10 +96,11 @@ class _Notes:
             )
         if path not in self.running:
             self.running[path] = self._running(layer)
-        self.calls.append(
+        self.numbers[path] += 1
+        self.visit(
             Given(
                 path=path,
-                call=1 + sum(each.path == path for each in self.calls),
+                call=self.numbers[path],
                 x=x,
                 mask=None if mask is None else _as_mask(mask, x),
                 running=self.running[path],

@@ -93,13 +93,18 @@ def diagnose(
       (True, 64)
     """
     model_layers.check_variables(model, variables)
+    rows: list[measure.LayerDiagnosis] = []
+
+    def visit(given: calls.Given) -> None:
+        rows.append(measure.of_call(given))
+
     if isinstance(model, nnx.Module):
-        made = calls.of_nnx(model, batch, call)
+        calls.of_nnx(model, batch, call, visit)
     else:
-        made = calls.of_linen(model, variables, batch, call, rngs)
-    if not made:
+        calls.of_linen(model, variables, batch, call, rngs, visit)
+    if not rows:
         raise ValueError("`call` must run a layer of `BatchNorm`, got none.")
-    return Diagnosis(tuple(map(measure.of_call, made)))
+    return Diagnosis(tuple(rows))
 
 
 def _cells(row: measure.LayerDiagnosis) -> tuple[str, ...]:

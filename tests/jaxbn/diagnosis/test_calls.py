@@ -20,6 +20,13 @@ MASK = RNG.random((64, 1)) < 0.6
 CALL = lambda model, batch: model(*batch)  # noqa: E731
 
 
+def visited(walk, *given):
+    """Every call that a walk over a model visits."""
+    found = []
+    walk(*given, found.append)
+    return found
+
+
 class Net(nn.Module):
     """A layer used twice, one of Flax."""
 
@@ -45,12 +52,16 @@ class Model(nnx.Module):
 
 def of_linen(variables=None, rngs=None):
     variables = variables or Net().init(jax.random.key(0), X, MASK)
-    return calls.of_linen(Net(), variables, (X, MASK), CALL, rngs)
+    return visited(calls.of_linen, Net(), variables, (X, MASK), CALL, rngs)
 
 
 @pytest.mark.parametrize("kind", ["linen", "nnx"])
 def test_every_call_in_order(kind):
-    made = of_linen() if kind == "linen" else calls.of_nnx(Model(), (X, MASK), CALL)
+    made = (
+        of_linen()
+        if kind == "linen"
+        else visited(calls.of_nnx, Model(), (X, MASK), CALL)
+    )
     assert [each[:2] for each in made] == [("twice", 1), ("twice", 2), ("theirs", 1)]
     first, second, theirs = made
     valid = X[MASK[:, 0]].astype(np.float64)
@@ -71,7 +82,7 @@ def test_an_nnx_model_is_not_changed():
     model.eval()
     graph, state = nnx.split(model)
     before = jax.tree.map(np.array, state)
-    calls.of_nnx(model, (X, MASK), CALL)
+    visited(calls.of_nnx, model, (X, MASK), CALL)
     after_graph, after = nnx.split(model)
     assert after_graph == graph
     chex.assert_trees_all_equal(after, before)
@@ -90,12 +101,12 @@ def test_what_evaluation_would_use(kind):
         stats = {"mean": jnp.ones(3), "var": jnp.full(3, 5.0)}
         variables = {**variables, "batch_stats": stats}
         given = variables, X, lambda model, x: model(x), None
-        (found,) = calls.of_linen(layer, *given)
+        (found,) = visited(calls.of_linen, layer, *given)
         evaluated = layer.clone(use_running_average=True).apply(variables, X)
     else:
         layer = jaxbn.nnx.BatchNorm(3, statistics=doubled, rngs=nnx.Rngs(0))
         layer.mean[...], layer.var[...] = jnp.ones(3), jnp.full(3, 5.0)
-        (found,) = calls.of_nnx(layer, X, lambda model, x: model(x))
+        (found,) = visited(calls.of_nnx, layer, X, lambda model, x: model(x))
         evaluated = layer(X, use_running_average=True)
     np.testing.assert_array_equal(found.running.mean, np.full(3, 2.0))
     np.testing.assert_array_equal(found.running.var, np.full(3, 15.0))
@@ -109,7 +120,7 @@ def test_without_parameters_and_of_a_subclass():
             return super().__call__(x, **options)
 
     layer = Own(3, use_scale=False, use_bias=False)
-    (found,) = calls.of_nnx(layer, X, lambda model, x: model(x, mask=MASK))
+    (found,) = visited(calls.of_nnx, layer, X, lambda model, x: model(x, mask=MASK))
     assert found.path == "Own"
     assert (found.scale, found.bias) == (None, None)
 
@@ -132,6 +143,6 @@ def test_hidden_inputs_are_told():
     call = lambda model, x: model(x)  # noqa: E731
     variables = Jitted().init(jax.random.key(0), X)
     with pytest.raises(ValueError, match=r"outside of `jit`.* of 'bn'"):
-        calls.of_linen(Jitted(), variables, X, call, None)
+        visited(calls.of_linen, Jitted(), variables, X, call, None)
     with pytest.raises(ValueError, match=r"outside of `jit`.* of 'bn'"):
-        calls.of_nnx(Scanned(), X, call)
+        visited(calls.of_nnx, Scanned(), X, call)
