@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import datasets, options, output, recording
+from experiments import datasets, options, output, recording, running
 from experiments.covariate_shift import measures, noise, report
 from experiments.networks import fully_connected, norms
 from jaxbn import linen, training
@@ -79,12 +79,7 @@ class CovariateShift:
         """Writes `covariate_shift.json`, `.md` and `.png`."""
         config = options.quick(self, QUICK)
         check(config)
-        output.check_folder(self.out)
-        with options.interruptible():
-            result = measure(config)
-        path = self.out / "covariate_shift.json"
-        output.write_result(path, "covariate_shift", self, result)
-        print(report.write(path))
+        running.run("covariate_shift", self, lambda: measure(config), report.write)
         _kept(config).forget(_runs(config, pixels=1))
 
 
@@ -101,11 +96,7 @@ def check(config: CovariateShift) -> None:
         raise ValueError(f"`lengths` must be positive, got {config.lengths}.")
     if len(set(config.hidden)) > 1:
         raise ValueError(f"`hidden` must be layers of one width, got {config.hidden}.")
-    known = tuple(fully_connected.KERNEL_INITS)
-    if config.activation not in known:
-        raise ValueError(
-            f"`activation` must be one of {known}, got {config.activation!r}."
-        )
+    options.check_among(config, fully_connected.KERNEL_INITS, "activation")
 
 
 def measure(config: CovariateShift) -> dict[str, Any]:

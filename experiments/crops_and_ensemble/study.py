@@ -22,7 +22,7 @@ import numpy as np
 import optax
 import tqdm
 
-from experiments import datasets, options, output, recording
+from experiments import datasets, options, recording, running
 from experiments.crops_and_ensemble import (
     augmentation,
     crops,
@@ -64,12 +64,13 @@ class CropsAndEnsemble:
         """Writes `crops_and_ensemble_<dataset>.json`, `.md` and `.png`."""
         config = options.quick(self, _QUICK)
         check(config)
-        output.check_folder(config.out)
-        path = config.out / f"crops_and_ensemble_{config.dataset}.json"
-        with options.interruptible():
-            result = measure(config)
-        output.write_result(path, "crops_and_ensemble", self, result)
-        print(report.write(path))
+        running.run(
+            "crops_and_ensemble",
+            self,
+            lambda: measure(config),
+            report.write,
+            f"crops_and_ensemble_{config.dataset}",
+        )
         _kept(config).forget(_runs(config, ()))
 
 

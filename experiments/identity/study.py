@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import datasets, options, output, recording
+from experiments import datasets, options, output, recording, running
 from experiments.identity import layer, report
 from jaxbn import linen, training
 
@@ -62,12 +62,7 @@ class Identity:
         """Writes `identity.json`, `.md` and `.png`."""
         config = options.quick(self, _QUICK)
         check(config)
-        output.check_folder(self.out)
-        path = self.out / "identity.json"
-        with options.interruptible():
-            result = measure(config)
-        output.write_result(path, "identity", self, result)
-        print(report.write(path))
+        running.run("identity", self, lambda: measure(config), report.write)
         _kept(config).forget(_runs(config, 1))
 
 

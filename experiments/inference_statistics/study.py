@@ -33,7 +33,7 @@ import numpy as np
 import optax
 
 import jaxbn
-from experiments import datasets, options, output, recording
+from experiments import datasets, options, output, recording, running
 from experiments.inference_statistics import report, statistics
 from experiments.networks import fully_connected, inference
 from jaxbn import linen, training
@@ -83,12 +83,7 @@ class InferenceStatistics:
         """Writes `inference_statistics.json`, `.md` and `.png`."""
         config = options.quick(self, QUICK)
         check(config)
-        output.check_folder(self.out)
-        with options.interruptible():
-            result = measure(config)
-        path = self.out / "inference_statistics.json"
-        output.write_result(path, "inference_statistics", self, result)
-        print(report.write(path))
+        running.run("inference_statistics", self, lambda: measure(config), report.write)
         _kept(config).forget(_runs(config, pixels=1))
 
 
@@ -102,8 +97,7 @@ def check(config: InferenceStatistics) -> None:
     options.check_at_least(config, batch_sizes=2, hidden=1, window=1)
     options.check_at_least(config, population=max(config.batch_sizes))
     options.check_positive(config, "learning_rate")
-    if not 0 <= config.momentum <= 1:
-        raise ValueError(f"`momentum` must lie in [0, 1], got {config.momentum}.")
+    options.check_weights(config, "momentum")
 
 
 def measure(config: InferenceStatistics) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from experiments import datasets, options, output, recording
+from experiments import datasets, options, output, recording, running
 from experiments.networks import fully_connected
 from experiments.outside_gradient import example, layers, report
 from jaxbn import training
@@ -63,12 +63,7 @@ class OutsideGradient:
         """Writes `outside_gradient.json`, `.md` and `.png`."""
         config = options.quick(self, _QUICK)
         check(config)
-        output.check_folder(self.out)
-        path = self.out / "outside_gradient.json"
-        with options.interruptible():
-            result = measure(config)
-        output.write_result(path, "outside_gradient", self, result)
-        print(report.write(path))
+        running.run("outside_gradient", self, lambda: measure(config), report.write)
         _kept(config).forget(_runs(config, 1))
 
 

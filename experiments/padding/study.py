@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import datasets, options, output, recording
+from experiments import datasets, options, output, recording, running
 from experiments.padding import networks, report, sequences
 from jaxbn import training
 
@@ -78,12 +78,7 @@ class Padding:
         """Writes `padding.json`, `.md` and `.png`."""
         config = options.quick(self, QUICK)
         check(config)
-        output.check_folder(self.out)
-        with options.interruptible():
-            result = measure(config)
-        path = self.out / "padding.json"
-        output.write_result(path, "padding", self, result)
-        print(report.write(path))
+        running.run("padding", self, lambda: measure(config), report.write)
         _kept(config).forget(_runs(config, rows=8, features=1))
 
 

@@ -25,7 +25,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import datasets, options, output, recording
+from experiments import datasets, options, output, recording, running
 from experiments.networks import fully_connected
 from experiments.placement import network, report
 from jaxbn import linen, training
@@ -79,12 +79,7 @@ class Placement:
         """Writes `placement.json`, `.md` and `.png`."""
         config = options.quick(self, QUICK)
         check(config)
-        output.check_folder(self.out)
-        with options.interruptible():
-            result = measure(config)
-        path = self.out / "placement.json"
-        output.write_result(path, "placement", self, result)
-        print(report.write(path))
+        running.run("placement", self, lambda: measure(config), report.write)
         for part in _parts(config, (1, 1, 1)):
             _kept(config).forget(part.runs)
 
@@ -99,11 +94,7 @@ def check(config: Placement) -> None:
         recording.check(part.plan)
     options.check_at_least(config, batch_size=2, hidden=1, channels=1, tested=1)
     options.check_positive(config, "learning_rate")
-    known = tuple(fully_connected.KERNEL_INITS)
-    if not config.activations or not set(config.activations) <= set(known):
-        raise ValueError(
-            f"`activations` must be among {known}, got {config.activations}."
-        )
+    options.check_among(config, fully_connected.KERNEL_INITS, "activations")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import datasets, options, output, recording
+from experiments import datasets, options, output, recording, running
 from experiments.networks import fully_connected, inference
 from experiments.regularisation import report
 from jaxbn import linen, training
@@ -77,12 +77,7 @@ class Regularisation:
         """Writes `regularisation.json`, `.md` and `.png`."""
         config = options.quick(self, QUICK)
         check(config)
-        output.check_folder(self.out)
-        with options.interruptible():
-            result = measure(config)
-        path = self.out / "regularisation.json"
-        output.write_result(path, "regularisation", self, result)
-        print(report.write(path))
+        running.run("regularisation", self, lambda: measure(config), report.write)
         _kept(config).forget(_runs(config, pixels=1))
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments import datasets, options, output, recording
+from experiments import datasets, options, output, recording, running
 from experiments.networks import fully_connected
 from experiments.saturation import layers, report
 from jaxbn import training
@@ -63,12 +63,7 @@ class Saturation:
         """Writes `saturation.json`, `.md` and `.png`."""
         config = options.quick(self, _QUICK)
         check(config)
-        output.check_folder(self.out)
-        path = self.out / "saturation.json"
-        with options.interruptible():
-            result = measure(config)
-        output.write_result(path, "saturation", self, result)
-        print(report.write(path))
+        running.run("saturation", self, lambda: measure(config), report.write)
         _kept(config).forget(_runs(config, 1))
 
 
@@ -80,11 +75,7 @@ def check(config: Saturation) -> None:
     """
     options.check_at_least(config, records=1, hidden=1, batch_size=1)
     options.check_positive(config, "learning_rate")
-    if set(config.activations) - {"sigmoid", "relu"}:
-        raise ValueError(
-            "`activations` must be among ('sigmoid', 'relu'), got "
-            f"{config.activations}."
-        )
+    options.check_among(config, ("sigmoid", "relu"), "activations")
     recording.check(_plan(config))
 
 

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import datasets, options, output, recording
+from experiments import datasets, options, output, recording, running
 from experiments.networks import fully_connected
 from experiments.whitening import measures, report, zca
 from jaxbn import linen, training
@@ -68,12 +68,7 @@ class Whitening:
         """Writes `whitening.json`, `.md` and `.png`."""
         config = options.quick(self, _QUICK)
         check(config)
-        output.check_folder(self.out)
-        path = self.out / "whitening.json"
-        with options.interruptible():
-            result = measure(config)
-        output.write_result(path, "whitening", self, result)
-        print(report.write(path))
+        running.run("whitening", self, lambda: measure(config), report.write)
         _kept(config).forget(_runs(config, 1))
 
 
