@@ -100,10 +100,7 @@ def check(config: BatchSize) -> None:
 
 def measure(config: BatchSize) -> dict[str, Any]:
     """All trainings: by size and network the records of every epoch and seed."""
-    train_split, test = (
-        datasets.flat(config.dataset, name, config.data_dir)
-        for name in ("train", "test")
-    )
+    train_split, test = datasets.flat_splits(config.dataset, config.data_dir)
     train_split = {name: each[: config.examples] for name, each in train_split.items()}
     examples, pixels = train_split["image"].shape
     sizes = {}
@@ -144,7 +141,6 @@ def _run(
     config: BatchSize, name: str, norm: Any, batch_size: int, pixels: int
 ) -> recording.Run:
     model = fully_connected.FullyConnected(config.hidden, "relu", norm)
-    train_step = training.make_train_step(fully_connected.loss_fn)
 
     def init(key: jax.Array) -> training.TrainState:
         rate = config.rate_per_example * batch_size
@@ -169,7 +165,7 @@ def _run(
     return recording.Run(
         name=f"{name}, batch size {batch_size}",
         init=init,
-        step=lambda state, batch: train_step(state, batch)[0],
+        step=recording.gradient_step(fully_connected.loss_fn),
         record=record,
         batch_size=batch_size,
     )

@@ -101,10 +101,7 @@ def check(config: CovariateShift) -> None:
 
 def measure(config: CovariateShift) -> dict[str, Any]:
     """All trainings: by network what was measured, `[records, seeds, ...]`."""
-    train_split, test = (
-        datasets.flat(config.dataset, name, config.data_dir)
-        for name in ("train", "test")
-    )
+    train_split, test = datasets.flat_splits(config.dataset, config.data_dir)
     some = {name: each[: config.observed] for name, each in train_split.items()}
     held_out = {**test, "observed": some["image"], "observed_label": some["label"]}
     found = recording.train(
@@ -176,7 +173,6 @@ def _runs(config: CovariateShift, pixels: int) -> list[recording.Run]:
 
 def _run(config: CovariateShift, name: str, norm: Any, pixels: int) -> recording.Run:
     model = fully_connected.FullyConnected(config.hidden, config.activation, norm)
-    train_step = training.make_train_step(fully_connected.loss_fn)
     rates = config.learning_rate * jnp.array(config.lengths)
 
     def init(key: jax.Array) -> training.TrainState:
@@ -218,7 +214,7 @@ def _run(config: CovariateShift, name: str, norm: Any, pixels: int) -> recording
     return recording.Run(
         name=name,
         init=init,
-        step=lambda state, batch: train_step(state, batch)[0],
+        step=recording.gradient_step(fully_connected.loss_fn),
         record=record,
         batch_size=config.batch_size,
     )

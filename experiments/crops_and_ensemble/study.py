@@ -101,6 +101,7 @@ def measure(config: CropsAndEnsemble) -> dict[str, Any]:
         train,
         {"label": test["label"]},
         _kept(config),
+        workers=2,
     )
     height, width, _ = shape
     size = size_of(height)
@@ -191,7 +192,7 @@ def _run(
     """The training of one network on inputs of that shape."""
     net = network.Network(config.width, member)
     schedule = optax.exponential_decay(config.learning_rate, config.steps, 0.01)
-    train_step = training.make_train_step(_loss)
+    train_step = recording.gradient_step(_loss)
 
     def init(key: jax.Array) -> training.TrainState:
         # Else members with one seed would start from the same weights.
@@ -204,7 +205,7 @@ def _run(
         key = jax.random.fold_in(jax.random.fold_in(state.key, 1), state.step)
         images = batch["image"].astype(jnp.float32)
         images = augmentation.augment(key, images, shape[0])
-        return train_step(state, {**batch, "image": images})[0]
+        return train_step(state, {**batch, "image": images})
 
     def record(state: training.TrainState, _: recording.Batch) -> dict[str, jax.Array]:
         variables = {"params": state.params, "batch_stats": state.batch_stats}

@@ -143,7 +143,6 @@ def _split(config: Figure1, name: str) -> dict[str, np.ndarray]:
 
 
 def _run(hp: mlp.Hyperparameters, network: str, pixels: int) -> recording.Run:
-    train_step = training.make_train_step(fully_connected.loss_fn)
 
     def record(state: training.TrainState, held_out: recording.Batch):
         observed = held_out["image"][:_OBSERVED]
@@ -163,7 +162,7 @@ def _run(hp: mlp.Hyperparameters, network: str, pixels: int) -> recording.Run:
     return recording.Run(
         name=network,
         init=lambda key: mlp.init_states(hp, key, pixels)[network],
-        step=lambda state, batch: train_step(state, batch)[0],
+        step=recording.gradient_step(fully_connected.loss_fn),
         record=record,
         batch_size=hp.batch_size,
         replacement=hp.replacement,

@@ -133,7 +133,6 @@ def make_run(batch_size: int, learning_rate: float, channels: int) -> recording.
     squares of what the layer changes of its input, over its variance.
     """
     model = linen.BatchNorm()
-    train_step = training.make_train_step(_loss)
 
     def init(key: jax.Array) -> training.TrainState:
         x = jnp.zeros((2, channels))
@@ -165,7 +164,7 @@ def make_run(batch_size: int, learning_rate: float, channels: int) -> recording.
     return recording.Run(
         str(batch_size),
         init,
-        lambda state, batch: train_step(state, batch)[0],
+        recording.gradient_step(_loss),
         record,
         batch_size,
     )

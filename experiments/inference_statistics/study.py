@@ -102,10 +102,7 @@ def check(config: InferenceStatistics) -> None:
 
 def measure(config: InferenceStatistics) -> dict[str, Any]:
     """All trainings, and Algorithm 2 at the end of each."""
-    train_split, test = (
-        datasets.flat(config.dataset, name, config.data_dir)
-        for name in ("train", "test")
-    )
+    train_split, test = datasets.flat_splits(config.dataset, config.data_dir)
     held_out = {**test, "population": train_split["image"]}
     found = recording.train(
         _runs(config, test["image"].shape[1]),
@@ -198,7 +195,7 @@ def _runs(config: InferenceStatistics, pixels: int) -> list[recording.Run]:
 
 def _run(config: InferenceStatistics, batch_size: int, pixels: int) -> recording.Run:
     followed = statistics.all_estimators(config.momentum, config.window)
-    train_step = training.make_train_step(fully_connected.loss_fn)
+    train_step = recording.gradient_step(fully_connected.loss_fn)
     model = _network(config)
 
     def init(key: jax.Array) -> recording.State:
@@ -209,7 +206,7 @@ def _run(config: InferenceStatistics, batch_size: int, pixels: int) -> recording
         return {"state": state, "estimates": estimates}
 
     def step(states: recording.State, batch: recording.Batch) -> recording.State:
-        state = train_step(states["state"], batch)[0]
+        state = train_step(states["state"], batch)
         estimates = statistics.update(
             followed, states["estimates"], state.batch_stats, batch_size
         )

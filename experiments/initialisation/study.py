@@ -81,10 +81,7 @@ def check(config: Initialisation) -> None:
 
 def measure(config: Initialisation) -> dict[str, Any]:
     """Accuracies at the end of all trainings."""
-    train, test = (
-        datasets.flat(config.dataset, split, config.data_dir)
-        for split in ("train", "test")
-    )
+    train, test = datasets.flat_splits(config.dataset, config.data_dir)
     runs = _runs(config, train["image"].shape[1])
     found = recording.train(runs, _plan(config), train, test, _kept(config))
     return {

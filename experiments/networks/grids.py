@@ -16,7 +16,6 @@ from matplotlib.figure import Figure
 
 from experiments import curves, options, output, recording
 from experiments.networks import fully_connected
-from jaxbn import training
 
 # A network works where it comes within this of the best that was found for its
 # activation: beyond the spread of seeds, and far above what a stuck network reaches.
@@ -58,7 +57,6 @@ def run(
       hidden: factor of the initial weights of the hidden layers, of each network.
       last: of those before the softmax.
     """
-    train_step = training.make_train_step(fully_connected.loss_fn)
 
     def init(key: jax.Array, value: tuple[jax.Array, jax.Array, jax.Array]):
         rate, hidden, last = value
@@ -68,7 +66,7 @@ def run(
     single = recording.Run(
         name,
         init,
-        lambda state, batch: train_step(state, batch)[0],
+        recording.gradient_step(fully_connected.loss_fn),
         fully_connected.evaluate,
         batch_size,
     )

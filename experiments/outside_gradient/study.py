@@ -80,10 +80,7 @@ def check(config: OutsideGradient) -> None:
 
 def measure(config: OutsideGradient) -> dict[str, Any]:
     """The single unit, and curves `[records, seeds]` of the networks."""
-    train, test = (
-        datasets.flat(config.dataset, split, config.data_dir)
-        for split in ("train", "test")
-    )
+    train, test = datasets.flat_splits(config.dataset, config.data_dir)
     runs = _runs(config, train["image"].shape[1])
     found = recording.train(runs, _plan(config), train, test, _kept(config))
     return {
@@ -122,7 +119,6 @@ def _runs(config: OutsideGradient, pixels: int) -> list[recording.Run]:
 def _run(config: OutsideGradient, variant: str, pixels: int) -> recording.Run:
     norm = functools.partial(layers.Normalisation, variant)
     model = fully_connected.FullyConnected(config.hidden, "relu", norm)
-    train_step = training.make_train_step(fully_connected.loss_fn)
 
     def record(state: training.TrainState, held_out: recording.Batch):
         some = {name: values[:_OBSERVED] for name, values in held_out.items()}
@@ -140,7 +136,7 @@ def _run(config: OutsideGradient, variant: str, pixels: int) -> recording.Run:
         lambda key: fully_connected.init_state(
             model, pixels, key, config.learning_rate
         ),
-        lambda state, batch: train_step(state, batch)[0],
+        recording.gradient_step(fully_connected.loss_fn),
         record,
         config.batch_size,
     )

@@ -154,7 +154,6 @@ def _runs(config: Padding, rows: int, features: int) -> list[recording.Run]:
 def _run(
     config: Padding, name: str, model: Any, rows: int, features: int
 ) -> recording.Run:
-    train_step = training.make_train_step(loss_fn)
 
     def init(key: jax.Array) -> training.TrainState:
         x, mask = jnp.zeros((2, rows, features)), jnp.ones((2, rows), bool)
@@ -180,7 +179,7 @@ def _run(
     return recording.Run(
         name=name,
         init=init,
-        step=lambda state, batch: train_step(state, batch)[0],
+        step=recording.gradient_step(loss_fn),
         record=record,
         batch_size=config.batch_size,
     )

@@ -187,7 +187,6 @@ def _run(
     shape: tuple[int, ...],
     convolves: bool = False,
 ) -> recording.Run:
-    train_step = training.make_train_step(fully_connected.loss_fn)
 
     def init(key: jax.Array) -> training.TrainState:
         return fully_connected.init_state(model, shape, key, config.learning_rate)
@@ -195,7 +194,7 @@ def _run(
     return recording.Run(
         name=name,
         init=init,
-        step=lambda state, batch: train_step(state, batch)[0],
+        step=recording.gradient_step(fully_connected.loss_fn),
         record=fully_connected.evaluate,
         batch_size=config.batch_size,
         convolves=convolves,

@@ -31,7 +31,7 @@ import numpy as np
 from experiments import datasets, options, output, recording, running
 from experiments.networks import fully_connected, inference
 from experiments.regularisation import report
-from jaxbn import linen, training
+from jaxbn import linen
 
 QUICK = {
     "dataset": "digits",
@@ -109,10 +109,7 @@ def cases(config: Regularisation) -> list[dict[str, float]]:
 
 def measure(config: Regularisation) -> dict[str, Any]:
     """All trainings; what was recorded at the end, of every seed."""
-    train_split, test = (
-        datasets.flat(config.dataset, name, config.data_dir)
-        for name in ("train", "test")
-    )
+    train_split, test = datasets.flat_splits(config.dataset, config.data_dir)
     train_split = {name: each[: config.examples] for name, each in train_split.items()}
     held_out = {
         **test,
@@ -168,7 +165,7 @@ def _run(
     config: Regularisation, network: str, norm: Any, batches: str, pixels: int
 ) -> recording.Run:
     model = fully_connected.FullyConnected(config.hidden, "relu", norm)
-    train_step = training.make_train_step(loss_fn)
+    train_step = recording.gradient_step(loss_fn)
     own = functools.partial(linen.BatchNorm, momentum=0.0, unbiased=False)
     of_one_batch = model.clone(norm=own) if norm else model
 
@@ -181,7 +178,7 @@ def _run(
         state = states["state"]
         rate = config.learning_rate * (1 - state.step / config.steps)
         state = fully_connected.with_rate(state, rate)
-        return {**states, "state": train_step(state, {**batch, **states["case"]})[0]}
+        return {**states, "state": train_step(state, {**batch, **states["case"]})}
 
     def record(states: recording.State, held_out: recording.Batch):
         train_split = {name: held_out[f"train_{name}"] for name in ("image", "label")}

@@ -81,10 +81,7 @@ def check(config: Saturation) -> None:
 
 def measure(config: Saturation) -> dict[str, Any]:
     """Curves `[records, seeds, scales, layers]` of each network."""
-    train, test = (
-        datasets.flat(config.dataset, split, config.data_dir)
-        for split in ("train", "test")
-    )
+    train, test = datasets.flat_splits(config.dataset, config.data_dir)
     runs = _runs(config, train["image"].shape[1])
     found = recording.train(runs, _plan(config), train, test, _kept(config))
     return {
@@ -122,7 +119,6 @@ def _run(
 ) -> recording.Run:
     without = {} if network == "with_bn" else {"norm": None}
     model = fully_connected.FullyConnected(config.hidden, activation, **without)
-    train_step = training.make_train_step(fully_connected.loss_fn)
 
     def init(key: jax.Array, scale: jax.Array) -> training.TrainState:
         state = fully_connected.init_state(model, pixels, key, config.learning_rate)
@@ -140,7 +136,7 @@ def _run(
     single = recording.Run(
         f"{network}_{activation}",
         init,
-        lambda state, batch: train_step(state, batch)[0],
+        recording.gradient_step(fully_connected.loss_fn),
         record,
         config.batch_size,
     )

@@ -90,10 +90,7 @@ def check(config: ScaleInvariance) -> None:
 
 def measure(config: ScaleInvariance) -> dict[str, Any]:
     """The identities of one layer, and the trainings."""
-    train, test = (
-        datasets.flat(config.dataset, split, config.data_dir)
-        for split in ("train", "test")
-    )
+    train, test = datasets.flat_splits(config.dataset, config.data_dir)
     found = recording.train(
         _runs(config, train["image"].shape[1]),
         _plan(config),
