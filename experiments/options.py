@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 Config = TypeVar("Config")
@@ -61,6 +61,32 @@ def check_positive(config: Any, *names: str) -> None:
         value = getattr(config, name)
         if not 0 < value < float("inf"):
             raise ValueError(f"`{name}` must be positive and finite, got {value}.")
+
+
+def check_among(config: Any, known: Iterable[Any], *names: str) -> None:
+    """Checks that what was chosen, one thing or a tuple of one or more, is known.
+
+    Raises:
+      ValueError: naming the option, what it must be and what it is.
+    """
+    known = tuple(known)
+    for name in names:
+        value = getattr(config, name)
+        chosen = value if isinstance(value, tuple) else (value,)
+        if not chosen or not set(chosen) <= set(known):
+            raise ValueError(f"`{name}` must be among {known}, got {value!r}.")
+
+
+def check_weights(config: Any, *names: str) -> None:
+    """Checks that numbers, of averages above all, lie in [0, 1].
+
+    Raises:
+      ValueError: naming the option, what it must be and what it is.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if not 0 <= value <= 1:
+            raise ValueError(f"`{name}` must lie in [0, 1], got {value}.")
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ import numpy as np
 import tqdm
 
 from experiments import batches, checkpoints
+from jaxbn import training
 
 Records = dict[str, np.ndarray]  # By name, `[records, seeds, ...]`.
 State = Any  # A tree of arrays: `jaxbn.training.TrainState` or any other.
@@ -35,6 +36,17 @@ class Run(NamedTuple):
     replacement: bool = False  # Draw mini-batches with it.
     fixed: bool = False  # The same examples always come together.
     convolves: bool = False
+
+
+def gradient_step(loss_fn: Any, **settings: Any) -> Callable[[State, Batch], State]:
+    """The step of a run that trains by a loss.
+
+    Args:
+      loss_fn: as `jaxbn.training.make_train_step` takes it.
+      **settings: others that it takes.
+    """
+    train_step = training.make_train_step(loss_fn, **settings)
+    return lambda state, batch: train_step(state, batch)[0]
 
 
 def side_by_side(run: Run, values: Any) -> Run:

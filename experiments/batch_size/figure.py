@@ -7,6 +7,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments import curves
+
 _NETWORKS = {
     ("BN", "running"): ("Batch Norm", "tab:blue"),
     ("GN", "running"): ("Group Norm", "tab:green"),
@@ -38,10 +40,7 @@ def draw(result: Mapping[str, Any]) -> Figure:
             rows = np.array(
                 [result["sizes"][str(size)][network][how][-1] for size in sizes]
             )
-            axes.plot(sizes, rows.mean(1), "o-", color=color, label=label, markersize=4)
-            axes.fill_between(
-                sizes, rows.min(1), rows.max(1), color=color, alpha=0.2, lw=0
-            )
+            curves.draw(axes, sizes, rows, "o-", color=color, label=label, markersize=4)
         axes.set_xscale("log", base=2)
         axes.set_xticks(sizes, [str(size) for size in sizes])
         axes.set_xlabel("batch size; learning rate in proportion")

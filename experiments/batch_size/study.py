@@ -26,7 +26,7 @@ from typing import Any
 
 import jax
 
-from experiments import datasets, options, output, recording
+from experiments import datasets, options, output, recording, running
 from experiments.batch_size import report
 from experiments.networks import fully_connected, inference, norms
 from jaxbn import linen, training
@@ -74,12 +74,7 @@ class BatchSize:
         """Writes `batch_size.json`, `.md` and `.png`."""
         config = options.quick(self, QUICK)
         check(config)
-        output.check_folder(self.out)
-        with options.interruptible():
-            result = measure(config)
-        path = self.out / "batch_size.json"
-        output.write_result(path, "batch_size", self, result)
-        print(report.write(path))
+        running.run("batch_size", self, lambda: measure(config), report.write)
         for size in config.batch_sizes:
             _kept(config).forget(_runs(config, size, pixels=1))
 
@@ -95,8 +90,7 @@ def check(config: BatchSize) -> None:
         examples=max(config.batch_sizes, default=2),
     )  # fmt: skip
     options.check_positive(config, "rate_per_example")
-    if not 0 <= config.momentum <= 1:
-        raise ValueError(f"`momentum` must lie in [0, 1], got {config.momentum}.")
+    options.check_weights(config, "momentum")
     if any(units % config.groups for units in config.hidden):
         raise ValueError(
             f"`groups` must divide the units of every layer, {config.hidden}, got "
@@ -106,10 +100,7 @@ def check(config: BatchSize) -> None:
 
 def measure(config: BatchSize) -> dict[str, Any]:
     """All trainings: by size and network the records of every epoch and seed."""
-    train_split, test = (
-        datasets.flat(config.dataset, name, config.data_dir)
-        for name in ("train", "test")
-    )
+    train_split, test = datasets.flat_splits(config.dataset, config.data_dir)
     train_split = {name: each[: config.examples] for name, each in train_split.items()}
     examples, pixels = train_split["image"].shape
     sizes = {}
@@ -150,7 +141,6 @@ def _run(
     config: BatchSize, name: str, norm: Any, batch_size: int, pixels: int
 ) -> recording.Run:
     model = fully_connected.FullyConnected(config.hidden, "relu", norm)
-    train_step = training.make_train_step(fully_connected.loss_fn)
 
     def init(key: jax.Array) -> training.TrainState:
         rate = config.rate_per_example * batch_size
@@ -175,7 +165,7 @@ def _run(
     return recording.Run(
         name=f"{name}, batch size {batch_size}",
         init=init,
-        step=lambda state, batch: train_step(state, batch)[0],
+        step=recording.gradient_step(fully_connected.loss_fn),
         record=record,
         batch_size=batch_size,
     )

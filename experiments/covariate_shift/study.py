@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import datasets, options, output, recording
+from experiments import datasets, options, output, recording, running
 from experiments.covariate_shift import measures, noise, report
 from experiments.networks import fully_connected, norms
 from jaxbn import linen, training
@@ -79,12 +79,7 @@ class CovariateShift:
         """Writes `covariate_shift.json`, `.md` and `.png`."""
         config = options.quick(self, QUICK)
         check(config)
-        output.check_folder(self.out)
-        with options.interruptible():
-            result = measure(config)
-        path = self.out / "covariate_shift.json"
-        output.write_result(path, "covariate_shift", self, result)
-        print(report.write(path))
+        running.run("covariate_shift", self, lambda: measure(config), report.write)
         _kept(config).forget(_runs(config, pixels=1))
 
 
@@ -101,19 +96,12 @@ def check(config: CovariateShift) -> None:
         raise ValueError(f"`lengths` must be positive, got {config.lengths}.")
     if len(set(config.hidden)) > 1:
         raise ValueError(f"`hidden` must be layers of one width, got {config.hidden}.")
-    known = tuple(fully_connected.KERNEL_INITS)
-    if config.activation not in known:
-        raise ValueError(
-            f"`activation` must be one of {known}, got {config.activation!r}."
-        )
+    options.check_among(config, fully_connected.KERNEL_INITS, "activation")
 
 
 def measure(config: CovariateShift) -> dict[str, Any]:
     """All trainings: by network what was measured, `[records, seeds, ...]`."""
-    train_split, test = (
-        datasets.flat(config.dataset, name, config.data_dir)
-        for name in ("train", "test")
-    )
+    train_split, test = datasets.flat_splits(config.dataset, config.data_dir)
     some = {name: each[: config.observed] for name, each in train_split.items()}
     held_out = {**test, "observed": some["image"], "observed_label": some["label"]}
     found = recording.train(
@@ -185,7 +173,6 @@ def _runs(config: CovariateShift, pixels: int) -> list[recording.Run]:
 
 def _run(config: CovariateShift, name: str, norm: Any, pixels: int) -> recording.Run:
     model = fully_connected.FullyConnected(config.hidden, config.activation, norm)
-    train_step = training.make_train_step(fully_connected.loss_fn)
     rates = config.learning_rate * jnp.array(config.lengths)
 
     def init(key: jax.Array) -> training.TrainState:
@@ -227,7 +214,7 @@ def _run(config: CovariateShift, name: str, norm: Any, pixels: int) -> recording
     return recording.Run(
         name=name,
         init=init,
-        step=lambda state, batch: train_step(state, batch)[0],
+        step=recording.gradient_step(fully_connected.loss_fn),
         record=record,
         batch_size=config.batch_size,
     )

@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments import curves
 from experiments.crops_and_ensemble import paper
 
 _CURVES = {
@@ -25,10 +26,7 @@ def draw(result: Mapping[str, Any]) -> Figure:
         networks = [int(count) for count in by_size]
         # [networks, seeds]
         errors = 100 * np.array([np.mean(each, 0) for each in by_size.values()])
-        left.plot(networks, errors.mean(1), "o-", color=color, label=label)
-        left.fill_between(
-            networks, errors.min(1), errors.max(1), color=color, alpha=0.2
-        )
+        curves.draw(left, networks, errors, "o-", color=color, label=label)
         single = 100 * np.array(result["single"][crops])
         left.plot(0.85, single.mean(), "D", color=color, markersize=8)
         left.vlines(0.85, single.min(), single.max(), color=color)

@@ -22,7 +22,7 @@ import numpy as np
 import optax
 import tqdm
 
-from experiments import datasets, options, output, recording
+from experiments import datasets, options, recording, running
 from experiments.crops_and_ensemble import (
     augmentation,
     crops,
@@ -64,12 +64,13 @@ class CropsAndEnsemble:
         """Writes `crops_and_ensemble_<dataset>.json`, `.md` and `.png`."""
         config = options.quick(self, _QUICK)
         check(config)
-        output.check_folder(config.out)
-        path = config.out / f"crops_and_ensemble_{config.dataset}.json"
-        with options.interruptible():
-            result = measure(config)
-        output.write_result(path, "crops_and_ensemble", self, result)
-        print(report.write(path))
+        running.run(
+            "crops_and_ensemble",
+            self,
+            lambda: measure(config),
+            report.write,
+            f"crops_and_ensemble_{config.dataset}",
+        )
         _kept(config).forget(_runs(config, ()))
 
 
@@ -100,6 +101,7 @@ def measure(config: CropsAndEnsemble) -> dict[str, Any]:
         train,
         {"label": test["label"]},
         _kept(config),
+        workers=2,
     )
     height, width, _ = shape
     size = size_of(height)
@@ -190,7 +192,7 @@ def _run(
     """The training of one network on inputs of that shape."""
     net = network.Network(config.width, member)
     schedule = optax.exponential_decay(config.learning_rate, config.steps, 0.01)
-    train_step = training.make_train_step(_loss)
+    train_step = recording.gradient_step(_loss)
 
     def init(key: jax.Array) -> training.TrainState:
         # Else members with one seed would start from the same weights.
@@ -203,7 +205,7 @@ def _run(
         key = jax.random.fold_in(jax.random.fold_in(state.key, 1), state.step)
         images = batch["image"].astype(jnp.float32)
         images = augmentation.augment(key, images, shape[0])
-        return train_step(state, {**batch, "image": images})[0]
+        return train_step(state, {**batch, "image": images})
 
     def record(state: training.TrainState, _: recording.Batch) -> dict[str, jax.Array]:
         variables = {"params": state.params, "batch_stats": state.batch_stats}

@@ -6,6 +6,22 @@ here keep their names, versions, features and registered checksums and parse wit
 """
 
 from experiments.datasets.preparing import Prepare, prepare
-from experiments.datasets.reading import Dataset, binarize, flat, load, origin
+from experiments.datasets.reading import (
+    Dataset,
+    binarize,
+    flat,
+    flat_splits,
+    load,
+    origin,
+)
 
-__all__ = ["Dataset", "Prepare", "binarize", "flat", "load", "origin", "prepare"]
+__all__ = [
+    "Dataset",
+    "Prepare",
+    "binarize",
+    "flat",
+    "flat_splits",
+    "load",
+    "origin",
+    "prepare",
+]

@@ -92,6 +92,13 @@ def flat(
     }
 
 
+def flat_splits(
+    name: Dataset, data_dir: os.PathLike | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Training set and test set, each as `flat` gives it."""
+    return flat(name, "train", data_dir), flat(name, "test", data_dir)
+
+
 def make_builder(
     name: Dataset,
     data_dir: os.PathLike | None,

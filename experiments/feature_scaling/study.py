@@ -24,7 +24,7 @@ import numpy as np
 import sklearn.datasets
 import tqdm
 
-from experiments import options, output
+from experiments import options, output, running
 from experiments.feature_scaling import quadratic, report
 from jaxbn import linen
 
@@ -56,12 +56,7 @@ class FeatureScaling:
         """Writes `feature_scaling.json`, `.md` and `.png`."""
         config = options.quick(self, {"tables": ("iris", "wine")})
         check(config)
-        output.check_folder(self.out)
-        with options.interruptible():
-            result = measure(config)
-        path = self.out / "feature_scaling.json"
-        output.write_result(path, "feature_scaling", self, result)
-        print(report.write(path))
+        running.run("feature_scaling", self, lambda: measure(config), report.write)
 
 
 def check(config: FeatureScaling) -> None:
@@ -70,10 +65,7 @@ def check(config: FeatureScaling) -> None:
     Raises:
       ValueError: naming the option, what it must be and what it is.
     """
-    if not config.tables or not set(config.tables) <= set(TABLES):
-        raise ValueError(
-            f"`tables` must be among {tuple(TABLES)}, got {config.tables}."
-        )
+    options.check_among(config, TABLES, "tables")
     if not 0 < config.tolerance < 1:
         raise ValueError(f"`tolerance` must lie in (0, 1), got {config.tolerance}.")
 

@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments import curves
 from experiments.figure1 import paper
 
 _COLORS = {"with_bn": "tab:blue", "without_bn": "tab:orange"}
@@ -26,10 +27,7 @@ def draw(result: Mapping[str, Any]) -> Figure:
     for network, color in _COLORS.items():
         accuracy = np.array(result["accuracy"][network])
         label = f"ours, {_LABELS[network]}"
-        left.plot(steps, accuracy.mean(1), color=color, label=label)
-        left.fill_between(
-            steps, accuracy.min(1), accuracy.max(1), color=color, alpha=0.25, lw=0
-        )
+        curves.draw(left, steps, accuracy, color=color, label=label)
         if with_paper:
             values = paper.ACCURACY[network]
             left.plot(

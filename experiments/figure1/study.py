@@ -2,14 +2,12 @@
 
 import dataclasses
 import json
-import math
 import pathlib
-import sys
 from typing import Any
 
 import numpy as np
 
-from experiments import datasets, output, recording
+from experiments import datasets, options, output, recording
 from experiments.figure1 import paper, report
 from experiments.networks import fully_connected, mlp
 from jaxbn import training
@@ -51,10 +49,8 @@ class Figure1:
                 "`--out`, to train again."
             )
             return
-        try:
+        with options.interruptible():
             records = train(self)
-        except KeyboardInterrupt:
-            sys.exit("Stopped. Run the same command again to resume.")
         result = report.summarize(identity(self), recorded_steps(self), records)
         output.write_result(name.with_suffix(".json"), "figure1", self, result)
         text = report.write(name.with_suffix(".json"))
@@ -71,20 +67,9 @@ def check(config: Figure1) -> None:
     """
     recording.check(_plan(config))
     hp = config.hp
-    for name, value in (
-        ("batch_size", hp.batch_size),
-        ("hidden", min(hp.hidden, default=0)),
-    ):
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}.")
-    for name in ("learning_rate", "init_std"):
-        value = getattr(hp, name)
-        if not 0 < value < math.inf:
-            raise ValueError(f"`{name}` must be positive and finite, got {value}.")
-    for name in ("sgd_momentum", "bn_momentum"):
-        value = getattr(hp, name)
-        if not 0 <= value <= 1:
-            raise ValueError(f"`{name}` must lie in [0, 1], got {value}.")
+    options.check_at_least(hp, batch_size=1, hidden=1)
+    options.check_positive(hp, "learning_rate", "init_std")
+    options.check_weights(hp, "sgd_momentum", "bn_momentum")
 
 
 def train(config: Figure1) -> report.Records:
@@ -129,10 +114,9 @@ def recorded_steps(config: Figure1) -> np.ndarray:
 
 def identity(config: Figure1) -> dict[str, Any]:
     """What decides the numbers: everything but where files lie and how often saved."""
-    fields = dataclasses.asdict(config)
-    for name in ("data_dir", "out", "checkpoint_every"):
-        del fields[name]
-    return json.loads(json.dumps(fields))
+    fields = options.identity(config)
+    del fields["checkpoint_every"]
+    return fields
 
 
 def _is_finished(path: pathlib.Path, config: Figure1) -> bool:
@@ -159,7 +143,6 @@ def _split(config: Figure1, name: str) -> dict[str, np.ndarray]:
 
 
 def _run(hp: mlp.Hyperparameters, network: str, pixels: int) -> recording.Run:
-    train_step = training.make_train_step(fully_connected.loss_fn)
 
     def record(state: training.TrainState, held_out: recording.Batch):
         observed = held_out["image"][:_OBSERVED]
@@ -179,7 +162,7 @@ def _run(hp: mlp.Hyperparameters, network: str, pixels: int) -> recording.Run:
     return recording.Run(
         name=network,
         init=lambda key: mlp.init_states(hp, key, pixels)[network],
-        step=lambda state, batch: train_step(state, batch)[0],
+        step=recording.gradient_step(fully_connected.loss_fn),
         record=record,
         batch_size=hp.batch_size,
         replacement=hp.replacement,

@@ -30,7 +30,7 @@ import tqdm
 from jax import export
 
 import jaxbn
-from experiments import datasets, output
+from experiments import datasets, options, output
 from experiments.fine_tune import network, report, source
 from experiments.measuring import interleaved
 from jaxbn import interop, training
@@ -82,11 +82,9 @@ def check(config: FineTune) -> None:
     Raises:
       ValueError: naming the option, what it must be and what it is.
     """
-    for name in ("labelled", "unlabelled", "batch_size", "steps", "seeds"):
-        if getattr(config, name) < 1:
-            raise ValueError(
-                f"`{name}` must be at least 1, got {getattr(config, name)}."
-            )
+    options.check_at_least(
+        config, labelled=1, unlabelled=1, batch_size=1, steps=1, seeds=1
+    )
     if config.batch_size > config.labelled:
         raise ValueError(
             f"`batch_size` must be at most `labelled`, {config.labelled}, got "

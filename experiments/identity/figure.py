@@ -7,6 +7,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments import curves
+
 
 def draw(result: Mapping[str, Any]) -> Figure:
     """Scale and bias on their way; what remains, by batch size."""
@@ -17,12 +19,8 @@ def draw(result: Mapping[str, Any]) -> Figure:
     for size, color in zip(sizes, colors, strict=True):
         for axes, name in zip(panels, ("scale", "bias"), strict=False):
             values = np.array(result["learnt"][size][name])
-            axes.semilogy(
-                steps, values.mean(1), color=color, label=f"batches of {size}"
-            )
-            axes.fill_between(
-                steps, values.min(1), values.max(1), color=color, alpha=0.2, lw=0
-            )
+            curves.draw(axes, steps, values, color=color, label=f"batches of {size}")
+            axes.set_yscale("log")
     panels[0].set(title="|scale / std - 1|", xlabel="step")
     panels[1].set(title="|bias - mean| / std", xlabel="step")
     panels[0].legend(fontsize=7)

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import datasets, options, output, recording
+from experiments import datasets, options, output, recording, running
 from experiments.identity import layer, report
 from jaxbn import linen, training
 
@@ -62,12 +62,7 @@ class Identity:
         """Writes `identity.json`, `.md` and `.png`."""
         config = options.quick(self, _QUICK)
         check(config)
-        output.check_folder(self.out)
-        path = self.out / "identity.json"
-        with options.interruptible():
-            result = measure(config)
-        output.write_result(path, "identity", self, result)
-        print(report.write(path))
+        running.run("identity", self, lambda: measure(config), report.write)
         _kept(config).forget(_runs(config, 1))
 
 
@@ -138,7 +133,6 @@ def make_run(batch_size: int, learning_rate: float, channels: int) -> recording.
     squares of what the layer changes of its input, over its variance.
     """
     model = linen.BatchNorm()
-    train_step = training.make_train_step(_loss)
 
     def init(key: jax.Array) -> training.TrainState:
         x = jnp.zeros((2, channels))
@@ -170,7 +164,7 @@ def make_run(batch_size: int, learning_rate: float, channels: int) -> recording.
     return recording.Run(
         str(batch_size),
         init,
-        lambda state, batch: train_step(state, batch)[0],
+        recording.gradient_step(_loss),
         record,
         batch_size,
     )

@@ -7,6 +7,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments import curves
+
 _COLORS = {
     "truth": "black",
     "algorithm 2": "tab:blue",
@@ -49,9 +51,8 @@ def draw(result: Mapping[str, Any]) -> Figure:
     for name, color in _COLORS.items():
         rows = np.array([_accuracy(each, name) for each in found])
         style = "o--" if name == "truth" else "o-"
-        right.plot(sizes, rows.mean(1), style, color=color, markersize=4,
-                   label=_LABELS[name])  # fmt: skip
-        right.fill_between(sizes, rows.min(1), rows.max(1), color=color, alpha=0.15)
+        curves.draw(right, sizes, rows, style, color=color, markersize=4,
+                    label=_LABELS[name])  # fmt: skip
     right.set_title("Test accuracy by the statistics of inference", fontsize=10)
     right.legend(fontsize=7.5)
     for axes in (left, right):

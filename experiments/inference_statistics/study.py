@@ -33,7 +33,7 @@ import numpy as np
 import optax
 
 import jaxbn
-from experiments import datasets, options, output, recording
+from experiments import datasets, options, output, recording, running
 from experiments.inference_statistics import report, statistics
 from experiments.networks import fully_connected, inference
 from jaxbn import linen, training
@@ -83,12 +83,7 @@ class InferenceStatistics:
         """Writes `inference_statistics.json`, `.md` and `.png`."""
         config = options.quick(self, QUICK)
         check(config)
-        output.check_folder(self.out)
-        with options.interruptible():
-            result = measure(config)
-        path = self.out / "inference_statistics.json"
-        output.write_result(path, "inference_statistics", self, result)
-        print(report.write(path))
+        running.run("inference_statistics", self, lambda: measure(config), report.write)
         _kept(config).forget(_runs(config, pixels=1))
 
 
@@ -102,16 +97,12 @@ def check(config: InferenceStatistics) -> None:
     options.check_at_least(config, batch_sizes=2, hidden=1, window=1)
     options.check_at_least(config, population=max(config.batch_sizes))
     options.check_positive(config, "learning_rate")
-    if not 0 <= config.momentum <= 1:
-        raise ValueError(f"`momentum` must lie in [0, 1], got {config.momentum}.")
+    options.check_weights(config, "momentum")
 
 
 def measure(config: InferenceStatistics) -> dict[str, Any]:
     """All trainings, and Algorithm 2 at the end of each."""
-    train_split, test = (
-        datasets.flat(config.dataset, name, config.data_dir)
-        for name in ("train", "test")
-    )
+    train_split, test = datasets.flat_splits(config.dataset, config.data_dir)
     held_out = {**test, "population": train_split["image"]}
     found = recording.train(
         _runs(config, test["image"].shape[1]),
@@ -204,7 +195,7 @@ def _runs(config: InferenceStatistics, pixels: int) -> list[recording.Run]:
 
 def _run(config: InferenceStatistics, batch_size: int, pixels: int) -> recording.Run:
     followed = statistics.all_estimators(config.momentum, config.window)
-    train_step = training.make_train_step(fully_connected.loss_fn)
+    train_step = recording.gradient_step(fully_connected.loss_fn)
     model = _network(config)
 
     def init(key: jax.Array) -> recording.State:
@@ -215,7 +206,7 @@ def _run(config: InferenceStatistics, batch_size: int, pixels: int) -> recording
         return {"state": state, "estimates": estimates}
 
     def step(states: recording.State, batch: recording.Batch) -> recording.State:
-        state = train_step(states["state"], batch)[0]
+        state = train_step(states["state"], batch)
         estimates = statistics.update(
             followed, states["estimates"], state.batch_stats, batch_size
         )

@@ -20,7 +20,7 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
-from experiments import datasets, options, output, recording
+from experiments import datasets, options, output, recording, running
 from experiments.initialisation import report
 from experiments.networks import fully_connected, grids
 
@@ -63,12 +63,7 @@ class Initialisation:
         """Writes `initialisation.json`, `.md` and `.png`."""
         config = options.quick(self, _QUICK)
         check(config)
-        output.check_folder(self.out)
-        path = self.out / "initialisation.json"
-        with options.interruptible():
-            result = measure(config)
-        output.write_result(path, "initialisation", self, result)
-        print(report.write(path))
+        running.run("initialisation", self, lambda: measure(config), report.write)
         _kept(config).forget(_runs(config, 1))
 
 
@@ -79,24 +74,14 @@ def check(config: Initialisation) -> None:
       ValueError: naming the option, what it must be and what it is.
     """
     options.check_at_least(config, scales=2, hidden=1, batch_size=1, steps=4)
-    options.check_positive(config, "lowest", "highest")
-    if set(config.activations) - set(RATES):
-        raise ValueError(
-            f"`activations` must be among {tuple(RATES)}, got {config.activations}."
-        )
-    if config.lowest >= config.highest:
-        raise ValueError(
-            f"`lowest` must be below `highest`, {config.highest}, got {config.lowest}."
-        )
+    options.check_among(config, RATES, "activations")
+    grids.check(config)
     recording.check(_plan(config))
 
 
 def measure(config: Initialisation) -> dict[str, Any]:
     """Accuracies at the end of all trainings."""
-    train, test = (
-        datasets.flat(config.dataset, split, config.data_dir)
-        for split in ("train", "test")
-    )
+    train, test = datasets.flat_splits(config.dataset, config.data_dir)
     runs = _runs(config, train["image"].shape[1])
     found = recording.train(runs, _plan(config), train, test, _kept(config))
     return {

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import datasets, options, output, recording
+from experiments import datasets, options, output, recording, running
 from experiments.learning_rate import report
 from experiments.networks import fully_connected, grids
 
@@ -60,12 +60,7 @@ class LearningRate:
         """Writes `learning_rate.json`, `.md` and `.png`."""
         config = options.quick(self, _QUICK)
         check(config)
-        output.check_folder(self.out)
-        path = self.out / "learning_rate.json"
-        with options.interruptible():
-            result = measure(config)
-        output.write_result(path, "learning_rate", self, result)
-        print(report.write(path))
+        running.run("learning_rate", self, lambda: measure(config), report.write)
         _kept(config).forget(_runs(config, 1))
 
 
@@ -76,25 +71,14 @@ def check(config: LearningRate) -> None:
       ValueError: naming the option, what it must be and what it is.
     """
     options.check_at_least(config, rates=2, hidden=1, batch_size=1, steps=4)
-    options.check_positive(config, "lowest", "highest")
-    known = tuple(fully_connected.KERNEL_INITS)
-    if set(config.activations) - set(known):
-        raise ValueError(
-            f"`activations` must be among {known}, got {config.activations}."
-        )
-    if config.lowest >= config.highest:
-        raise ValueError(
-            f"`lowest` must be below `highest`, {config.highest}, got {config.lowest}."
-        )
+    options.check_among(config, fully_connected.KERNEL_INITS, "activations")
+    grids.check(config)
     recording.check(_plan(config))
 
 
 def measure(config: LearningRate) -> dict[str, Any]:
     """Accuracies at the end of all trainings."""
-    train, test = (
-        datasets.flat(config.dataset, split, config.data_dir)
-        for split in ("train", "test")
-    )
+    train, test = datasets.flat_splits(config.dataset, config.data_dir)
     runs = _runs(config, train["image"].shape[1])
     found = recording.train(runs, _plan(config), train, test, _kept(config))
     return {

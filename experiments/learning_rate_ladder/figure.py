@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import matplotlib.pyplot as plt
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments import curves
 from experiments.learning_rate_ladder import crossings, paper
 
 _COLORS = {
@@ -37,11 +37,8 @@ def _curves(axes: Axes, result: Mapping[str, Any]) -> None:
     target = crossings.best(runs["Inception"])
     axes.axhline(target, color="black", linestyle=":", linewidth=1)
     for name, color in _COLORS.items():
-        run, accuracy = runs[name], np.array(runs[name]["accuracy"])
-        axes.plot(run["step"], crossings.mean(run), color=color, label=name, lw=1.2)
-        axes.fill_between(
-            run["step"], accuracy.min(1), accuracy.max(1), color=color, alpha=0.2, lw=0
-        )
+        run = runs[name]
+        curves.draw(axes, run["step"], run["accuracy"], color=color, label=name, lw=1.2)
         if (steps := crossings.steps_to(run, target)) is not None:
             axes.plot(steps, target, "D", color=color, markersize=6)
     seeds = result["config"]["seeds"]

@@ -2,7 +2,7 @@
 
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments import output, verdicts
 from experiments.learning_rate_ladder import crossings, figure, paper
@@ -27,14 +27,24 @@ def write(path: pathlib.Path) -> str:
     return output.write_pages(path, table, {"": figure.draw})
 
 
+class Claim(NamedTuple):
+    """What was expected, the numbers that decide it, and which part of it holds."""
+
+    words: str
+    measured: str
+    held: list[bool]
+
+
 def table(result: Mapping[str, Any]) -> str:
     """The result as Markdown."""
-    claims = verdict(result)
-    whole = verdicts.of(*(held for parts in claims.values() for held in parts))
-    lines = [f"- {claim}: **{verdicts.of(*held)}**" for claim, held in claims.items()]
+    made = claims(result)
+    whole = verdicts.of(*(held for claim in made for held in claim.held))
+    rows = [
+        [words, measured, f"**{verdicts.of(*held)}**"] for words, measured, held in made
+    ]
     parts = [
         f"Fewer steps with Batch Normalization: **{whole}**.",
-        "\n".join(lines),
+        output.markdown(["claim", "measured", "verdict"], rows),
         _ladder(result),
         _without(result),
     ]
@@ -45,32 +55,50 @@ def table(result: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def verdict(result: Mapping[str, Any]) -> dict[str, list[bool]]:
-    """By claim, what of it was found to hold."""
+def claims(result: Mapping[str, Any]) -> list[Claim]:
+    """What the study expects, and what of it was found to hold."""
     runs = result["runs"]
     ratios = {
         name: crossings.times_fewer(run, runs["Inception"]) or 0
         for name, run in runs.items()
     }
+    fastest = max(_rate_names(result), key=lambda name: ratios[name])
     best = {name: crossings.best(run) for name, run in runs.items()}
-    return {
-        "BN-Baseline takes less than half the steps": [ratios["BN-Baseline"] > _HALF],
-        f"the best configuration with BN takes at least {_MANY:.0f} times fewer": [
-            max(ratios[name] for name in _rate_names(result)) >= _MANY
-        ],
-        "each configuration with BN and relu ends above Inception": [
-            best[name] > best["Inception"]
-            for name in ("BN-Baseline", "BN-x5", "BN-x30")
-        ],
-        "without BN 5 and 30 times the learning rate do not train": [
-            best_at_end(runs[name]) <= _CHANCE
-            for name in ("Inception-x5", "Inception-x30")
-        ],
-        "sigmoids train with BN, and stay at chance without": [
-            best["BN-x5-Sigmoid"] >= _TRAINS,
-            best["Inception-Sigmoid"] <= _CHANCE,
-        ],
-    }
+    with_bn = ("BN-Baseline", "BN-x5", "BN-x30")
+    too_fast = ("Inception-x5", "Inception-x30")
+    sigmoids = ("BN-x5-Sigmoid", "Inception-Sigmoid")
+    ends = {name: best_at_end(runs[name]) for name in too_fast}
+    return [
+        Claim(
+            "BN-Baseline takes less than half the steps",
+            f"{ratios['BN-Baseline']:.1f} times fewer",
+            [ratios["BN-Baseline"] > _HALF],
+        ),
+        Claim(
+            f"the best configuration with BN takes at least {_MANY:.0f} times fewer",
+            f"{ratios[fastest]:.1f} times fewer, {fastest}",
+            [ratios[fastest] >= _MANY],
+        ),
+        Claim(
+            "each configuration with BN and relu ends above Inception",
+            _listed({name: best[name] - best["Inception"] for name in with_bn}, "+.4f"),
+            [best[name] > best["Inception"] for name in with_bn],
+        ),
+        Claim(
+            "without BN 5 and 30 times the learning rate do not train",
+            _listed(ends, ".4f"),
+            [end <= _CHANCE for end in ends.values()],
+        ),
+        Claim(
+            "sigmoids train with BN, and stay at chance without",
+            _listed({name: best[name] for name in sigmoids}, ".4f"),
+            [best[sigmoids[0]] >= _TRAINS, best[sigmoids[1]] <= _CHANCE],
+        ),
+    ]
+
+
+def _listed(numbers: Mapping[str, float], style: str) -> str:
+    return ", ".join(f"{name} {format(each, style)}" for name, each in numbers.items())
 
 
 def best_at_end(run: Mapping[str, Any]) -> float:

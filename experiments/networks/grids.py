@@ -14,15 +14,27 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments import output, recording
+from experiments import curves, options, output, recording
 from experiments.networks import fully_connected
-from jaxbn import training
 
 # A network works where it comes within this of the best that was found for its
 # activation: beyond the spread of seeds, and far above what a stuck network reaches.
 TOLERANCE = 0.05
 # It has learnt something where it is right as often as not, among ten classes.
 LEARNS = 0.5
+
+
+def check(config: Any) -> None:
+    """Checks the options `lowest` and `highest` of a study.
+
+    Raises:
+      ValueError: naming the option, what it must be and what it is.
+    """
+    options.check_positive(config, "lowest", "highest")
+    if config.lowest >= config.highest:
+        raise ValueError(
+            f"`lowest` must be below `highest`, {config.highest}, got {config.lowest}."
+        )
 
 
 def run(
@@ -45,7 +57,6 @@ def run(
       hidden: factor of the initial weights of the hidden layers, of each network.
       last: of those before the softmax.
     """
-    train_step = training.make_train_step(fully_connected.loss_fn)
 
     def init(key: jax.Array, value: tuple[jax.Array, jax.Array, jax.Array]):
         rate, hidden, last = value
@@ -55,7 +66,7 @@ def run(
     single = recording.Run(
         name,
         init,
-        lambda state, batch: train_step(state, batch)[0],
+        recording.gradient_step(fully_connected.loss_fn),
         fully_connected.evaluate,
         batch_size,
     )
@@ -133,14 +144,12 @@ def draw(
     ):
         for name, (label, color, style) in styles.items():
             found = np.array(networks[name], float)
-            filled = np.nan_to_num(found)
             values = np.array(result["values"])
-            axes.semilogx(
-                values, filled.mean(0), style, color=color, marker=".", label=label
-            )
-            axes.fill_between(
-                values, filled.min(0), filled.max(0), color=color, alpha=0.2, lw=0
-            )
+            curves.draw(
+                axes, values, np.nan_to_num(found).T, style,
+                color=color, marker=".", label=label,
+            )  # fmt: skip
+            axes.set_xscale("log")
             lost = values[np.isnan(found).any(0)]
             axes.plot(lost, np.zeros(len(lost)), "x", color=color, markersize=9)
         axes.plot([], [], "x", color="black", label="a seed diverged, counted as 0")

@@ -195,7 +195,6 @@ def make_run(
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return {"loss": loss, "accuracy": logits.argmax(-1) == labels}
 
-    train_step = training.make_train_step(loss_fn, rngs=("dropout", "distortion"))
     eval_step = training.make_eval_step(loss_fn)
 
     def init(key: jax.Array) -> training.TrainState:
@@ -211,7 +210,7 @@ def make_run(
     return recording.Run(
         name=name,
         init=init,
-        step=lambda state, batch: train_step(state, batch)[0],
+        step=recording.gradient_step(loss_fn, rngs=("dropout", "distortion")),
         record=record,
         batch_size=hp.batch_size,
         fixed=not recipe.reshuffle,

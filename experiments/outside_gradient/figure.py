@@ -7,6 +7,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments import curves
+
 _COLORS = {
     "BN": "tab:blue",
     "centred inside": "tab:cyan",
@@ -27,10 +29,7 @@ def draw(result: Mapping[str, Any]) -> Figure:
         network = result["networks"][name]
         for axes, key in ((middle, "bias"), (right, "loss")):
             values = np.array(network[key], float)
-            axes.plot(steps, values.mean(1), color=color)
-            axes.fill_between(
-                steps, values.min(1), values.max(1), color=color, alpha=0.25, lw=0
-            )
+            curves.draw(axes, steps, values, color=color)
             lost = steps[~np.isfinite(values).any(1)]
             axes.plot(
                 lost, np.full(len(lost), 0.97), "x", color=color,

@@ -25,7 +25,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from experiments import datasets, options, output, recording
+from experiments import datasets, options, output, recording, running
 from experiments.networks import fully_connected
 from experiments.outside_gradient import example, layers, report
 from jaxbn import training
@@ -63,12 +63,7 @@ class OutsideGradient:
         """Writes `outside_gradient.json`, `.md` and `.png`."""
         config = options.quick(self, _QUICK)
         check(config)
-        output.check_folder(self.out)
-        path = self.out / "outside_gradient.json"
-        with options.interruptible():
-            result = measure(config)
-        output.write_result(path, "outside_gradient", self, result)
-        print(report.write(path))
+        running.run("outside_gradient", self, lambda: measure(config), report.write)
         _kept(config).forget(_runs(config, 1))
 
 
@@ -85,10 +80,7 @@ def check(config: OutsideGradient) -> None:
 
 def measure(config: OutsideGradient) -> dict[str, Any]:
     """The single unit, and curves `[records, seeds]` of the networks."""
-    train, test = (
-        datasets.flat(config.dataset, split, config.data_dir)
-        for split in ("train", "test")
-    )
+    train, test = datasets.flat_splits(config.dataset, config.data_dir)
     runs = _runs(config, train["image"].shape[1])
     found = recording.train(runs, _plan(config), train, test, _kept(config))
     return {
@@ -127,7 +119,6 @@ def _runs(config: OutsideGradient, pixels: int) -> list[recording.Run]:
 def _run(config: OutsideGradient, variant: str, pixels: int) -> recording.Run:
     norm = functools.partial(layers.Normalisation, variant)
     model = fully_connected.FullyConnected(config.hidden, "relu", norm)
-    train_step = training.make_train_step(fully_connected.loss_fn)
 
     def record(state: training.TrainState, held_out: recording.Batch):
         some = {name: values[:_OBSERVED] for name, values in held_out.items()}
@@ -145,7 +136,7 @@ def _run(config: OutsideGradient, variant: str, pixels: int) -> recording.Run:
         lambda key: fully_connected.init_state(
             model, pixels, key, config.learning_rate
         ),
-        lambda state, batch: train_step(state, batch)[0],
+        recording.gradient_step(fully_connected.loss_fn),
         record,
         config.batch_size,
     )

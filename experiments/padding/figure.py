@@ -7,6 +7,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments import curves
+
 _COLORS = {
     "none": "tab:gray",
     "BN over padding": "tab:red",
@@ -24,12 +26,9 @@ def draw(result: Mapping[str, Any]) -> Figure:
             if f"{network}, {kind}" not in result["networks"]:
                 continue
             found = result["networks"][f"{network}, {kind}"]
-            values = np.array(found["accuracy"], np.float64)
-            axes.plot(result["step"], values.mean(1), color=color, label=kind)
-            axes.fill_between(
-                result["step"], values.min(1), values.max(1), color=color,
-                alpha=0.2, lw=0,
-            )  # fmt: skip
+            curves.draw(
+                axes, result["step"], found["accuracy"], color=color, label=kind
+            )
         axes.set_title(f"{network}: test accuracy", fontsize=10)
         axes.set_xlabel("step")
         axes.legend(fontsize=7.5, loc="lower right")

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import datasets, options, output, recording
+from experiments import datasets, options, output, recording, running
 from experiments.padding import networks, report, sequences
 from jaxbn import training
 
@@ -78,12 +78,7 @@ class Padding:
         """Writes `padding.json`, `.md` and `.png`."""
         config = options.quick(self, QUICK)
         check(config)
-        output.check_folder(self.out)
-        with options.interruptible():
-            result = measure(config)
-        path = self.out / "padding.json"
-        output.write_result(path, "padding", self, result)
-        print(report.write(path))
+        running.run("padding", self, lambda: measure(config), report.write)
         _kept(config).forget(_runs(config, rows=8, features=1))
 
 
@@ -159,7 +154,6 @@ def _runs(config: Padding, rows: int, features: int) -> list[recording.Run]:
 def _run(
     config: Padding, name: str, model: Any, rows: int, features: int
 ) -> recording.Run:
-    train_step = training.make_train_step(loss_fn)
 
     def init(key: jax.Array) -> training.TrainState:
         x, mask = jnp.zeros((2, rows, features)), jnp.ones((2, rows), bool)
@@ -185,7 +179,7 @@ def _run(
     return recording.Run(
         name=name,
         init=init,
-        step=lambda state, batch: train_step(state, batch)[0],
+        step=recording.gradient_step(loss_fn),
         record=record,
         batch_size=config.batch_size,
     )

@@ -26,7 +26,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import datasets, options, output, recording
+from experiments import datasets, options, output, recording, running
 from experiments.networks import fully_connected, residual
 from experiments.placement import report
 from jaxbn import linen, training
@@ -80,12 +80,7 @@ class Placement:
         """Writes `placement.json`, `.md` and `.png`."""
         config = options.quick(self, QUICK)
         check(config)
-        output.check_folder(self.out)
-        with options.interruptible():
-            result = measure(config)
-        path = self.out / "placement.json"
-        output.write_result(path, "placement", self, result)
-        print(report.write(path))
+        running.run("placement", self, lambda: measure(config), report.write)
         for part in _parts(config, (1, 1, 1)):
             _kept(config).forget(part.runs)
 
@@ -100,11 +95,7 @@ def check(config: Placement) -> None:
         recording.check(part.plan)
     options.check_at_least(config, batch_size=2, hidden=1, channels=1, tested=1)
     options.check_positive(config, "learning_rate")
-    known = tuple(fully_connected.KERNEL_INITS)
-    if not config.activations or not set(config.activations) <= set(known):
-        raise ValueError(
-            f"`activations` must be among {known}, got {config.activations}."
-        )
+    options.check_among(config, fully_connected.KERNEL_INITS, "activations")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +190,6 @@ def _run(
     shape: tuple[int, ...],
     convolves: bool = False,
 ) -> recording.Run:
-    train_step = training.make_train_step(fully_connected.loss_fn)
 
     def init(key: jax.Array) -> training.TrainState:
         return fully_connected.init_state(model, shape, key, config.learning_rate)
@@ -207,7 +197,7 @@ def _run(
     return recording.Run(
         name=name,
         init=init,
-        step=lambda state, batch: train_step(state, batch)[0],
+        step=recording.gradient_step(fully_connected.loss_fn),
         record=fully_connected.evaluate,
         batch_size=config.batch_size,
         convolves=convolves,

@@ -8,6 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments import curves
+
 _COLORS = {"BN": "tab:blue", "without BN": "tab:orange"}
 
 
@@ -45,7 +47,4 @@ def _line(
 ) -> None:
     values = np.array([row["accuracy"] for row in rows], np.float64)
     places = np.arange(len(values))
-    axes.plot(places, values.mean(1), "o-", color=color, label=label, markersize=4)
-    axes.fill_between(
-        places, values.min(1), values.max(1), color=color, alpha=0.2, lw=0
-    )
+    curves.draw(axes, places, values, "o-", color=color, label=label, markersize=4)

@@ -28,10 +28,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import datasets, options, output, recording
+from experiments import datasets, options, output, recording, running
 from experiments.networks import fully_connected, inference
 from experiments.regularisation import report
-from jaxbn import linen, training
+from jaxbn import linen
 
 QUICK = {
     "dataset": "digits",
@@ -77,12 +77,7 @@ class Regularisation:
         """Writes `regularisation.json`, `.md` and `.png`."""
         config = options.quick(self, QUICK)
         check(config)
-        output.check_folder(self.out)
-        with options.interruptible():
-            result = measure(config)
-        path = self.out / "regularisation.json"
-        output.write_result(path, "regularisation", self, result)
-        print(report.write(path))
+        running.run("regularisation", self, lambda: measure(config), report.write)
         _kept(config).forget(_runs(config, pixels=1))
 
 
@@ -114,10 +109,7 @@ def cases(config: Regularisation) -> list[dict[str, float]]:
 
 def measure(config: Regularisation) -> dict[str, Any]:
     """All trainings; what was recorded at the end, of every seed."""
-    train_split, test = (
-        datasets.flat(config.dataset, name, config.data_dir)
-        for name in ("train", "test")
-    )
+    train_split, test = datasets.flat_splits(config.dataset, config.data_dir)
     train_split = {name: each[: config.examples] for name, each in train_split.items()}
     held_out = {
         **test,
@@ -173,7 +165,7 @@ def _run(
     config: Regularisation, network: str, norm: Any, batches: str, pixels: int
 ) -> recording.Run:
     model = fully_connected.FullyConnected(config.hidden, "relu", norm)
-    train_step = training.make_train_step(loss_fn)
+    train_step = recording.gradient_step(loss_fn)
     own = functools.partial(linen.BatchNorm, momentum=0.0, unbiased=False)
     of_one_batch = model.clone(norm=own) if norm else model
 
@@ -186,7 +178,7 @@ def _run(
         state = states["state"]
         rate = config.learning_rate * (1 - state.step / config.steps)
         state = fully_connected.with_rate(state, rate)
-        return {**states, "state": train_step(state, {**batch, **states["case"]})[0]}
+        return {**states, "state": train_step(state, {**batch, **states["case"]})}
 
     def record(states: recording.State, held_out: recording.Batch):
         train_split = {name: held_out[f"train_{name}"] for name in ("image", "label")}

@@ -7,6 +7,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments import curves
+
 _COLORS = {"with_bn": "tab:blue", "without_bn": "tab:orange"}
 _STYLES = ("-", "--", ":")
 
@@ -32,10 +34,7 @@ def draw(result: Mapping[str, Any]) -> Figure:
                     word = f"without BN, x{config['scales'][scale]:g}: diverged"
                     right.text(0.5, 0.05, word, fontsize=7, ha="center",
                                transform=right.transAxes)  # fmt: skip
-                left.plot(steps, mine.mean(1), style, color=color)
-                left.fill_between(
-                    steps, mine.min(1), mine.max(1), color=color, alpha=0.2, lw=0
-                )
+                curves.draw(left, steps, mine, style, color=color)
                 label = network.replace("_", " ").replace("bn", "BN")
                 right.semilogy(
                     places, gradient[:, scale].mean(0), style, color=color, marker=".",

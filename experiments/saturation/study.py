@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments import datasets, options, output, recording
+from experiments import datasets, options, output, recording, running
 from experiments.networks import fully_connected
 from experiments.saturation import layers, report
 from jaxbn import training
@@ -63,12 +63,7 @@ class Saturation:
         """Writes `saturation.json`, `.md` and `.png`."""
         config = options.quick(self, _QUICK)
         check(config)
-        output.check_folder(self.out)
-        path = self.out / "saturation.json"
-        with options.interruptible():
-            result = measure(config)
-        output.write_result(path, "saturation", self, result)
-        print(report.write(path))
+        running.run("saturation", self, lambda: measure(config), report.write)
         _kept(config).forget(_runs(config, 1))
 
 
@@ -80,20 +75,13 @@ def check(config: Saturation) -> None:
     """
     options.check_at_least(config, records=1, hidden=1, batch_size=1)
     options.check_positive(config, "learning_rate")
-    if set(config.activations) - {"sigmoid", "relu"}:
-        raise ValueError(
-            "`activations` must be among ('sigmoid', 'relu'), got "
-            f"{config.activations}."
-        )
+    options.check_among(config, ("sigmoid", "relu"), "activations")
     recording.check(_plan(config))
 
 
 def measure(config: Saturation) -> dict[str, Any]:
     """Curves `[records, seeds, scales, layers]` of each network."""
-    train, test = (
-        datasets.flat(config.dataset, split, config.data_dir)
-        for split in ("train", "test")
-    )
+    train, test = datasets.flat_splits(config.dataset, config.data_dir)
     runs = _runs(config, train["image"].shape[1])
     found = recording.train(runs, _plan(config), train, test, _kept(config))
     return {
@@ -131,7 +119,6 @@ def _run(
 ) -> recording.Run:
     without = {} if network == "with_bn" else {"norm": None}
     model = fully_connected.FullyConnected(config.hidden, activation, **without)
-    train_step = training.make_train_step(fully_connected.loss_fn)
 
     def init(key: jax.Array, scale: jax.Array) -> training.TrainState:
         state = fully_connected.init_state(model, pixels, key, config.learning_rate)
@@ -149,7 +136,7 @@ def _run(
     single = recording.Run(
         f"{network}_{activation}",
         init,
-        lambda state, batch: train_step(state, batch)[0],
+        recording.gradient_step(fully_connected.loss_fn),
         record,
         config.batch_size,
     )

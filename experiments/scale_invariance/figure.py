@@ -7,6 +7,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments import curves
+
 _COLORS = {"with_bn": "tab:blue", "without_bn": "tab:orange"}
 _LABELS = {"with_bn": "with BN", "without_bn": "without BN"}
 
@@ -24,8 +26,7 @@ def draw(result: Mapping[str, Any]) -> Figure:
         rate = config["learning_rate"]
         for place in range(norm.shape[2]):
             mine = rate / norm[:, :, place]
-            axes.semilogy(steps, mine.mean(1), color=color, lw=1.5)
-            axes.fill_between(steps, mine.min(1), mine.max(1), color=color, alpha=0.3)
+            curves.draw(axes, steps, mine, color=color, lw=1.5)
             told = rate / predicted[:, :, place].mean(1)
             axes.semilogy(steps, told, "k:", lw=1.2)
         axes.plot([], [], color=color, label="measured")

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import datasets, options, output, recording
+from experiments import datasets, options, output, recording, running
 from experiments.scale_invariance import layer, report, training_norms
 
 _QUICK = {
@@ -68,12 +68,7 @@ class ScaleInvariance:
         """Writes `scale_invariance.json`, `.md` and `.png`."""
         config = options.quick(self, _QUICK)
         check(config)
-        output.check_folder(self.out)
-        path = self.out / "scale_invariance.json"
-        with options.interruptible():
-            result = measure(config)
-        output.write_result(path, "scale_invariance", self, result)
-        print(report.write(path))
+        running.run("scale_invariance", self, lambda: measure(config), report.write)
         _kept(config).forget(_runs(config, 1))
 
 
@@ -95,10 +90,7 @@ def check(config: ScaleInvariance) -> None:
 
 def measure(config: ScaleInvariance) -> dict[str, Any]:
     """The identities of one layer, and the trainings."""
-    train, test = (
-        datasets.flat(config.dataset, split, config.data_dir)
-        for split in ("train", "test")
-    )
+    train, test = datasets.flat_splits(config.dataset, config.data_dir)
     found = recording.train(
         _runs(config, train["image"].shape[1]),
         _plan(config),

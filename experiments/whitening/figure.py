@@ -7,6 +7,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments import curves
+
 _COLORS = {"BN": "tab:blue", "whitening": "tab:orange", "none": "tab:gray"}
 
 
@@ -30,10 +32,7 @@ def draw(result: Mapping[str, Any]) -> Figure:
     for size, style in zip(result["config"]["batch_sizes"], styles, strict=False):
         for norm, color in _COLORS.items():
             values = np.array(result["trained"][f"{norm}, {size}"]["accuracy"])
-            right.plot(steps, values.mean(1), style, color=color)
-            right.fill_between(
-                steps, values.min(1), values.max(1), color=color, alpha=0.15, lw=0
-            )
+            curves.draw(right, steps, values, style, color=color)
         right.plot([], [], style, color="black", label=f"batches of {size}")
     left.plot([], [], color=_COLORS["none"], label="no normalisation")
     left.set_xticks(units, [str(each) for each in units])

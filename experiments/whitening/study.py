@@ -26,10 +26,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import datasets, options, output, recording
+from experiments import datasets, options, output, recording, running
 from experiments.networks import fully_connected
 from experiments.whitening import measures, report, zca
-from jaxbn import linen, training
+from jaxbn import linen
 
 _QUICK = {"dataset": "digits", "units": (8, 32), "steps": 100}
 _OBSERVED = 1000  # Images over which correlations are taken.
@@ -68,12 +68,7 @@ class Whitening:
         """Writes `whitening.json`, `.md` and `.png`."""
         config = options.quick(self, _QUICK)
         check(config)
-        output.check_folder(self.out)
-        path = self.out / "whitening.json"
-        with options.interruptible():
-            result = measure(config)
-        output.write_result(path, "whitening", self, result)
-        print(report.write(path))
+        running.run("whitening", self, lambda: measure(config), report.write)
         _kept(config).forget(_runs(config, 1))
 
 
@@ -92,10 +87,7 @@ def check(config: Whitening) -> None:
 
 def measure(config: Whitening) -> dict[str, Any]:
     """Costs, few examples, correlations of a layer of a network, and trainings."""
-    train, test = (
-        datasets.flat(config.dataset, split, config.data_dir)
-        for split in ("train", "test")
-    )
+    train, test = datasets.flat_splits(config.dataset, config.data_dir)
     pixels = train["image"].shape[1]
     runs = _runs(config, pixels)
     found = recording.train(runs, _plan(config), train, test, _kept(config))
@@ -151,13 +143,12 @@ def _run(config: Whitening, norm: str, batch_size: int, pixels: int) -> recordin
         "none": None,
     }
     model = fully_connected.FullyConnected(config.hidden, "relu", norms[norm])
-    train_step = training.make_train_step(fully_connected.loss_fn)
     return recording.Run(
         f"{norm}, {batch_size}",
         lambda key: fully_connected.init_state(
             model, pixels, key, config.learning_rate
         ),
-        lambda state, batch: train_step(state, batch)[0],
+        recording.gradient_step(fully_connected.loss_fn),
         fully_connected.evaluate,
         batch_size,
     )

@@ -53,6 +53,23 @@ def test_positive(rate):
         options.check_positive(Config(rate=rate), "rate")
 
 
+def test_among():
+    options.check_among(Config(), (1, 2, 3), "sizes")
+    options.check_among(Config(), (100,), "steps")
+    for sizes in ((2, 4), ()):
+        with pytest.raises(ValueError, match=r"`sizes` must be among \(2, 3\), got \("):
+            options.check_among(Config(sizes=sizes), (2, 3), "sizes")
+    with pytest.raises(ValueError, match=r"`steps` must be among \(1,\), got 100"):
+        options.check_among(Config(), (1,), "steps")
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.1, float("nan")])
+def test_weights(rate):
+    options.check_weights(Config(), "rate")
+    with pytest.raises(ValueError, match=r"`rate` must lie in \[0, 1\], got"):
+        options.check_weights(Config(rate=rate), "rate")
+
+
 def test_interrupted():
     with (
         pytest.raises(SystemExit, match="Run the same command again to resume"),

@@ -1,13 +1,16 @@
 """Records of several seeds, resumed where they were killed."""
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from experiments import batches, recording
 from experiments.recording import Kept, Plan, Run
+from jaxbn import training
 
 PLAN = Plan(steps=12, record_every=3, seeds=2, checkpoint_every=6)
 DATA = {"x": np.arange(10.0, dtype=np.float32)}
@@ -134,3 +137,17 @@ def test_bad_runs(tmp_path):
     few = {"x": DATA["x"][:3]}
     with pytest.raises(ValueError, match="must be at most the 3 training images"):
         recording.train([run()], PLAN, few, HELD_OUT, kept)
+
+
+def test_a_step_that_descends_a_loss():
+    def loss_fn(model, batch, train):
+        assert train
+        return {"loss": model(batch["x"])[:, 0] ** 2}
+
+    model = nn.Dense(1, use_bias=False, kernel_init=nn.initializers.constant(3.0))
+    x = jnp.array([[1.0], [2.0]])
+    variables = model.init(jax.random.key(0), x)
+    state = training.TrainState.create(model.apply, variables, optax.sgd(0.1))
+    state = recording.gradient_step(loss_fn)(state, {"x": x})
+    # Of w^2 times a mean square of 2.5: 3 - .1 * 2 * 3 * 2.5.
+    np.testing.assert_allclose(state.params["kernel"], [[1.5]], rtol=1e-6)

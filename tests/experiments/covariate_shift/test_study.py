@@ -67,7 +67,7 @@ def test_parts_of_layers():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"activation": "softsign"}, "`activation` must be one of"),
+        ({"activation": "softsign"}, "`activation` must be among"),
         ({"lengths": (0.0, 1.0)}, "`lengths` must be positive, got"),
         ({"hidden": (100, 50)}, "`hidden` must be layers of one width, got"),
         ({"observed": 1}, "`observed` must be at least 2, got 1"),

@@ -47,3 +47,8 @@ def test_flat(tmp_path):
     assert split["image"].dtype == np.float32
     np.testing.assert_array_equal(split["image"][5] * 255, images[5].ravel())
     np.testing.assert_array_equal(split["label"], labels)
+
+
+def test_both_flat_splits(tmp_path):
+    train, test = datasets.flat_splits("digits", tmp_path)
+    assert (len(train["image"]), len(test["image"])) == (1500, 297)

@@ -39,7 +39,7 @@ def made(**changes):
 
 
 def words(result):
-    return [verdicts.of(*held) for held in report.verdict(result).values()]
+    return [verdicts.of(*claim.held) for claim in report.claims(result)]
 
 
 def test_all_as_in_the_paper():
@@ -48,6 +48,10 @@ def test_all_as_in_the_paper():
     assert "Fewer steps with Batch Normalization: **holds**." in text
     assert "| BN-x5 | 0.1 | 10 | 10, 10 | 20.0 | 0.8600 | 2.1 | 14.8 | 0.730 |" in text
     assert "here 0.8000, in the paper 0.722" in text
+    assert "| 10.0 times fewer | **holds** |" in text
+    assert "| 20.0 times fewer, BN-x5 | **holds** |" in text
+    assert "BN-Baseline +0.0500, BN-x5 +0.0600, BN-x30 +0.1000 |" in text
+    assert "| BN-x5-Sigmoid 0.7000, Inception-Sigmoid 0.1000 | **holds** |" in text
     assert "| 2 | BN-x30 | 0.1 | - | -, - | - | 0.6000 |" in text
 
 
