@@ -7,6 +7,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments import curves
+
 _STYLES = {
     "exact": ("black", "-"),
     "groups of half": ("tab:purple", ":"),
@@ -52,12 +54,9 @@ def draw(result: Mapping[str, Any]) -> Figure:
         )
         for policy, (color, line) in _STYLES.items():
             if policy in found:
-                rows = np.array(found[policy]["accuracy"], float)
-                axes.plot(result["steps"], rows.mean(1), line, color=color)
-                axes.fill_between(
-                    result["steps"], rows.min(1), rows.max(1), color=color,
-                    alpha=0.12, lw=0,
-                )  # fmt: skip
+                curves.draw(
+                    axes, result["steps"], found[policy]["accuracy"], line, color=color
+                )
         axes.set_xlabel("step")
         axes.set_title(f"{title}, {few} examples per worker", fontsize=10)
     return figure

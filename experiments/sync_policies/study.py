@@ -19,7 +19,7 @@ import functools
 import pathlib
 from typing import Any
 
-from experiments import datasets, options, output, recording
+from experiments import datasets, options, output, recording, running
 from experiments.networks import fully_connected
 from experiments.sync_policies import policies, reasons, report, shards, trainings
 from experiments.sync_policies.trainings import Setting
@@ -73,7 +73,7 @@ class SyncPolicies:
     """Of stale policies, that are compared."""
     hidden: tuple[int, ...] = (128, 128, 128)
     """Units per layer, ReLU."""
-    running: float = 0.99
+    average: float = 0.99
     """Momentum of the running statistics, by which accuracy is measured."""
     tested: int = 10_000
     """Test images."""
@@ -92,12 +92,8 @@ class SyncPolicies:
         """Writes `sync_policies_<dataset>.json`, `.md` and `.png`."""
         config = options.quick(self, QUICK)
         check(config)
-        output.check_folder(config.out)
-        with options.interruptible():
-            result = measure(config)
-        path = config.out / f"sync_policies_{config.dataset}.json"
-        output.write_result(path, "sync_policies", self, result)
-        print(report.write(path))
+        file = f"sync_policies_{config.dataset}"
+        running.run("sync_policies", self, lambda: measure(config), report.write, file)
         for part in parts(config, pixels=1):
             _kept(config).forget(part.runs.values())
 
@@ -112,23 +108,18 @@ def check(config: SyncPolicies) -> None:
     options.check_at_least(config, workers=2, many_workers=2, examples=1, hidden=1)
     options.check_at_least(config, tested=1, probes=1)
     options.check_positive(config, "learning_rate")
+    options.check_weights(config, "momentum", "average")
     if config.usual not in config.examples or config.usual < 2:
         raise ValueError(
             f"`usual` must be one of `examples` and at least 2, got {config.usual} and "
             f"{config.examples}."
         )
-    if not {"examples", "sorted"} <= set(config.tables) <= set(_TABLES):
-        raise ValueError(
-            f"`tables` must be among {_TABLES}, with the first two of them, got "
-            f"{config.tables}."
-        )
-    missing = set(_COMPARED) - set(config.policies)
-    unknown = set(config.policies) - set(policies.NAMES)
-    if missing or unknown:
-        raise ValueError(
-            f"`policies` must be among {policies.NAMES}, with {_COMPARED} in it, got "
-            f"{config.policies}."
-        )
+    options.check_among(config, _TABLES, "tables")
+    options.check_among(config, policies.NAMES, "policies")
+    for name, needed in (("tables", _TABLES[:2]), ("policies", _COMPARED)):
+        chosen = getattr(config, name)
+        if not set(needed) <= set(chosen):
+            raise ValueError(f"`{name}` must contain {needed}, got {chosen}.")
     if config.record_every <= max(reasons.LAGS):
         raise ValueError(
             f"`record_every` must be more than {max(reasons.LAGS)} steps, over which "
@@ -147,10 +138,7 @@ class Part:
 
 def measure(config: SyncPolicies) -> dict[str, Any]:
     """All trainings: what each recorded, by part, setting and policy."""
-    train, test = (
-        datasets.flat(config.dataset, name, config.data_dir)
-        for name in ("train", "test")
-    )
+    train, test = datasets.flat_splits(config.dataset, config.data_dir)
     test = {name: each[: config.tested] for name, each in test.items()}
     made: dict[str, Any] = {}
     for part in parts(config, train["image"].shape[1]):
@@ -195,7 +183,7 @@ def parts(config: SyncPolicies, pixels: int) -> list[Part]:
         steps=config.steps,
         rate=config.learning_rate,
         momentum=config.momentum,
-        running=config.running,
+        running=config.average,
     )
 
     def part(name: str, setting: Setting, names: Any, **more: Any) -> Part:

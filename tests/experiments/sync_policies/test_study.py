@@ -40,8 +40,9 @@ def test_every_table_has_its_trainings():
     [
         ({"usual": 3}, "`usual` must be one of `examples`"),
         ({"examples": (1,), "usual": 1}, "at least 2"),
-        ({"policies": ("exact", "stale")}, "`policies` must be among"),
-        ({"tables": ("sorted",)}, "`tables` must be among"),
+        ({"policies": ("exact", "stale")}, "`policies` must contain"),
+        ({"policies": ("exact", "new")}, "`policies` must be among"),
+        ({"tables": ("sorted",)}, "`tables` must contain"),
         ({"record_every": 60}, "`record_every` must be more than 64"),
         ({"workers": 1}, "`workers` must be at least 2"),
     ],
