@@ -11,6 +11,7 @@ from experiments.datasets.reading import (
     binarize,
     flat,
     flat_splits,
+    halved,
     load,
     origin,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "binarize",
     "flat",
     "flat_splits",
+    "halved",
     "load",
     "origin",
     "prepare",

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -97,6 +98,20 @@ def flat_splits(
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Training set and test set, each as `flat` gives it."""
     return flat(name, "train", data_dir), flat(name, "test", data_dir)
+
+
+def halved(split: Mapping[str, Any]) -> dict[str, Any]:
+    """A split with two by two pixels as one, where images have 16 rows or more.
+
+    Args:
+      split: `image`, `[N, H, W, C]`, and whatever else.
+    """
+    images = np.asarray(split["image"])
+    examples, height, width, channels = images.shape
+    if height < 16:
+        return dict(split)
+    parts = images.reshape(examples, height // 2, 2, width // 2, 2, channels)
+    return {**split, "image": parts.mean((2, 4))}
 
 
 def make_builder(

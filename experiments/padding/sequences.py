@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import datasets
+
 
 def from_images(images: np.ndarray, shortest: int, seed: int) -> dict[str, np.ndarray]:
     """The first rows of every image, as many as chance has it.
@@ -16,9 +18,8 @@ def from_images(images: np.ndarray, shortest: int, seed: int) -> dict[str, np.nd
     Returns:
       `image`, `[N, rows, features]` float32, zero beyond the length; `length`, `[N]`.
     """
-    x = images[..., 0].astype(np.float32) / 255
-    if x.shape[1] >= 16:
-        x = x.reshape(len(x), x.shape[1] // 2, 2, x.shape[2] // 2, 2).mean((2, 4))
+    scaled = images.astype(np.float32) / 255
+    x = datasets.halved({"image": scaled})["image"][..., 0]
     rows = x.shape[1]
     lengths = np.random.default_rng(seed).integers(shortest, rows + 1, len(x))
     kept = np.arange(rows)[None] < lengths[:, None]

@@ -117,8 +117,8 @@ def measure(config: Placement) -> dict[str, Any]:
         found = recording.train(
             part.runs,
             part.plan,
-            _flat(train_split) if flat else _halved(train_split),
-            _flat(test) if flat else _halved(test),
+            _flat(train_split) if flat else datasets.halved(train_split),
+            _flat(test) if flat else datasets.halved(test),
             _kept(config),
             workers=2,
         )
@@ -158,7 +158,7 @@ def _parts(config: Placement, shape: tuple[int, ...]) -> list[Part]:
         "after the sum, per channel": ("after the sum", per_channel),
         "before the sum, per activation": ("before the sum", per_activation),
     }
-    half = _halved({"image": np.zeros((1, *shape))})["image"].shape[1:]
+    half = datasets.halved({"image": np.zeros((1, *shape))})["image"].shape[1:]
     with_skips = [
         _run(
             config,
@@ -212,16 +212,6 @@ def _images(config: Placement, name: Any) -> dict[str, np.ndarray]:
 def _flat(split: recording.Batch) -> recording.Batch:
     images = split["image"]
     return {**split, "image": images.reshape(len(images), -1)}
-
-
-def _halved(split: recording.Batch) -> recording.Batch:
-    """Two by two pixels become one, of images of 16 pixels and more."""
-    images = np.asarray(split["image"])
-    examples, height, width, channels = images.shape
-    if height < 16:
-        return split
-    parts = images.reshape(examples, height // 2, 2, width // 2, 2, channels)
-    return {**split, "image": parts.mean((2, 4))}
 
 
 def _kept(config: Placement) -> recording.Kept:

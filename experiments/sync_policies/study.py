@@ -15,12 +15,14 @@ Measured: OUTCOME
 """
 
 import dataclasses
-import functools
+import math
 import pathlib
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
 
 from experiments import datasets, options, output, recording, running
-from experiments.networks import fully_connected
+from experiments.networks import fully_connected, residual
 from experiments.sync_policies import policies, reasons, report, shards, trainings
 from experiments.sync_policies.trainings import Setting
 
@@ -47,6 +49,10 @@ class SyncPolicies:
 
     dataset: datasets.Dataset = "fashion_mnist"
     """What is trained on."""
+    network: Literal["fully connected", "residual"] = "fully connected"
+    """The residual one is given images of half the size; of it, only accuracies."""
+    channels: int = 16
+    """Of the residual network."""
     steps: int = 3000
     """Mini-batches per network."""
     record_every: int = 300
@@ -92,9 +98,10 @@ class SyncPolicies:
         """Writes `sync_policies_<dataset>.json`, `.md` and `.png`."""
         config = options.quick(self, QUICK)
         check(config)
-        file = f"sync_policies_{config.dataset}"
+        suffix = "_residual" * (config.network == "residual")
+        file = f"sync_policies_{config.dataset}{suffix}"
         running.run("sync_policies", self, lambda: measure(config), report.write, file)
-        for part in parts(config, pixels=1):
+        for part in parts(config, (4, 4, 1)):
             _kept(config).forget(part.runs.values())
 
 
@@ -120,6 +127,11 @@ def check(config: SyncPolicies) -> None:
         chosen = getattr(config, name)
         if not set(needed) <= set(chosen):
             raise ValueError(f"`{name}` must contain {needed}, got {chosen}.")
+    if config.network == "residual" and {"why", "drift"} & set(config.tables):
+        raise ValueError(
+            "`tables` of a residual network must be without 'why' and 'drift', which "
+            f"are measured in a fully connected one, got {config.tables}."
+        )
     if config.record_every <= max(reasons.LAGS):
         raise ValueError(
             f"`record_every` must be more than {max(reasons.LAGS)} steps, over which "
@@ -138,10 +150,10 @@ class Part:
 
 def measure(config: SyncPolicies) -> dict[str, Any]:
     """All trainings: what each recorded, by part, setting and policy."""
-    train, test = datasets.flat_splits(config.dataset, config.data_dir)
+    train, test = _images(config)
     test = {name: each[: config.tested] for name, each in test.items()}
     made: dict[str, Any] = {}
-    for part in parts(config, train["image"].shape[1]):
+    for part in parts(config, train["image"].shape[1:]):
         setting = part.setting
         data = shards.split(train, setting.workers, setting.by_label)
         count = config.probes * setting.examples
@@ -173,13 +185,13 @@ def measure(config: SyncPolicies) -> dict[str, Any]:
     }
 
 
-def parts(config: SyncPolicies, pixels: int) -> list[Part]:
-    """What is trained."""
+def parts(config: SyncPolicies, shape: tuple[int, ...]) -> list[Part]:
+    """What is trained, of images of that shape."""
+    convolves = config.network == "residual"
     recipe = trainings.Recipe(
-        make_model=functools.partial(
-            fully_connected.FullyConnected, config.hidden, "relu"
-        ),
-        shape=(pixels,),
+        make_model=_residual(config) if convolves else _fully_connected(config),
+        shape=shape if convolves else (math.prod(shape),),
+        convolves=convolves,
         steps=config.steps,
         rate=config.learning_rate,
         momentum=config.momentum,
@@ -225,6 +237,30 @@ def parts(config: SyncPolicies, pixels: int) -> list[Part]:
     )
     made.append(Part("drift", usual, {"exact": drift}))
     return [each for each in made if each.name in config.tables]
+
+
+def _fully_connected(config: SyncPolicies) -> trainings.MakeModel:
+    return lambda norm: fully_connected.FullyConnected(config.hidden, "relu", norm)
+
+
+def _residual(config: SyncPolicies) -> trainings.MakeModel:
+    return lambda norm: residual.Residual(config.channels, norm=norm)
+
+
+def _images(config: SyncPolicies) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Training and test set, with images as the network takes them."""
+    if config.network == "fully connected":
+        return datasets.flat_splits(config.dataset, config.data_dir)
+    train, test = (
+        datasets.load(config.dataset, split, config.data_dir)
+        for split in ("train", "test")
+    )
+
+    def as_split(images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+        scaled = images.astype(np.float32) / 255
+        return datasets.halved({"image": scaled, "label": labels})
+
+    return as_split(*train), as_split(*test)
 
 
 def _plan(config: SyncPolicies) -> recording.Plan:

@@ -52,3 +52,13 @@ def test_flat(tmp_path):
 def test_both_flat_splits(tmp_path):
     train, test = datasets.flat_splits("digits", tmp_path)
     assert (len(train["image"]), len(test["image"])) == (1500, 297)
+
+
+def test_two_by_two_pixels_become_one():
+    images = np.arange(2 * 16 * 16.0, dtype=np.float32).reshape(2, 16, 16, 1)
+    made = datasets.halved({"image": images, "label": [3, 4]})
+    assert made["image"].shape == (2, 8, 8, 1)
+    assert made["image"][0, 0, 0, 0] == np.mean([0, 1, 16, 17])
+    assert made["label"] == [3, 4]
+    small = datasets.halved({"image": images[:, :8, :8]})
+    assert small["image"].shape == (2, 8, 8, 1)

@@ -43,14 +43,6 @@ def test_every_part_has_networks_of_its_own():
     assert all(run.convolves for run in residual.runs)
 
 
-def test_images_of_the_residual_network():
-    images = np.arange(2 * 16 * 16.0, dtype=np.float32).reshape(2, 16, 16, 1)
-    halved = study._halved({"image": images})["image"]
-    assert halved.shape == (2, 8, 8, 1)
-    assert halved[0, 0, 0, 0] == np.mean([0, 1, 16, 17])
-    assert study._halved({"image": images[:, :8, :8]})["image"].shape == (2, 8, 8, 1)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -25,8 +25,21 @@ def test_from_the_command_line(tmp_path, capsys):
     assert not list(tmp_path.glob("checkpoints/*"))
 
 
+@pytest.mark.exhaustive
+def test_a_residual_network(tmp_path):
+    options = (
+        "--quick --network residual --channels 2 --steps 65 --record-every 65 --seeds 1"
+        " --tables examples sorted --tested 100 --probes 2"
+    )
+    main.main(["sync_policies", *options.split(), "--out", str(tmp_path)])
+    made = json.loads((tmp_path / "sync_policies_digits_residual.json").read_text())
+    assert set(made["parts"]) == {"examples", "sorted"}
+    for found in made["parts"]["sorted"].values():
+        assert 0 < found["stale"]["accuracy"][-1][0] < 1
+
+
 def test_every_table_has_its_trainings():
-    made = study.parts(study.SyncPolicies(), pixels=4)
+    made = study.parts(study.SyncPolicies(), (4,))
     names = [run.name for part in made for run in part.runs.values()]
     assert len(set(names)) == len(names)
     assert {part.name for part in made} == set(study._TABLES)
@@ -43,6 +56,7 @@ def test_every_table_has_its_trainings():
         ({"policies": ("exact", "stale")}, "`policies` must contain"),
         ({"policies": ("exact", "new")}, "`policies` must be among"),
         ({"tables": ("sorted",)}, "`tables` must contain"),
+        ({"network": "residual"}, "without 'why' and 'drift'"),
         ({"record_every": 60}, "`record_every` must be more than 64"),
         ({"workers": 1}, "`workers` must be at least 2"),
     ],
