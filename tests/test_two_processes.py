@@ -10,7 +10,14 @@ import pytest
 
 import jaxbn
 from experiments.measuring import processes
-from tests import reference, two_processes, two_processes_training
+from tests import (
+    reference,
+    test_sync_policies,
+    two_processes,
+    two_processes_policies,
+    two_processes_training,
+    workers,
+)
 
 
 def test_equals_one_process(tmp_path):
@@ -34,6 +41,17 @@ def test_equals_one_process(tmp_path):
         for part in parts:
             for key, value in {"mean": mean, "var": var, **affine}.items():
                 assert_close(part[key], value, atol=1e-4 if key in affine else 0)
+
+
+@pytest.mark.exhaustive
+def test_policies_of_synchronisation(tmp_path):
+    processes.finish(two_processes_policies.__name__, str(tmp_path))
+    kernel = test_sync_policies.KERNEL
+    for name, policy in two_processes_policies.REFERENCES.items():
+        expected = workers.train(policy(), kernel, two_processes_policies.BATCHES)
+        for process in (0, 1):
+            made = np.load(tmp_path / f"{name} {process}.npz")
+            test_sync_policies.assert_equal(made, expected)
 
 
 TRAINING = two_processes_training.__name__
