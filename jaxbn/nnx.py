@@ -134,8 +134,8 @@ class BatchNorm(nnx.Module):
         state = layer.init_state(self, shape, jnp.dtype(param_dtype))
         for name, value in state._asdict().items():  # `mean`, `var`, perhaps more.
             setattr(self, name, nnx.BatchStat(value))
-        if synced := layer.init_sync(self, shape, jnp.dtype(param_dtype)):
-            self.batch_sync = nnx_variables.BatchSync(synced)
+        synced = layer.init_sync(self, shape, jnp.dtype(param_dtype))
+        nnx_variables.begin_sync(self, synced)
 
         def param(name: str, init: Callable[..., jax.Array], metadata) -> nnx.Param:
             if rngs is None:
@@ -189,7 +189,6 @@ class BatchNorm(nnx.Module):
         state = nnx_variables.read(self, layer.state_type(self))
         checks.check_features(x, self.axis, state.mean.shape)
         collected = getattr(self, "collected", None)
-        sync = getattr(self, sync_policies.NAME, None)
         arrays = x, state.mean, state.var, scale, bias
         promoted = self.promote_dtype(arrays, dtype=self.dtype)
         y, moved, synced = layer.apply(
@@ -199,7 +198,7 @@ class BatchNorm(nnx.Module):
             scale,
             bias,
             state,
-            sync_state={} if sync is None else sync.get_value(),
+            sync_state=nnx_variables.read_sync(self),
             collected=None if collected is None else collected.get_value().moments,
             collecting=collected is not None,
             mask=mask,
@@ -212,8 +211,8 @@ class BatchNorm(nnx.Module):
             collected.set_value(moved)
         elif moved is not None:
             nnx_variables.write(self, moved)
-        if synced and sync is not None:
-            sync.set_value(synced)
+        if synced:
+            nnx_variables.write_sync(self, synced)
         return y
 
     def collect(self) -> None:

@@ -4,13 +4,25 @@ from typing import Any
 
 from flax import nnx
 
+from jaxbn import sync_policies
+
 
 class Collected(nnx.Variable):
     """The `Passes` of a layer that collects moments instead of moving."""
 
 
 class BatchSync(nnx.Variable):
-    """The state of a layer's policy of synchronisation."""
+    """What a policy of synchronisation remembers, the same for all workers."""
+
+
+class OwnBatchSync(nnx.Variable):
+    """What of it is each worker's own, with one more axis before."""
+
+
+ANY_SYNC = nnx.Any(BatchSync, OwnBatchSync)
+"""A filter of both."""
+
+_SHARED, _OWN = sync_policies.NAME, f"own_{sync_policies.NAME}"
 
 
 def read(module: nnx.Module, kind: type[Any]) -> Any:
@@ -33,18 +45,53 @@ def write(module: nnx.Module, state: Any) -> None:
             variable.set_value(value)
 
 
-def values(state: nnx.State) -> dict[str, Any]:
-    """The value of every variable of a state, by its path."""
-    return {
-        "/".join(map(str, path)): variable.get_value()
-        for path, variable in nnx.to_flat_state(state)
-    }
+def begin_sync(module: nnx.Module, state: sync_policies.State) -> None:
+    """Gives a layer the variables for the state of its policy, none if it is empty."""
+    if state:
+        shared, own = _apart(state)
+        setattr(module, _SHARED, BatchSync(shared))
+        setattr(module, _OWN, OwnBatchSync(own))
 
 
-def with_values(state: nnx.State, values: dict[str, Any]) -> nnx.State:
-    """The state with other values, as `values` gives them."""
-    replaced = [
-        (path, variable.replace(values["/".join(map(str, path))]))
-        for path, variable in nnx.to_flat_state(state)
-    ]
-    return nnx.from_flat_state(replaced)
+def read_sync(module: nnx.Module) -> sync_policies.State:
+    """The state of a layer's policy, empty if there is none."""
+    found = [getattr(module, name, None) for name in (_SHARED, _OWN)]
+    if None in found:
+        return {}
+    shared, own = (variable.get_value() for variable in found)
+    return {**shared, **own}
+
+
+def write_sync(module: nnx.Module, state: sync_policies.State) -> None:
+    """Sets what `read_sync` reads."""
+    for name, part in zip((_SHARED, _OWN), _apart(state), strict=True):
+        getattr(module, name).set_value(part)
+
+
+def sync_values(state: nnx.State) -> dict[str, sync_policies.State]:
+    """The states of all policies in the state of a model, by the path of the layer."""
+    made: dict[str, sync_policies.State] = {}
+    for path, variable in nnx.to_flat_state(state):
+        made.setdefault(_path(path), {}).update(variable.get_value())
+    return made
+
+
+def with_sync_values(
+    state: nnx.State, values: dict[str, sync_policies.State]
+) -> nnx.State:
+    """The state of a model with other ones, as `sync_values` gives them."""
+    return nnx.from_flat_state(
+        [
+            (path, variable.replace(_apart(values[_path(path)])[path[-1] == _OWN]))
+            for path, variable in nnx.to_flat_state(state)
+        ]
+    )
+
+
+def _path(path: tuple[Any, ...]) -> str:
+    return "/".join(map(str, path[:-1]))
+
+
+def _apart(state: sync_policies.State) -> tuple[dict[str, Any], dict[str, Any]]:
+    own = {name: part for name, part in state.items() if name in sync_policies.OF_EACH}
+    return {name: part for name, part in state.items() if name not in own}, own

@@ -16,7 +16,7 @@ import pytest
 from flax.training.dynamic_scale import DynamicScale
 
 import jaxbn
-from jaxbn import linen, nnx, parallel, sync_policies, training
+from jaxbn import linen, nnx, nnx_variables, parallel, sync_policies, training
 from tests import workers
 
 P = jax.P
@@ -198,16 +198,35 @@ def test_even_workers(name):
     ],
 )
 def test_nnx(name):
-    net = NnxNet(None, POLICIES[name][0])
+    assert_equal(nnx_trained(POLICIES[name][0], None), simulated(name, True))
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", ["local", "periodic", "stale"])
+def test_nnx_on_devices(name):
+    assert_equal(nnx_trained(POLICIES[name][0], "d"), simulated(name, True))
+
+
+def nnx_trained(policy, axis_name):
+    """What `trained` gives; with a name under `nnx.shard_map`."""
+    net = NnxNet(axis_name, policy)
     flax.nnx.update(net, sync_policies.for_workers(flax.nnx.state(net), WORKERS))
     optimizer = flax.nnx.Optimizer(net, optax.sgd(workers.RATE), wrt=flax.nnx.Param)
-    step = training.make_nnx_train_step(loss_fn)
+    step = training.make_nnx_train_step(loss_fn, axis_name=axis_name)
+    if axis_name is not None:
+        of_each = {nnx_variables.OwnBatchSync: P("d"), ...: P()}
+        step = flax.nnx.shard_map(
+            step,
+            mesh=parallel.data_mesh(axis_name="d"),
+            in_specs=(flax.nnx.StateSharding(of_each), P(), P("d")),
+            out_specs=P(),
+        )
     losses = []
     for arrays in BATCHES[True]:
         metrics = step(net, optimizer, as_batch(arrays, apart=False))
         losses.append(metrics["loss"].mean)
     norm = net.norm
-    made = {
+    return {
         "kernel": net.kernel[...],
         "scale": norm.scale[...],
         "bias": norm.bias[...],
@@ -215,7 +234,6 @@ def test_nnx(name):
         "var": norm.var[...],
         "losses": np.array(losses),
     }
-    assert_equal(made, simulated(name, True))
 
 
 def test_the_function_with_steps_by_hand():

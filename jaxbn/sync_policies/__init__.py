@@ -23,6 +23,7 @@ from jaxbn.sync_policies.exchange import exchange as exchange
 from jaxbn.sync_policies.exchange import said_of as said_of
 from jaxbn.sync_policies.exchange import scaled_messages as scaled_messages
 from jaxbn.sync_policies.exchange import with_said as with_said
+from jaxbn.sync_policies.placement import OF_EACH as OF_EACH
 from jaxbn.sync_policies.placement import for_workers as for_workers
 from jaxbn.sync_policies.placement import partition_specs as partition_specs
 from jaxbn.sync_policies.policy import Normalized as Normalized

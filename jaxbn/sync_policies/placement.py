@@ -9,7 +9,8 @@ from jax.sharding import PartitionSpec
 from jaxbn.core import reduction
 from jaxbn.sync_policies.exchange import NAME
 
-_OF_EACH = ("own", "said")  # Entries of a state, `[workers, C]`.
+OF_EACH = ("own", "said")
+"""Entries of a state that are `[workers, C]`."""
 
 
 def for_workers(tree: Any, workers: int) -> Any:
@@ -65,6 +66,5 @@ def partition_specs(tree: Any, axis_name: reduction.AxisName) -> Any:
 
 def _is_of_each(path: tuple[Any, ...]) -> bool:
     names = [jax.tree_util.keystr((key,), simple=True) for key in path]
-    if NAME not in names:
-        return False
-    return any(name in _OF_EACH for name in names[names.index(NAME) :])
+    starts = [place for place, name in enumerate(names) if name.endswith(NAME)]
+    return bool(starts) and any(name in OF_EACH for name in names[starts[0] :])

@@ -55,13 +55,13 @@ def make_nnx_train_step(
         if axis_name is not None:
             grouping.axis_size(axis_name)  # Raises if the name is not bound.
         graph, params, sync, rest = nnx.split(
-            model, optimizer.wrt, nnx_variables.BatchSync, ...
+            model, optimizer.wrt, nnx_variables.ANY_SYNC, ...
         )
-        given = nnx_variables.values(sync)
+        given = nnx_variables.sync_values(sync)
 
         def objective(params: Any, said: Any) -> tuple[jax.Array, tuple[Any, ...]]:
             states = sync_policies.with_said(given, said)
-            synced = nnx_variables.with_values(sync, states)
+            synced = nnx_variables.with_sync_values(sync, states)
             copy = nnx.merge(graph, params, synced, rest, copy=True)
             copy.train()
             values = loss_fn(copy, batch, train=True)
@@ -77,11 +77,13 @@ def make_nnx_train_step(
             (grads, said), (moved, metrics) = jax.grad(
                 objective, argnums=(0, 1), has_aux=True
             )(params, sync_policies.said_of(given))
-            synced, moved = nnx.split_state(moved, nnx_variables.BatchSync, ...)
+            synced, moved = nnx.split_state(moved, nnx_variables.ANY_SYNC, ...)
             states = sync_policies.exchange(
-                nnx_variables.values(synced), said, axis_name=axis_name
+                nnx_variables.sync_values(synced), said, axis_name=axis_name
             )
-            moved = nnx.merge_state(nnx_variables.with_values(synced, states), moved)
+            moved = nnx.merge_state(
+                nnx_variables.with_sync_values(synced, states), moved
+            )
             return gradient.over_devices(grads, axis_name), moved, metrics
 
         def value_and_grads(params: Any) -> tuple[jax.Array, Any]:
