@@ -55,7 +55,7 @@ def begin_sync(module: nnx.Module, state: sync_policies.State) -> None:
 
 def read_sync(module: nnx.Module) -> sync_policies.State:
     """The state of a layer's policy, empty if there is none."""
-    found = [getattr(module, name, None) for name in (_SHARED, _OWN)]
+    found: list[Any] = [getattr(module, name, None) for name in (_SHARED, _OWN)]
     if None in found:
         return {}
     shared, own = (variable.get_value() for variable in found)
