@@ -48,7 +48,7 @@ def _curves(axes: Axes, result: Mapping[str, Any]) -> None:
         f"{seeds} seed{'s' if seeds > 1 else ''}",
         fontsize=10,
     )
-    axes.legend(fontsize=7, loc="center left")
+    axes.legend(fontsize=7, loc="lower right")
 
 
 def _bars(axes: Axes, runs: Mapping[str, Any]) -> None:
