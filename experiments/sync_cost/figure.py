@@ -27,19 +27,19 @@ def draw(result: Mapping[str, Any]) -> Figure:
     right.loglog(limits, limits, color="tab:gray", lw=1)
     for i, row in enumerate(result["mlperf"]["runs"]):
         right.plot(
-            row["published_ms"],
+            row["steady_ms"],
             row["predicted_ms"],
             "o" if row["fitted"] else "^",
             color="tab:blue" if row["fitted"] else "tab:red",
         )
         right.annotate(
             f"{row['run']}, {row['cores']} cores, groups of {row['group']}",
-            (row["published_ms"], row["predicted_ms"]),
+            (row["steady_ms"], row["predicted_ms"]),
             xytext=(8, -10 if i % 2 else 4),
             textcoords="offset points",
             fontsize=7,
         )
     right.set_title("ResNet-50 on TPU v3, ms per step: fitted (o), predicted (^)")
-    right.set(xlabel="published (MLPerf)", ylabel="model", xlim=(10, 400))
+    right.set(xlabel="steady (MLPerf)", ylabel="model", xlim=(10, 400))
     figure.tight_layout()
     return figure
