@@ -26,6 +26,7 @@ from experiments.learning_rate_ladder import report as learning_rate_ladder
 from experiments.outside_gradient import report as outside_gradient
 from experiments.padding import report as padding
 from experiments.placement import report as placement
+from experiments.policy_cost import report as policy_cost
 from experiments.regularisation import report as regularisation
 from experiments.saturation import report as saturation
 from experiments.scale_invariance import report as scale_invariance
@@ -53,6 +54,7 @@ WRITERS: dict[str, Callable[[pathlib.Path], str]] = {
     "outside_gradient": outside_gradient.write,
     "padding": padding.write,
     "placement": placement.write,
+    "policy_cost": policy_cost.write,
     "regularisation": regularisation.write,
     "saturation": saturation.write,
     "scale_invariance": scale_invariance.write,

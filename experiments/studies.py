@@ -21,6 +21,7 @@ from experiments.learning_rate_ladder import study as learning_rate_ladder
 from experiments.outside_gradient import study as outside_gradient
 from experiments.padding import study as padding
 from experiments.placement import study as placement
+from experiments.policy_cost import study as policy_cost
 from experiments.regularisation import study as regularisation
 from experiments.saturation import study as saturation
 from experiments.scale_invariance import study as scale_invariance
@@ -48,6 +49,7 @@ STUDIES: dict[str, Any] = {
     "outside_gradient": outside_gradient.OutsideGradient,
     "padding": padding.Padding,
     "placement": placement.Placement,
+    "policy_cost": policy_cost.PolicyCost,
     "regularisation": regularisation.Regularisation,
     "saturation": saturation.Saturation,
     "scale_invariance": scale_invariance.ScaleInvariance,

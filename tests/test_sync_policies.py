@@ -415,6 +415,18 @@ def test_one_collective_for_all_layers(layers):
     assert numbers["exact"] >= alone + 2 * layers
 
 
+def test_messages_are_exchanged_after_all_gradients():
+    """Else a GPU's compiler may let a layer wait for them, by one kernel for both."""
+    state, batch = make_state(), as_batch(BATCHES[False][0], apart=False)
+    made = jax.make_jaxpr(training.value_and_grad(loss_fn))(state, batch)
+    said = jax.tree.leaves(sync_policies.said_of(state.batch_sync))
+    both = len(said) + len(jax.tree.leaves(state.params))
+    barriers = [
+        eqn for eqn in made.eqns if eqn.primitive.name == "optimization_barrier"
+    ]
+    assert [len(eqn.outvars) for eqn in barriers] == [both]
+
+
 def all_reduces(layers, policy):
     """In the program of a whole training step, compiled for eight devices."""
 

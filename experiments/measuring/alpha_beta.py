@@ -1,4 +1,4 @@
-"""An alpha-beta model of synchronised statistics, and how far it is off.
+"""An alpha-beta model of synchronised statistics.
 
 Every normalisation layer adds two collectives to a step, one forward and one backward,
 each waiting for the layer before it: the cost is latency, not bandwidth.
@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from experiments.networks import models
 from jaxbn.core import sync
@@ -84,55 +83,3 @@ def flops(model: Any) -> float:
         return model.apply(variables, x, train=False)
 
     return jax.jit(infer).lower(variables, image).cost_analysis()["flops"]
-
-
-# ResNet-50 on TPU v3 in the MLPerf logs: round, cores, images per core, cores that
-# share statistics, milliseconds per step of the whole run, evaluation included.
-MLPERF = (
-    ("v0.6", 128, 128, 1, 134.0),
-    ("v0.6", 256, 128, 1, 144.0),
-    ("v0.6", 512, 64, 1, 84.0),
-    ("v0.6", 1024, 32, 1, 45.8),
-    ("v0.6", 2048, 16, 8, 27.3),
-    ("v0.7 TF", 8192, 8, 8, 16.8),
-    ("v0.7 JAX", 8192, 8, 8, 15.8),
-)
-
-
-def compare_with_mlperf() -> dict[str, Any]:
-    """Step time = time per image * images + a constant + synchronisation.
-
-    The first two are fitted to the runs without synchronised statistics; the runs with
-    them are predicted.
-    """
-    fitted = [run for run in MLPERF if run[3] == 1]
-    images = np.array([[run[2], 1.0] for run in fitted])
-    published = np.array([run[4] for run in fitted])
-    # In units of each run's own time: relative errors, not those of the slowest.
-    solution, *_ = np.linalg.lstsq(
-        images / published[:, None], np.ones(len(fitted)), rcond=None
-    )
-    layers = models.norm_layers(models.ResNet50())
-    rows = []
-    for name, cores, per_core, group, milliseconds in MLPERF:
-        added = 1e3 * sync_seconds(layers, group, tpu_seconds)
-        predicted = float(solution @ [per_core, 1.0]) + added
-        rows.append(
-            {
-                "run": name,
-                "cores": cores,
-                "images_per_core": per_core,
-                "group": group,
-                "published_ms": milliseconds,
-                "predicted_ms": round(predicted, 1),
-                "sync_ms": round(added, 2),
-                "sync_share": round(added / predicted, 4),
-                "error": round(predicted / milliseconds - 1, 3),
-                "fitted": group == 1,
-            }
-        )
-    return {
-        "ms_per_image": round(float(solution[0]), 4),
-        "constant_ms": round(float(solution[1]), 2),
-        "runs": rows,
-    }

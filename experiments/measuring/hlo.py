@@ -51,9 +51,9 @@ def collectives(text: str) -> list[Collective]:
     for name, instructions in program.computations.items():
         places = {each.name: place for place, each in enumerate(instructions)}
         for place, each in enumerate(instructions):
-            op = each.op.removesuffix("-start")
-            if op not in _COLLECTIVES:
+            if not is_collective(each.op):
                 continue
+            op = each.op.removesuffix("-start")
             size = sum(array.bytes for array in each.results)
             origin = _origin(each, instructions, places)
             row = Collective(op, size, name in branches, origin)
@@ -66,6 +66,11 @@ def collectives(text: str) -> list[Collective]:
                 )
             found.append(row)
     return found
+
+
+def is_collective(op: str) -> bool:
+    """Whether an operation is a collective, or the start of one."""
+    return op.removesuffix("-start") in _COLLECTIVES
 
 
 def _while_it_runs(

@@ -29,25 +29,30 @@ def start(module: str, *options: str) -> list[subprocess.Popen[str]]:
     ]
 
 
-def finish(module: str, *options: str) -> list[str]:
+def finish(module: str, *options: str, seconds: int = 300) -> list[str]:
     """What each printed, once both have ended.
+
+    Args:
+      module: as `start`.
+      *options: as `start`.
+      seconds: that a process may take.
 
     Raises:
       RuntimeError: if one of them failed, with what it printed.
     """
     outputs = []
     for process in start(module, *options):
-        printed, _ = process.communicate(timeout=300)
+        printed, _ = process.communicate(timeout=seconds)
         if process.returncode:
             raise RuntimeError(f"A process of {module} failed:\n{printed}")
         outputs.append(printed)
     return outputs
 
 
-def join(process: int, port: int) -> None:
+def join(process: int, port: int, devices: int = DEVICES) -> None:
     """Called by each process before it uses a device."""
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", DEVICES)
+    jax.config.update("jax_num_cpu_devices", devices)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(
         f"localhost:{port}", PROCESSES, process, heartbeat_timeout_seconds=10

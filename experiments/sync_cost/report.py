@@ -57,22 +57,31 @@ def _rows_line(result: Mapping[str, Any]) -> str:
 
 def _mlperf_table(result: Mapping[str, Any]) -> str:
     fit = result["mlperf"]
-    header = ["run", "cores", "images per core", "group", "published ms",
-              "predicted ms", "of it synchronisation", "error"]  # fmt: skip
+    header = ["run", "cores", "images per core", "group", "whole run, ms", "steady ms",
+              "spread of five", "predicted ms", "of it gradient", "synchronisation",
+              "error"]  # fmt: skip
     rows = [
         [
             row["run"] + (" (fitted)" if row["fitted"] else ""),
             *(row[k] for k in ("cores", "images_per_core", "group", "published_ms")),
+            row["steady_ms"],
+            f"{row['spread']:.1%}",
             row["predicted_ms"],
+            row["gradient_ms"],
             f"{row['sync_ms']} ms, {row['sync_share']:.1%}",
             f"{row['error']:+.0%}",
         ]
         for row in fit["runs"]
     ]
+    line = fit["straight_line"]
+    errors = ", ".join(f"{error:+.0%}" for error in line["errors"])
     return (
-        f"MLPerf, ResNet-50 on TPU v3: {fit['ms_per_image']} ms per image and "
-        f"{fit['constant_ms']} ms per step, fitted to the runs marked so:\n\n"
+        "MLPerf, ResNet-50 on TPU v3: the compiler's estimate of a step times "
+        f"{fit['factor']}, fitted to the runs marked so:\n\n"
         + output.markdown(header, rows)
+        + f"\n\nInstead {line['ms_per_image']} ms per image and {line['constant_ms']} "
+        "ms per step, fitted to whole runs without synchronisation, would be off by "
+        f"{errors}."
     )
 
 

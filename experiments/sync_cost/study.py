@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax
 
 from experiments import output
-from experiments.measuring import alpha_beta
+from experiments.measuring import alpha_beta, mlperf
 from experiments.networks import inception, models
 from experiments.sync_cost import collective_counts, report
 from jaxbn.core import sync
@@ -39,7 +39,7 @@ class SyncCost:
             "unsynchronised": unsynchronised_steps(),
             "milliseconds": predictions(),
             "rows_over_sums": rows_over_sums(),
-            "mlperf": alpha_beta.compare_with_mlperf(),
+            "mlperf": mlperf.compare(),
             "collectives": [
                 collective_counts.layer_row(*case)
                 for case in collective_counts.LAYER_CASES

@@ -163,6 +163,7 @@ def gradient_of(
     (grads, said), (batch_stats, batch_sync, metrics) = jax.grad(
         objective, argnums=(0, 1), has_aux=True
     )(params, sync_policies.said_of(given))
+    said = after_all(grads, said)
     grads = finite.unscaled(state, over_devices(grads, axis_name))
     batch_sync = finite.unscaled_messages(
         state, sync_policies.exchange(batch_sync, said, axis_name=axis_name)
@@ -203,6 +204,15 @@ def with_gradient(
 def over_devices(tree: Any, axis_name: reduction.AxisName | None) -> Any:
     """Sums over the devices of a mapped axis."""
     return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+
+
+def after_all(grads: Any, said: Any) -> Any:
+    """The messages as they are, but not before all gradients.
+
+    Else the compiler of a GPU makes one kernel of the backward pass of a layer and of
+    what the layers hear, for which that layer then waits.
+    """
+    return jax.lax.optimization_barrier((said, grads))[0] if said else said
 
 
 def varying(params: Any, axis_name: reduction.AxisName | None) -> Any:

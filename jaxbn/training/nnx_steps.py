@@ -77,6 +77,7 @@ def make_nnx_train_step(
             (grads, said), (moved, metrics) = jax.grad(
                 objective, argnums=(0, 1), has_aux=True
             )(params, sync_policies.said_of(given))
+            said = gradient.after_all(grads, said)
             synced, moved = nnx.split_state(moved, nnx_variables.ANY_SYNC, ...)
             states = sync_policies.exchange(
                 nnx_variables.sync_values(synced), said, axis_name=axis_name

@@ -1,0 +1,1 @@
+"""What each policy of synchronisation costs."""
