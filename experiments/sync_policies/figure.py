@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import curves
+from experiments.records import quarters
 
 _STYLES = {
     "exact": ("black", "-"),
@@ -25,13 +26,19 @@ _STYLES = {
 def draw(result: Mapping[str, Any]) -> Figure:
     """Left: accuracy by examples per worker. Middle, right: learning curves."""
     figure, panels = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
-    settings = result["parts"]["examples"]
-    sizes = [int(name.split(" x ")[1]) for name in settings]
+    settings = {
+        int(name.split(" x ")[1]): found
+        for name, found in result["parts"]["examples"].items()
+    }
+    settings = dict(sorted(settings.items()))
+    sizes = list(settings)
     for policy, (color, line) in _STYLES.items():
         known = [(s, f[policy]) for s, f in zip(sizes, settings.values(), strict=True)
                  if policy in f]  # fmt: skip
         if known:
-            ends = np.array([each["accuracy"][-1] for _, each in known], float)
+            ends = np.array(
+                [quarters(np.array(each["accuracy"], float))[1] for _, each in known]
+            )
             panels[0].plot(
                 [s for s, _ in known], ends.mean(1), line, marker="o", markersize=3,
                 color=color, label=policy,

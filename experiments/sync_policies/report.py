@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from experiments import output, verdicts
-from experiments.sync_policies import figure
+from experiments.records import quarters
+from experiments.sync_policies import figure, policies
 
 POINT = 0.01
 """Of accuracy."""
@@ -68,24 +69,24 @@ def verdict(result: Mapping[str, Any]) -> str:
 def _lost(result: Mapping[str, Any], part: str, examples: int) -> dict[str, float]:
     """By policy: how much less than the exact accuracy at the end, mean of seeds."""
     settings = result["parts"][part]
-    found = next(
-        policies
-        for name, policies in settings.items()
-        if name.split(",")[0].endswith(f" x {examples}")
-    )
+    found = next(each for name, each in settings.items() if sizes(name)[1] == examples)
     ends = {policy: _end(each).mean() for policy, each in found.items()}
     return {policy: float(ends["exact"] - end) for policy, end in ends.items()}
 
 
-def _end(records: Mapping[str, Any], name: str = "accuracy") -> np.ndarray:
-    """The last record, `[seeds, ...]`; not finite counts as nothing right."""
-    values = np.array(records[name][-1], float)
-    return np.nan_to_num(values, nan=0.0)
+def _end(records: Mapping[str, Any]) -> np.ndarray:
+    """Mean accuracy of the last quarter, `[seeds, ...]`; None is nothing right."""
+    values = np.nan_to_num(np.array(records["accuracy"], float), nan=0.0)
+    return quarters(values)[1]
 
 
 def _accuracies(result: Mapping[str, Any], part: str, title: str) -> str:
-    settings = result["parts"][part]
-    names = list(dict.fromkeys(p for found in settings.values() for p in found))
+    settings = _in_order(result["parts"][part])
+    names = [
+        name
+        for name in policies.NAMES
+        if any(name in found for found in settings.values())
+    ]
     rows = [
         [
             policy,
@@ -98,10 +99,20 @@ def _accuracies(result: Mapping[str, Any], part: str, title: str) -> str:
     ]
     heads = [name.removesuffix(", sorted") for name in settings]
     return (
-        f"{title}, test accuracy after {result['steps'][-1]} steps, by workers and "
-        "examples of each, mean of seeds and half their range:\n\n"
+        f"{title}, test accuracy in the last quarter of {result['steps'][-1]} steps by "
+        "workers and examples of each, mean of seeds and half their range:\n\n"
         + output.markdown(["policy", *heads], rows)
     )
+
+
+def _in_order(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """By examples per worker; JSON sorts names as words."""
+    return dict(sorted(settings.items(), key=lambda item: sizes(item[0])))
+
+
+def sizes(setting: str) -> tuple[int, ...]:
+    """Workers and examples, from the name of a setting."""
+    return tuple(int(each) for each in setting.split(",")[0].split(" x "))
 
 
 def _rates(result: Mapping[str, Any]) -> str:
@@ -179,8 +190,7 @@ def _drift(result: Mapping[str, Any]) -> str:
         for moment, values in moments.items()
         for i, lag in enumerate(result["lags"])
     ]
-    sizes = setting.split(" x ")
-    noise = 1 / np.sqrt(int(sizes[0]) * int(sizes[1]))
+    noise = 1 / np.sqrt(np.prod(sizes(setting)))
     return (
         "How far means move within some steps, in standard deviations of each layer's "
         f"inputs ({setting}, exact; that of a mini-batch is off by {noise:.2f}):\n\n"
