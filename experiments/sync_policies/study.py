@@ -11,10 +11,10 @@ that are sorted by label; stale ones stay within half a point of exact ones, on 
 shards within a point, and lose more without the backward term. How long a memory may be
 is decided by how fast statistics move.
 
-Measured on Fashion-MNIST: at 4, 8 and 32 examples per worker stale statistics are level
-with exact ones, where local ones lose 5 points at 4; at 2 they lose 2 points (local: 41),
-on sorted shards 2 to 3 (local: 61 to 63), at 64 workers 2. Without the backward term they
-lose 3 to 5, on sorted shards 25 to 44. Exact until the middle and frozen from then on is
+Measured on Fashion-MNIST: from 4 examples per worker on stale statistics are level with
+exact ones, where local ones lose 5 points at 4; at 2 they lose 2 points (local: 41), on
+sorted shards 2 to 3 (local: 61 to 63), with 64 workers 2. Without the backward term they
+lose 2 to 5, on sorted shards 25 to 44. Exact until the middle and frozen from then on is
 the best of the rest. Memories of .5 to .95 do alike.
 """
 
