@@ -12,10 +12,10 @@ shards within a point, and lose more without the backward term. How long a memor
 is decided by how fast statistics move.
 
 Measured on Fashion-MNIST: from 4 examples per worker on stale statistics are level with
-exact ones, where local ones lose 5 points at 4; at 2 they lose 2 points (local: 41), on
-sorted shards 2 to 3 (local: 61 to 63), with 64 workers 2. Without the backward term they
-lose 2 to 5, on sorted shards 25 to 44. Exact until the middle and frozen from then on is
-the best of the rest. Memories of .5 to .95 do alike.
+exact ones, where local ones lose 5 points at 4. At 2 they lose 2 points (local: 41), on
+sorted shards 2 to 3 (local: 61 to 63), with 64 workers 2. Without the backward term
+they lose 2 to 5, on sorted shards 25 to 44. Exact until the middle and frozen from then
+on is the best of the rest. Memories of .5 to .95 do alike.
 """
 
 import dataclasses
