@@ -8,7 +8,7 @@ batch, of `group_size` examples each, which is also the way to simulate many on 
 
   policy        normalises by                              waits in a step for
   Exact         the moments of all workers                 two collectives per layer
-  Group         those of neighbouring workers              the same, of few devices
+  Group         those of neighbouring workers              the same
   Sampled       those of a part of all workers' examples   two collectives per layer
   Periodic      all workers' in every k-th step            the same, in every k-th step
   FrozenAfter   all workers', later the running ones       the same, at the beginning
