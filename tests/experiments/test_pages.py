@@ -72,5 +72,5 @@ def test_pages_are_written_beside_every_json(tmp_path, capsys):
     readme.write_text(f"<!-- table {source} -->\n<!-- end -->\n")
     pages.Pages(root=tmp_path).run()
     assert {each.suffix for each in results.iterdir()} == {".json", ".md", ".png"}
-    assert "published ms" in readme.read_text()
+    assert "| run | cores |" in readme.read_text()
     assert "sync_cost.md\nREADME.md\n" in capsys.readouterr().out
