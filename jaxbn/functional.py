@@ -127,6 +127,7 @@ def batch_norm_train(
       UserWarning: if the shapes leave one value per channel, which has no variance.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> x = jnp.array([[1.0, 10.0], [3.0, 30.0]])
       >>> stats = running.init_batch_stats(2)
       >>> y, stats = batch_norm_train(x, None, None, stats, momentum=0.5)
@@ -217,6 +218,7 @@ def batch_norm_inference(
       ValueError, TypeError: as `batch_norm_train`.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> stats = running.BatchStats(jnp.array([2.0]), jnp.array([4.0]))
       >>> batch_norm_inference(jnp.array([[4.0]]), None, None, stats, epsilon=0.0)
       Array([[1.]], dtype=float32)

@@ -202,6 +202,7 @@ class MemoryTest(chex.TestCase):
         kernel = 64 * 64 * 4
         return round((kept_bytes(apply, params, x) - kernel) / x.nbytes, 1)
 
+    @pytest.mark.exhaustive
     def test_what_is_kept(self):
         policy = jaxbn.dots_and_moments_saveable
         assert self.kept({"activation": "leaky_relu"}) == 2

@@ -294,6 +294,7 @@ class ScaledState(training.TrainState):
     dynamic_scale: DynamicScale = DynamicScale()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("growth", [2, 3])
 def test_a_scaled_loss_changes_nothing(growth):
     """Also where the scale changes between what peers said and what is heard."""
@@ -312,6 +313,7 @@ def test_a_scaled_loss_changes_nothing(growth):
         )
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("through", ["bytes", "orbax"])
 def test_restored_with_the_rest(through, tmp_path):
     step = training.make_train_step(loss_fn)
@@ -342,6 +344,7 @@ def test_states_without_a_policy_are_saved_as_before():
     assert "batch_sync" not in flax.serialization.to_state_dict(state)
 
 
+@pytest.mark.exhaustive
 def test_several_steps_in_one_call():
     arrays = [as_batch(a, apart=False) for a in BATCHES[True][:4]]
     stacked = {name: np.stack([a[name] for a in arrays]) for name in arrays[0]}
@@ -359,6 +362,7 @@ def test_parts_of_a_batch_are_no_steps():
         step(make_state(), as_batch(BATCHES[False][0], apart=False))
 
 
+@pytest.mark.exhaustive
 def test_population_statistics_are_those_of_exact_passes():
     state, batch = make_state(), as_batch(BATCHES[False][0], apart=False)
     variables = {
@@ -380,6 +384,7 @@ def test_population_statistics_are_those_of_exact_passes():
     assert found.layers[0].mean_distance < 1e-3
 
 
+@pytest.mark.exhaustive
 def test_population_statistics_of_an_nnx_model():
     net = NnxNet(None, sync_policies.Stale())
     flax.nnx.update(net, sync_policies.for_workers(flax.nnx.state(net), WORKERS))

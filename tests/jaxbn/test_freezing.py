@@ -129,6 +129,7 @@ def test_which_statistics_normalise(flags):
     np.testing.assert_array_equal(layer.mean[...], written["batch_stats"]["mean"])
 
 
+@pytest.mark.exhaustive
 def test_the_last_rule_counts():
     model = jaxbn.unfreeze(jaxbn.freeze(NnxNet()), "head_bn", scale=False)
     assert model.backbone.layers[1].frozen == Frozen(True, True, True, True)

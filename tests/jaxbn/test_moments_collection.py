@@ -153,6 +153,7 @@ def test_sam_moves_by_the_first_pass_only():
     assert set(second) == {"batch_moments"}  # Dropped: nothing moved.
 
 
+@pytest.mark.exhaustive
 def test_remat_collects_once():
     class Block(nn.Module):
         @nn.compact

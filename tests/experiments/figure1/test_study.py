@@ -29,7 +29,7 @@ class TestOptions:
             ("--seeds 0", "`seeds` must be at least 1, got 0"),
             ("--batch-size 0", "`batch_size` must be at least 1, got 0"),
             ("--batch-size 2000", "`batch_size` must be at most the 1500"),
-            ("--hidden 100 0", "`hidden` must be at least 1, got 0"),
+            ("--hidden 100 0", r"`hidden` must be at least 1, got \(100, 0\)"),
             ("--learning-rate -1", "`learning_rate` must be positive"),
             ("--learning-rate nan", "`learning_rate` must be positive"),
             ("--bn-momentum 2", r"`bn_momentum` must lie in \[0, 1\], got 2"),

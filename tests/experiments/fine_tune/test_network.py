@@ -11,6 +11,7 @@ from experiments.fine_tune import network
 from jaxbn import interop
 
 
+@pytest.mark.exhaustive
 def test_shapes_and_names():
     net = network.Network()
     x = jnp.ones((2, 8, 8, 1))

@@ -116,6 +116,7 @@ class TestInitState:
             found = jnp.var(state.params["Dense_0"]["kernel"])
             assert abs(found / variance - 1) < 0.05
 
+    @pytest.mark.exhaustive
     def test_step_of_plain_sgd(self):
         model = fully_connected.FullyConnected(HIDDEN, norm=None)
         state = init_state(model, rate=0.25)

@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from experiments.networks import fully_connected, grids
 
@@ -8,6 +9,7 @@ VALUES = [0.1, 1.0, 10.0]
 NETWORKS = {"a": [[0.8, 0.9, 0.3], [0.9, 0.9, None]], "b": [[0.1, 0.86, 0.1]] * 2}
 
 
+@pytest.mark.exhaustive
 def test_networks_of_a_grid_are_those_one_by_one():
     model = fully_connected.FullyConnected((5,), "relu")
     run = grids.run("x", model, 4, 3, [0.1, 0.5], [1.0, 2.0], [1.0, 3.0])

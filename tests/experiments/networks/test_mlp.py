@@ -4,6 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from experiments.networks import mlp
 
@@ -17,6 +18,7 @@ def make_split(examples=30, pixels=16):
 
 
 class TestNetworks:
+    @pytest.mark.exhaustive
     def test_same_initial_weights(self):
         states = mlp.init_states(mlp.Hyperparameters(), jax.random.key(0), 16)
         with_bn, without_bn = (states[network].params for network in mlp.NETWORKS)

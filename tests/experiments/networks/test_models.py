@@ -68,6 +68,7 @@ def test_parameters_stay_float32_whatever_is_computed_in():
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
+@pytest.mark.exhaustive
 def test_without_normalisation_a_convolution_has_a_bias():
     layer = models.ConvNorm(4, 3, norm=None)
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 5, 5, 3)))

@@ -20,6 +20,7 @@ def made(**options):
     return model, variables
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("over", ["channel", "activation"])
 def test_over_what_a_mean_is_taken(over):
     axis = -1 if over == "channel" else (1, 2, 3)

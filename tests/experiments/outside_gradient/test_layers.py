@@ -18,6 +18,7 @@ def test_all_variants_put_out_normalised_values(variant):
     np.testing.assert_allclose(y, expected, atol=1e-5)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("variant", list(layers.VARIANTS))
 def test_the_gradient_by_the_bias_is_zero_where_it_is_seen(variant):
     x = jnp.asarray(np.random.default_rng(1).standard_normal((20, 4)), jnp.float32)

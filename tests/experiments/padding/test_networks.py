@@ -46,6 +46,7 @@ def test_over_padding_it_does():
     assert np.abs(trained(model, RUBBISH)[0] - trained(model, X)[0]).max() > 0.01
 
 
+@pytest.mark.exhaustive
 def test_statistics_per_time_step_against_float64():
     model = networks.Recurrent("masked BN", True, 4)
     variables = model.init(jax.random.key(0), X, MASK, train=False)

@@ -22,6 +22,7 @@ def make_batch():
     }
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("activation", ["sigmoid", "relu"])
 def test_in_float64(activation):
     model, state = make_state(activation, 3.0, norm=None)
@@ -60,6 +61,7 @@ def test_in_float64(activation):
     np.testing.assert_allclose(found["vanished"], gone, rtol=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_normalised_inputs_are_hardly_saturated():
     model, state = make_state("sigmoid", 100.0)
     found = layers.measure(model, state, make_batch())

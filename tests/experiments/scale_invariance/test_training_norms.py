@@ -14,6 +14,7 @@ def make_batch(examples=40, pixels=9):
     }
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("network", training_norms.NETWORKS)
 def test_sum_of_squared_steps_is_that_of_the_weights(network):
     run = training_norms.run(network, "tanh", (8, 8), 9, 0.3, (0.5, 2.0), 40)
@@ -48,6 +49,7 @@ def kernels(state):
     return [np.array(params[f"Dense_{i}"]["kernel"], np.float64) for i in range(2)]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("network", training_norms.NETWORKS)
 def test_singular_values_are_those_of_the_derivative(network):
     run = training_norms.run(network, "sigmoid", (8, 6), 9, 0.3, (1.0,), 40)

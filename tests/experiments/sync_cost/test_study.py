@@ -23,6 +23,7 @@ def test_study(tmp_path, monkeypatch):
     assert "| 2 | 4 | 20 | 20 |" in text  # and on two processes of two.
 
 
+@pytest.mark.exhaustive
 def test_share_of_the_step():
     steps = sync_cost.unsynchronised_steps()
     # Published: 45.8 ms; 4.1 and 2.0 billion multiplications per image.

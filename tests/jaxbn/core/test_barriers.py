@@ -4,6 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import parameterized
 
 import jaxbn
@@ -28,6 +29,7 @@ class WidenedAloneTest(chex.TestCase):
         text = self.lower(platform, dtype)
         self.assertEqual("optimization_barrier" in text, barrier)
 
+    @pytest.mark.exhaustive
     @parameterized.parameters("jit", "grad", "vmap")
     def test_forms_are_equal(self, transform):
         x = np.random.default_rng(0).normal(1, 1, (4, 8, 3))

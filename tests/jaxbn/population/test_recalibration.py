@@ -258,6 +258,7 @@ class Scanned(nn.Module):
         return linen.BatchNorm(False)(scan()(x, None)[0])
 
 
+@pytest.mark.exhaustive
 def test_layers_of_a_scan_are_told_or_collected():
     call = lambda model, x: model(x)  # noqa: E731
     net = Scanned(("batch_stats",))

@@ -53,6 +53,7 @@ def test_frozen_between_ignores_what_is_not_finite():
     chex.assert_tree_all_finite((stats, state))
 
 
+@pytest.mark.exhaustive
 def test_frozen_after():
     made, stats, state = run(sync_policies.FrozenAfter(2), BATCHES)
     np.testing.assert_allclose(made[1], exact(BATCHES[1]), rtol=1e-5, atol=1e-6)

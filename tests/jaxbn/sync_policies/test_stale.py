@@ -129,6 +129,7 @@ def test_empty_workers_take_what_they_remember():
     np.testing.assert_allclose(made[-1][0], y, rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.exhaustive
 def test_second_derivative_takes_peers_as_constant():
     """With one worker it is that of Batch Normalization itself."""
     policy = sync_policies.Stale()
@@ -175,6 +176,7 @@ class Twice(nn.Module):
         return jnp.concatenate([layer(part) for part in parts], 1)
 
 
+@pytest.mark.exhaustive
 def test_a_layer_that_is_called_twice_says_the_sum_of_both_calls():
     net = Twice(sync_policies.Stale())
     x, dy = X[:, :4], jnp.asarray(DY[:, :4])

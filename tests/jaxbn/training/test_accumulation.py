@@ -48,6 +48,7 @@ def test_running_statistics_move_once_by_the_whole(batch):
         assert int(metrics["loss"].count) == (7 if "mask" in batch else 12)
 
 
+@pytest.mark.exhaustive
 def test_gradient_is_the_mean_of_those_of_the_parts():
     params = make_state().params
     parts = [{k: v[i::3] for k, v in BATCH.items()} for i in range(3)]
