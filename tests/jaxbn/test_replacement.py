@@ -83,7 +83,7 @@ def test_a_scale_and_a_bias():
 
 
 def test_frozen_layers_stay_frozen():
-    model = jaxbn.freeze(Net(), "twice")
+    model = jaxbn.freeze(Net(), "layers")
     assert jaxbn.replace(model, momentum=0.5).twice.frozen == model.twice.frozen
 
 
