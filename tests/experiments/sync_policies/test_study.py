@@ -6,7 +6,7 @@ from experiments import __main__ as main
 from experiments.sync_policies import study
 
 OPTIONS = (
-    "--quick --steps 130 --record-every 65 --hidden 12 12 --probes 2 --seeds 1 "
+    "--quick --steps 130 --record-every 65 --hidden 12 --probes 2 --seeds 1 "
     "--tested 100"
 )
 
