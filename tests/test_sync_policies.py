@@ -204,9 +204,9 @@ def test_nnx(name):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("name", ["local", "periodic", "stale"])
-def test_nnx_on_devices(name):
-    assert_equal(nnx_trained(POLICIES[name][0], "d"), simulated(name, True))
+def test_nnx_on_devices():
+    made = nnx_trained(POLICIES["stale"][0], "d")
+    assert_equal(made, simulated("stale", True))
 
 
 def nnx_trained(policy, axis_name):

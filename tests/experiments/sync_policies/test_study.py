@@ -1,9 +1,13 @@
 import json
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from experiments import __main__ as main
 from experiments.sync_policies import study
+from jaxbn import sync_policies
 
 OPTIONS = (
     "--quick --steps 130 --record-every 65 --hidden 12 --probes 2 --seeds 1 "
@@ -26,16 +30,27 @@ def test_from_the_command_line(tmp_path, capsys):
 
 
 @pytest.mark.exhaustive
-def test_a_residual_network(tmp_path):
-    options = (
-        "--quick --network residual --channels 2 --steps 65 --record-every 65 --seeds 1"
-        " --tables examples sorted --tested 100 --probes 2"
+def test_a_residual_network():
+    config = study.SyncPolicies(
+        network="residual", channels=2, tables=("examples", "sorted")
     )
-    main.main(["sync_policies", *options.split(), "--out", str(tmp_path)])
-    made = json.loads((tmp_path / "sync_policies_digits_residual.json").read_text())
-    assert set(made["parts"]) == {"examples", "sorted"}
-    for found in made["parts"]["sorted"].values():
-        assert 0 < found["stale"]["accuracy"][-1][0] < 1
+    study.check(config)
+    part = next(p for p in study.parts(config, (4, 4, 1)) if p.setting.examples == 2)
+    run = part.runs["stale"]
+    assert run.convolves
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": jnp.asarray(rng.uniform(size=(2, 8, 4, 4, 1)), jnp.float32),
+        "label": jnp.asarray(rng.integers(0, 10, (2, 8))),
+    }
+    state = run.init(jax.random.key(0))
+    new = jax.jit(run.step)(state, batch)
+    assert int(new.step) == 1
+    said = sync_policies.said_of(new.batch_sync)
+    assert len(said) == 5
+    assert all(np.all(layer["count"] > 0) for layer in said.values())
+    test = {"image": batch["image"][:, 0], "label": batch["label"][:, 0]}
+    assert 0 <= run.record(new, test)["accuracy"] <= 1
 
 
 def test_every_table_has_its_trainings():
