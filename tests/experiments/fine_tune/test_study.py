@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import __main__ as main
-from experiments.fine_tune import network
+from experiments.fine_tune import network, tuning
 from experiments.fine_tune import study as fine_tune
 from jaxbn import interop
 
@@ -61,7 +61,7 @@ def test_frozen_layers_keep_their_statistics():
     split = images, np.arange(8)
     variables = network.Network().init(jax.random.key(0), images, train=False)
     for frozen in (True, False):
-        after = fine_tune.tune(config, variables, split, seed=0, frozen=frozen)
+        after = tuning.tune(config, variables, split, seed=0, frozen=frozen)
         for name, stats in variables["batch_stats"].items():
             same = np.array_equal(stats["mean"], after["batch_stats"][name]["mean"])
             assert same == frozen
