@@ -59,9 +59,10 @@ def statements(result: Result) -> dict[str, bool]:
             _added(rows, "Exact")["waited_for"] == _added(rows, "Exact")["collectives"]
             for rows in programs.values()
         )
-    two = result["measured"]["two processes"]["Stale"]["over_local"]["median"]
+    two = result["measured"]["two processes"]["Stale"]["over_local"]
+    # The upper quartile: a median of scattered ratios shows nothing.
     found["two processes: a step of Stale within 5 % of local statistics"] = (
-        two <= LEVEL
+        two["high"] <= LEVEL
     )
     found["model, 2,048 TPU cores, ResNet-50: Stale takes under 1 %"] = (
         _share(result, "ResNet-50", _TPU, "Stale", 2048) < SMALL_SHARE
