@@ -26,7 +26,7 @@ def write(path: pathlib.Path) -> str:
 
 def table(result: Mapping[str, Any]) -> str:
     """The result as Markdown."""
-    made = [verdicts.expected(statements(result))]
+    made = [verdicts.expected(statements(result)), _in_short(result)]
     return "\n\n".join(
         made + [write_part(result) for name, write_part in _PARTS.items()
                 if name in result["parts"]]
@@ -78,6 +78,56 @@ def _end(records: Mapping[str, Any]) -> np.ndarray:
     """Mean accuracy of the last quarter, `[seeds, ...]`; None is nothing right."""
     values = np.nan_to_num(np.array(records["accuracy"], float), nan=0.0)
     return quarters(values)[1]
+
+
+_TWICE = "every layer, twice"
+# What layers wait for, what is remembered, and when a policy serves.
+_WORDS = {
+    "exact": (_TWICE, "nothing", "where devices are few"),
+    "groups of half": (
+        f"{_TWICE}, for fewer devices", "nothing", "where groups see all labels",
+    ),
+    "half of the examples": (_TWICE, "nothing", "not to wait less"),
+    "every 8th step": (
+        f"{_TWICE}, in every 8th step", "a step number", "not at few examples",
+    ),
+    "every 8th step, frozen": (
+        f"{_TWICE}, in every 8th step", "a step number, 2 floats per channel", "not",
+    ),
+    "frozen after half": (
+        f"{_TWICE}, in the first half", "a step number", "where the half is known",
+    ),
+    "local": ("nothing", "nothing", "with many examples per device"),
+    "stale, forward": ("nothing", "21 floats per channel", "not: use both ways"),
+    "stale": ("nothing", "21 floats per channel", "from 4 examples per device on"),
+}  # fmt: skip
+
+
+def _in_short(result: Mapping[str, Any]) -> str:
+    """One table of all that was found of every policy."""
+    examples = result["options"]["usual"]
+    losses = [
+        (part, each, _lost(result, part, each))
+        for part in ("examples", "sorted")
+        for each in (examples, 2 * examples)
+        if any(sizes(name)[1] == each for name in result["parts"][part])
+    ]
+    heads = [
+        f"{result['options']['workers']} x {each}{', sorted' * (part == 'sorted')}"
+        for part, each, _ in losses
+    ]
+    rows = [
+        [policy, *(f"{100 * lost[policy]:.1f}" for _, _, lost in losses), *words]
+        for policy, words in _WORDS.items()
+        if all(policy in lost for _, _, lost in losses)
+    ]
+    return (
+        "In short, points of accuracy lost against exact synchronisation, by workers "
+        "and examples of each:\n\n"
+        + output.markdown(
+            ["policy", *heads, "layers wait for", "remembers", "use it"], rows
+        )
+    )
 
 
 def _accuracies(result: Mapping[str, Any], part: str, title: str) -> str:
