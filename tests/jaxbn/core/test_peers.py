@@ -116,3 +116,10 @@ def test_memory_is_the_pooled_moments_of_decayed_steps():
     np.testing.assert_allclose(memory.var[0, 0], expected, rtol=1e-5)
     expected = np.average([1.0, 2.0, 3.0], weights=weights)
     np.testing.assert_allclose(memory.gradient[0, 0], expected, rtol=1e-6)
+
+
+def test_what_a_mean_rounds_away_is_not_lost():
+    one = jnp.ones((1, 1))
+    mine = moments.Moments(4 * one, 1e4 * one, one, 3e-4 * one)
+    sums = peers.sums_of(mine, 1e4 * one)
+    np.testing.assert_allclose(sums.offset, 4 * 3e-4, rtol=1e-6)

@@ -209,3 +209,9 @@ def test_errors():
             sync_policies.Stale(memory)
     with pytest.raises(TypeError, match="for real inputs, got complex64"):
         sync_policies.Stale().init((3,), jnp.dtype("complex64"))
+
+
+def test_floats_per_channel():
+    """What the table of the study says that it remembers."""
+    state = sync_policies.Stale().init((7,), jnp.dtype("float32"))
+    assert sum(leaf.size for leaf in jax.tree.leaves(state)) == 21 * 7
