@@ -41,7 +41,7 @@ class CropsAndEnsemble:
 
     dataset: Literal["cifar10", "fashion_mnist", "digits"] = "cifar10"
     """CIFAR-10 and Fashion-MNIST are prepared once; digits are embedded."""
-    steps: int = 1500
+    steps: int = 12_000
     """Mini-batches per network."""
     seeds: int = 3
     """Ensembles, each of six networks with their own weights and mini-batches."""
@@ -51,7 +51,7 @@ class CropsAndEnsemble:
     """Of SGD with a momentum of .9, at the start; it falls exponentially to 1/100."""
     width: int = 16
     """Channels of the first convolution."""
-    test_images: int = 2000
+    test_images: int = 5000
     """Of the test split, the first ones."""
     quick: bool = False
     """On the embedded digits, in a minute."""

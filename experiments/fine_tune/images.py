@@ -8,6 +8,7 @@ import numpy as np
 from experiments import datasets
 
 New = Literal["digits", "fashion_mnist"]
+SAME_CLASSES = ("digits",)  # As the network knows; of the others it has to learn them.
 Split = tuple[np.ndarray, np.ndarray]  # Images in [0, 1], float32, and labels.
 
 

@@ -8,42 +8,35 @@ import numpy as np
 import optax
 
 import jaxbn
+from experiments import batches
 from experiments.fine_tune.evaluation import NET
-from experiments.fine_tune.images import Split
+from experiments.fine_tune.images import SAME_CLASSES, Split
 from jaxbn import training
 
 
 def tune(
     config: Any, variables: Any, train_split: Split, seed: int, frozen: bool
 ) -> Any:
-    """The variables after some steps on few labelled images, with a new dense layer.
+    """The variables after some steps on few labelled images.
 
+    The dense layer is a new one where the classes are others than those of the network.
     What is frozen are statistics; scale and bias are trained.
     """
-    rng = np.random.default_rng(seed)
-    images, labels = train_split
-    mine = rng.permutation(len(images))[: config.labelled]
-    head = NET.init(jax.random.key(seed), images[:1], train=False)["params"]["head"]
-    variables = {**variables, "params": {**variables["params"], "head": head}}
+    order = np.random.default_rng(seed).permutation(len(train_split[0]))
+    images, labels = (array[order[: config.labelled]] for array in train_split)
+    if config.new not in SAME_CLASSES:
+        head = NET.init(jax.random.key(seed), images[:1], train=False)["params"]["head"]
+        variables = {**variables, "params": {**variables["params"], "head": head}}
     state = training.TrainState.create(
         NET.apply, variables, optax.adam(config.learning_rate)
     )
     loss_fn = jaxbn.freeze(_loss, scale=False, bias=False) if frozen else _loss
     train_step = training.make_train_step(loss_fn)
-    for indices in _batches(rng, mine, config.batch_size, config.steps):
+    each = batches.indices(seed, len(images), config.batch_size, 0, config.steps)
+    for indices in each:
         batch = {"x": images[indices], "y": labels[indices]}
         state, _ = train_step(state, batch)
     return {"params": state.params, "batch_stats": state.batch_stats}
-
-
-def _batches(rng, examples: np.ndarray, size: int, steps: int):
-    """Epoch by epoch, each in another order, without the rest that fills no batch."""
-    per_epoch = len(examples) // size
-    for step in range(steps):
-        if step % per_epoch == 0:
-            order = rng.permutation(examples)
-        start = step % per_epoch * size
-        yield order[start : start + size]
 
 
 def _loss(model: nn.Module, batch: Any, train: bool) -> dict[str, jax.Array]:

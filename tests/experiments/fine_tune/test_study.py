@@ -69,6 +69,19 @@ def test_frozen_layers_keep_their_statistics():
         assert not np.array_equal(scale, variables["params"]["norm0"]["scale"])
 
 
+@pytest.mark.parametrize(("new", "kept"), [("digits", True), ("fashion_mnist", False)])
+def test_a_new_dense_layer_where_classes_are_others(new, kept):
+    config = fine_tune.FineTune(
+        new=new, labelled=8, batch_size=4, steps=1, learning_rate=1e-6
+    )
+    images = np.zeros((8, 8, 8, 1), np.float32)
+    variables = network.Network().init(jax.random.key(9), images, train=False)
+    after = tuning.tune(config, variables, (images, np.arange(8)), 0, frozen=True)
+    given, now = (v["params"]["head"]["kernel"] for v in (variables, after))
+    # Adam moves a weight by the learning rate at most.
+    assert np.allclose(given, now, atol=1e-5) == kept
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
