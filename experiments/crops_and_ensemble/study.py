@@ -8,6 +8,10 @@ prediction is the arithmetic mean of the class probabilities. Here the single ne
 one without those changes.
 
 Expected: each stage lowers the error.
+
+Measured on CIFAR-10: the crops do, from 39.8 to 36.6 %. Six networks err in 36.5 %, a
+point less than each of them, but no less than the one without their changes, which cost
+a point at this size.
 """
 
 import dataclasses
