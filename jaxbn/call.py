@@ -150,6 +150,12 @@ class Call(NamedTuple):
         mask = counts.reshape([-1 if a == axis else 1 for a in range(self.x.ndim)])
         return self._replace(mask=mask if self.mask is None else self.mask & mask)
 
+    def holding(self, still: jax.Array) -> "Call":
+        """The same, with no gradient to `x` in the channels where `still`, `[C]`."""
+        expand = affine.expander(self.how.feature_axes, self.x)
+        x = jnp.where(expand(still), jax.lax.stop_gradient(self.x), self.x)
+        return self._replace(x=x)
+
     def _check_workers(self) -> None:
         if self.how.devices is None and self.examples is None:
             raise ValueError(

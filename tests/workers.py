@@ -31,6 +31,7 @@ class Used:
     count: float  # Infinite: no gradient goes through mean and variance.
     peers: list  # Workers whose sums of this step it takes, itself among them.
     remembered: tuple = (0.0, 0.0)
+    still: bool = False  # No gradient goes through the layer at all.
 
 
 def pooled(parts):
@@ -124,7 +125,8 @@ class Stale(Groups):
                         second = second + share * sums[j][1]
             n, mean, var = pooled(others)
             heard = (first, second) if self.backward else (0.0, 0.0)
-            used.append(Used(mean, var, max(n, 1), [i], heard))
+            first_step = len(parts) > 1 and not self.steps
+            used.append(Used(mean, var, max(n, 1), [i], heard, first_step))
         return used, pooled(self.steps[-1][0]) if self.steps else None
 
     def after(self, parts, sums):
@@ -169,7 +171,7 @@ def train(policy, kernel, batches):
             second = second + sum(sums[j][1] for j in used[i].peers)
             through = (first + x_hat[i] * second) / used[i].count
             dh = (g[i] - np.where(counted[i][:, None], through, 0)) / std[i]
-            dkernel += x[i].T @ dh
+            dkernel += 0 if used[i].still else x[i].T @ dh
         policy.after(parts, sums)
         made.kernel = made.kernel - RATE * dkernel
         made.scale = made.scale - RATE * dscale

@@ -5,10 +5,10 @@ export. Expected: with the statistics of other data evaluation is poor, recalibr
 repairs what no label is needed for, frozen layers train well on batches that are too
 small for statistics, and folding changes nothing but size and time.
 
-Measured: recalibration alone brings digits by another camera from .16 to .87. On batches
-of four images, whose maps give each channel tens of values or more, frozen layers train
-no better than free ones: .89 and .88 on digits, .69 and .74 on Fashion-MNIST. Folding
-changes no prediction.
+Measured: recalibration alone brings digits by another camera from .16 to .87. On
+batches of four images, whose maps give each channel tens of values or more, frozen
+layers train no better than free ones: .89 and .88 on digits, .69 and .74 on
+Fashion-MNIST. Folding changes no prediction.
 """
 
 import collections

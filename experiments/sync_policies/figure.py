@@ -8,7 +8,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import curves
-from experiments.records import quarters
 
 _STYLES = {
     "exact": ("black", "-"),
@@ -37,7 +36,7 @@ def draw(result: Mapping[str, Any]) -> Figure:
                  if policy in f]  # fmt: skip
         if known:
             ends = np.array(
-                [quarters(np.array(each["accuracy"], float))[1] for _, each in known]
+                [np.array(each["accuracy"][-1], float) for _, each in known]
             )
             panels[0].plot(
                 [s for s, _ in known], ends.mean(1), line, marker="o", markersize=3,

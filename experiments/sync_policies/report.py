@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from experiments import output, verdicts
-from experiments.records import quarters
 from experiments.sync_policies import figure, policies
 
 POINT = 0.01
@@ -75,9 +74,8 @@ def _lost(result: Mapping[str, Any], part: str, examples: int) -> dict[str, floa
 
 
 def _end(records: Mapping[str, Any]) -> np.ndarray:
-    """Mean accuracy of the last quarter, `[seeds, ...]`; None is nothing right."""
-    values = np.nan_to_num(np.array(records["accuracy"], float), nan=0.0)
-    return quarters(values)[1]
+    """Accuracy of the last record, `[seeds, ...]`; None is nothing right."""
+    return np.nan_to_num(np.array(records["accuracy"][-1], float), nan=0.0)
 
 
 _TWICE = "every layer, twice"
@@ -149,8 +147,8 @@ def _accuracies(result: Mapping[str, Any], part: str, title: str) -> str:
     ]
     heads = [name.removesuffix(", sorted") for name in settings]
     return (
-        f"{title}, test accuracy in the last quarter of {result['steps'][-1]} steps by "
-        "workers and examples of each, mean of seeds and half their range:\n\n"
+        f"{title}, test accuracy after {result['steps'][-1]} steps by workers and "
+        "examples of each, mean of seeds and half their range:\n\n"
         + output.markdown(["policy", *heads], rows)
     )
 

@@ -74,11 +74,13 @@ class SyncPolicies:
     tables: tuple[str, ...] = _TABLES
     """What is measured; the first two always."""
     learning_rate: float = 0.02
-    """Of SGD."""
+    """Of SGD, at the start; it falls to 0 as a cosine does."""
     momentum: float = 0.9
     """Of SGD."""
     rates: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2, 0.5)
     """Learning rates that are compared."""
+    standardize: bool = True
+    """Images of mean 0 and variance 1, else pixels from 0 to 1."""
     memories: tuple[float, ...] = (0.0, 0.5, 0.8, 0.95, 0.99)
     """Of stale policies, that are compared."""
     hidden: tuple[int, ...] = (128, 128, 128)
@@ -103,6 +105,7 @@ class SyncPolicies:
         config = options.quick(self, QUICK)
         check(config)
         suffix = "_residual" * (config.network == "residual")
+        suffix += "_raw" * (not config.standardize)
         file = f"sync_policies_{config.dataset}{suffix}"
         running.run("sync_policies", self, lambda: measure(config), report.write, file)
         for part in parts(config, (4, 4, 1)):
@@ -154,10 +157,10 @@ class Part:
 
 def measure(config: SyncPolicies) -> dict[str, Any]:
     """All trainings: what each recorded, by part, setting and policy."""
-    train, test = _images(config)
+    train, test, white = _images(config)
     test = {name: each[: config.tested] for name, each in test.items()}
     made: dict[str, Any] = {}
-    for part in parts(config, train["image"].shape[1:]):
+    for part in parts(config, train["image"].shape[1:], white):
         setting = part.setting
         data = shards.split(train, setting.workers, setting.by_label)
         count = config.probes * setting.examples
@@ -189,8 +192,10 @@ def measure(config: SyncPolicies) -> dict[str, Any]:
     }
 
 
-def parts(config: SyncPolicies, shape: tuple[int, ...]) -> list[Part]:
-    """What is trained, of images of that shape."""
+def parts(
+    config: SyncPolicies, shape: tuple[int, ...], white: float = 1.0
+) -> list[Part]:
+    """What is trained, of images of that shape; white is the negative of 0."""
     convolves = config.network == "residual"
     recipe = trainings.Recipe(
         make_model=_residual(config) if convolves else _fully_connected(config),
@@ -200,6 +205,7 @@ def parts(config: SyncPolicies, shape: tuple[int, ...]) -> list[Part]:
         rate=config.learning_rate,
         momentum=config.momentum,
         running=config.average,
+        white=white,
     )
 
     def part(name: str, setting: Setting, names: Any, **more: Any) -> Part:
@@ -251,20 +257,25 @@ def _residual(config: SyncPolicies) -> trainings.MakeModel:
     return lambda norm: residual.Residual(config.channels, norm=norm)
 
 
-def _images(config: SyncPolicies) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Training and test set, with images as the network takes them."""
+def _images(config: SyncPolicies) -> tuple[dict[str, Any], dict[str, Any], float]:
+    """Training and test set as the network takes them, and the negative of 0."""
     if config.network == "fully connected":
-        return datasets.flat_splits(config.dataset, config.data_dir)
+        train, test = datasets.flat_splits(config.dataset, config.data_dir)
+    else:
+        train, test = (_halved(config, split) for split in ("train", "test"))
+    if not config.standardize:
+        return train, test, 1.0
+    mean, std = float(train["image"].mean()), float(train["image"].std())
     train, test = (
-        datasets.load(config.dataset, split, config.data_dir)
-        for split in ("train", "test")
+        {**split, "image": (split["image"] - mean) / std} for split in (train, test)
     )
+    return train, test, (1 - 2 * mean) / std
 
-    def as_split(images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-        scaled = images.astype(np.float32) / 255
-        return datasets.halved({"image": scaled, "label": labels})
 
-    return as_split(*train), as_split(*test)
+def _halved(config: SyncPolicies, split: Any) -> dict[str, Any]:
+    images, labels = datasets.load(config.dataset, split, config.data_dir)
+    scaled = images.astype(np.float32) / 255
+    return datasets.halved({"image": scaled, "label": labels})
 
 
 def _plan(config: SyncPolicies) -> recording.Plan:

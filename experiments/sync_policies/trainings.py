@@ -42,6 +42,7 @@ class Recipe(NamedTuple):
     rate: float
     momentum: float  # Of the optimiser.
     running: float  # Momentum of the running statistics.
+    white: float = 1.0  # What the negative of black is.
     convolves: bool = False
 
 
@@ -59,16 +60,17 @@ def model_of(recipe: Recipe, setting: Setting, policy: str) -> nn.Module:
 def init_state(
     recipe: Recipe, setting: Setting, policy: str, key: jax.Array, rate: Any
 ) -> training.TrainState:
-    """Before the first step of SGD; the learning rate may be traced."""
+    """Before the first step of SGD, whose rate, which may be traced, falls to 0."""
     model = model_of(recipe, setting, policy)
     variables = model.init(key, jnp.zeros((2, *recipe.shape)), train=False)
-    tx = optax.inject_hyperparams(optax.sgd)(1.0, momentum=recipe.momentum)
+    tx = optax.chain(
+        optax.inject_hyperparams(optax.sgd)(1.0, momentum=recipe.momentum),
+        optax.scale_by_schedule(optax.cosine_decay_schedule(1.0, recipe.steps)),
+    )
     state = training.TrainState.create(model.apply, variables, tx)
-    hyperparams = {
-        **state.opt_state.hyperparams,
-        "learning_rate": jnp.asarray(rate, jnp.float32),
-    }
-    state = state.replace(opt_state=state.opt_state._replace(hyperparams=hyperparams))
+    sgd, decay = state.opt_state
+    sgd.hyperparams["learning_rate"] = jnp.asarray(rate, jnp.float32)
+    state = state.replace(opt_state=(sgd, decay))
     return sync_policies.for_workers(state, setting.workers)
 
 
@@ -124,4 +126,4 @@ def _switched(
         return dict(batch)
     after = state.step >= recipe.steps // 2
     image = batch["image"]
-    return {**batch, "image": jnp.where(after, 1 - image, image)}
+    return {**batch, "image": jnp.where(after, recipe.white - image, image)}

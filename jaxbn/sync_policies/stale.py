@@ -22,9 +22,11 @@ from jaxbn.sync_policies.policy import Normalized, State
 class Stale:
     """A worker's own moments of now, merged with its peers' of the steps before.
 
-    In the first step a worker is alone. With equal moments at every step it is exact
-    synchronisation, with one worker plain Batch Normalization. The running statistics
-    are exact, one step late.
+    In the first step a worker normalises by its own examples alone, and passes no
+    gradient to its inputs: the variance of a few examples may be almost nothing, and a
+    gradient over its root would throw the weights far off. From then on, with equal
+    moments at every step it is exact synchronisation; with one worker it is plain Batch
+    Normalization from the first step. The running statistics are exact, one step late.
 
     It has no forward-mode derivative with `backward`; the second derivative takes what
     peers said as constant.
@@ -61,6 +63,8 @@ class Stale:
         others = peers.without(known.everyone, known.own)
         others = others._replace(count=others.count / jnp.maximum(known.weight, 1))
         center = known.everyone.mean
+        if call.workers > 1:
+            call = call.holding(known.weight[0] == 0)
         said = peers.Sums(**state["said"])
         now = []  # What is said of this call.
 

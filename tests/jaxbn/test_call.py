@@ -80,6 +80,20 @@ def test_given_statistics_have_no_gradient():
     assert not np.any(grads.var)
 
 
+def test_channels_that_are_held_still():
+    """Their inputs have no gradient; scale, bias and the other channels keep theirs."""
+
+    def loss(x, scale, still):
+        held = call(x)._replace(scale=scale).holding(jnp.array([still, False]))
+        return jnp.sum(held.by(lambda mine: mine) * DY)
+
+    grad = jax.grad(loss, (0, 1))
+    held, free = (grad(jnp.asarray(X), jnp.asarray(SCALE), s) for s in (True, False))
+    assert not np.any(held[0][..., 0])
+    np.testing.assert_array_equal(held[0][..., 1], free[0][..., 1])
+    np.testing.assert_array_equal(held[1], free[1])
+
+
 @pytest.mark.parametrize(
     "way",
     [

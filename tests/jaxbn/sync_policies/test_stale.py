@@ -77,6 +77,19 @@ def test_without_the_backward_term_the_gradient_is_another():
     assert np.abs(made[-1][1] - dx).max() > 0.1
 
 
+def test_while_peers_are_unknown_no_gradient_passes():
+    """The variance of a few examples, over whose root it is divided, may be tiny."""
+    far = X + np.array([0.0, 0.0, 1e3], np.float32)
+    made, _ = steps(sync_policies.Stale(), [X, X, far, far], [DY] * 4)
+    passes = [np.any(np.asarray(dx) != 0, (0, 1)).tolist() for _, dx, _ in made]
+    assert passes[0] == [False] * 3
+    assert passes[1] == [True] * 3
+    # What is said of the third channel is about a centre that is too far away: in the
+    # step after that it begins anew.
+    assert passes[2] == [True] * 3
+    assert passes[3] == [True, True, False]
+
+
 @pytest.mark.parametrize("memory", [0.0, 0.8])
 def test_one_worker_is_plain_batch_normalization(memory):
     batches = [X + n for n in range(4)]
