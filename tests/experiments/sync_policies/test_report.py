@@ -39,7 +39,7 @@ def test_all_holds():
     [
         ({"examples_4": 0.894}, "stale ones lose at most half a point"),
         ({"sorted_4": 0.889}, "and at most a point on sorted shards"),
-        ({"examples_2": 0.84}, "they lose more without the backward term"),
+        ({"examples_2": 0.84}, "without the backward term they learn more slowly"),
     ],
 )
 def test_each_target_can_be_missed(changed, words):
