@@ -89,7 +89,11 @@ class Kept(NamedTuple):
 
     def of(self, run: Run) -> checkpoints.Checkpoints:
         """The checkpoints of one run."""
-        text = json.dumps([self.identity, run.name], sort_keys=True)
+        return self.named(run.name)
+
+    def named(self, name: str) -> checkpoints.Checkpoints:
+        """The checkpoints of the run of that name."""
+        text = json.dumps([self.identity, name], sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         folder = self.folder / "checkpoints"
         return checkpoints.Checkpoints(folder / f"{self.name}_{digest}")

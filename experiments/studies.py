@@ -14,6 +14,7 @@ from experiments.figure1 import study as figure1
 from experiments.figure1 import sweep as figure1_sweep
 from experiments.fine_tune import study as fine_tune
 from experiments.identity import study as identity
+from experiments.imagenet import study as imagenet
 from experiments.inference_statistics import study as inference_statistics
 from experiments.initialisation import study as initialisation
 from experiments.learning_rate import study as learning_rate
@@ -42,6 +43,7 @@ STUDIES: dict[str, Any] = {
     "figure1_sweep": figure1_sweep.Figure1Sweep,
     "fine_tune": fine_tune.FineTune,
     "identity": identity.Identity,
+    "imagenet": imagenet.ImageNet,
     "inference_statistics": inference_statistics.InferenceStatistics,
     "initialisation": initialisation.Initialisation,
     "learning_rate": learning_rate.LearningRate,

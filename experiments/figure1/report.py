@@ -43,6 +43,15 @@ def summarize(
         unit = typical_unit(traces)
         result["unit"][network] = unit
         result["percentiles"][network] = _rounded(traces[:, :, unit])
+        if (
+            config["dataset"] == "mnist"
+            and np.isin(steps, paper.PERCENTILE_STEPS).any()
+        ):
+            distances = trace_distances(network, steps, traces)
+            result.setdefault("traces_to_paper", {})[network] = {
+                "typical": round(float(distances[unit]), 4),
+                "nearest": round(float(distances.min()), 4),
+            }
     result["table"] = _table(steps, mean)
     if config["dataset"] == "mnist":
         result["distance_to_paper"] = {
@@ -79,6 +88,21 @@ def distance_to_paper(
     return round(float(np.mean(differences)), 4) if differences else None
 
 
+def trace_distances(network: str, steps: np.ndarray, traces: np.ndarray) -> np.ndarray:
+    """Mean absolute difference of each unit's percentiles from the paper's, `[units]`.
+
+    Taken at the steps of both.
+
+    Args:
+      network: one of `mlp.NETWORKS`.
+      steps: after which records were made, `[records]`.
+      traces: `[records, percentiles, units]`.
+    """
+    _, ours, theirs = np.intersect1d(steps, paper.PERCENTILE_STEPS, return_indices=True)
+    known = np.array(paper.TRACES[network])[:, theirs]
+    return np.abs(traces[ours] - known.T[:, :, None]).mean((0, 1))
+
+
 def table(result: dict[str, Any]) -> str:
     """The result in a few lines of text (Markdown)."""
     rows = result["table"]
@@ -111,6 +135,11 @@ def table(result: dict[str, Any]) -> str:
             lines.append(
                 f"Mean distance to the paper's curve {_name(network)}: {distance:.4f}."
             )
+    for network, distance in result.get("traces_to_paper", {}).items():
+        lines.append(
+            f"Mean distance to the paper's percentiles {_name(network)}: typical unit "
+            f"{distance['typical']:.2f}, the nearest of all {distance['nearest']:.2f}."
+        )
     return "\n".join(lines)
 
 

@@ -68,7 +68,7 @@ def check(config: Figure1) -> None:
     recording.check(_plan(config))
     hp = config.hp
     options.check_at_least(hp, batch_size=1, hidden=1)
-    options.check_positive(hp, "learning_rate", "init_std")
+    options.check_positive(hp, "learning_rate", "init_std", "decay", "ink")
     options.check_weights(hp, "sgd_momentum", "bn_momentum")
 
 
@@ -88,7 +88,7 @@ def train(config: Figure1) -> report.Records:
     held_out = {**test, "population": train_split["image"][:_POPULATION]}
     pixels = test["image"].shape[1]
     found = recording.train(
-        [_run(config.hp, network, pixels) for network in mlp.NETWORKS],
+        [_run(config, network, pixels) for network in mlp.NETWORKS],
         _plan(config),
         train_split,
         held_out,
@@ -104,7 +104,7 @@ def train(config: Figure1) -> report.Records:
 
 def forget(config: Figure1) -> None:
     """Removes the checkpoints of a run whose results are on disk."""
-    _kept(config).forget(_run(config.hp, network, 1) for network in mlp.NETWORKS)
+    _kept(config).forget(_run(config, network, 1) for network in mlp.NETWORKS)
 
 
 def recorded_steps(config: Figure1) -> np.ndarray:
@@ -139,10 +139,11 @@ def _kept(config: Figure1) -> recording.Kept:
 
 def _split(config: Figure1, name: str) -> dict[str, np.ndarray]:
     images, labels = datasets.load(config.dataset, name, config.data_dir)
-    return {"image": datasets.binarize(images), "label": labels}
+    return {"image": datasets.binarize(images, config.hp.ink), "label": labels}
 
 
-def _run(hp: mlp.Hyperparameters, network: str, pixels: int) -> recording.Run:
+def _run(config: Figure1, network: str, pixels: int) -> recording.Run:
+    hp = config.hp
 
     def record(state: training.TrainState, held_out: recording.Batch):
         observed = held_out["image"][:_OBSERVED]
@@ -161,7 +162,7 @@ def _run(hp: mlp.Hyperparameters, network: str, pixels: int) -> recording.Run:
 
     return recording.Run(
         name=network,
-        init=lambda key: mlp.init_states(hp, key, pixels)[network],
+        init=lambda key: mlp.init_states(hp, key, pixels, config.steps)[network],
         step=recording.gradient_step(fully_connected.loss_fn),
         record=record,
         batch_size=hp.batch_size,

@@ -14,6 +14,7 @@ class Source(NamedTuple):
 
     records: Sequence[dict[str, Any]]
     shard_lengths: tuple[int, ...]  # Records in each file; they sum up to all.
+    classes: int
 
 
 def read(name: str, split: str, data_dir: os.PathLike | None = None) -> Source:
@@ -47,7 +48,8 @@ def read(name: str, split: str, data_dir: os.PathLike | None = None) -> Source:
     records = builder.as_data_source(
         split, decoders={"image": tfds.decode.SkipDecoding()}
     )
-    return Source(records, tuple(builder.info.splits[split].shard_lengths))
+    lengths = tuple(builder.info.splits[split].shard_lengths)
+    return Source(records, lengths, builder.info.features["label"].num_classes)
 
 
 def decode(content: bytes) -> PIL.Image.Image:

@@ -69,17 +69,23 @@ class Inception(models.Network):
 
 
 class BNInception(Inception):
-    """The paper's network for 224x224 images (Appendix, Figure 5)."""
+    """The paper's network for 224x224 images (Appendix, Figure 5).
+
+    With another `width` it has as many times the channels of the figure.
+    """
+
+    width: float = 1.0
 
     @nn.compact
     def __call__(self, x, train):
         conv = self._conv()
-        x = conv(64, 7, 2, depth_multiplier=8)(x, train)
+        first, last = (max(1, round(self.width * features)) for features in (64, 192))
+        x = conv(first, 7, 2, depth_multiplier=8)(x, train)
         x = self._local(_max_pool(x, 2))
-        x = conv(192, 3)(conv(64)(x, train), train)
+        x = conv(last, 3)(conv(first)(x, train), train)
         x = _max_pool(self._local(x), 2)
         for branches in FIGURE5.values():
-            x = _module(conv, branches, x, train)
+            x = _module(conv, branches.scaled(self.width), x, train)
         return self._classify(x, train)
 
 

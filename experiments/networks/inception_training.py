@@ -106,14 +106,9 @@ class Hyperparameters:
 
 def make_model(hp: Hyperparameters, recipe: Recipe) -> inception.SmallInception:
     """The network of a recipe, with 10 classes."""
-    norm = None
-    if recipe.batch_norm:
-        norm = functools.partial(linen.BatchNorm, momentum=hp.bn_momentum)
-        if recipe.activation == "sigmoid":  # The layer itself does not apply it.
-            norm = functools.partial(norms.Apart, norm)
     return inception.SmallInception(
         classes=10,
-        norm=norm,
+        norm=norm_of(recipe, hp.bn_momentum),
         activation=recipe.activation,
         dropout=recipe.dropout,
         local_response_norm=recipe.local_response_norm,
@@ -121,6 +116,16 @@ def make_model(hp: Hyperparameters, recipe: Recipe) -> inception.SmallInception:
         width=hp.width,
         stem_stride=hp.stem_stride,
     )
+
+
+def norm_of(recipe: Recipe, momentum: float) -> Any:
+    """The layer of a recipe, as the networks take it; None for one without."""
+    if not recipe.batch_norm:
+        return None
+    norm = functools.partial(linen.BatchNorm, momentum=momentum)
+    if recipe.activation == "sigmoid":  # The layer itself does not apply it.
+        return functools.partial(norms.Apart, norm)
+    return norm
 
 
 def make_optimizer(

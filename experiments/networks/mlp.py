@@ -7,9 +7,10 @@ that several runs train side by side under `vmap`.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -18,6 +19,7 @@ from experiments.networks import fully_connected
 from jaxbn import linen, training
 
 NETWORKS = ("with_bn", "without_bn")
+_PIXELS = 784  # Of the paper's images.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,16 +32,26 @@ class Hyperparameters:
     """Examples per mini-batch (paper: 60)."""
     learning_rate: float = 0.15
     """Of plain SGD, for both networks (not in the paper)."""
-    init_std: float = 0.045
+    init_std: float = 0.042
     """Standard deviation of the initial weights (not in the paper)."""
+    init: Literal["normal", "uniform"] = "normal"
+    """Distribution of the initial weights (paper: Gaussian)."""
+    init_per_layer: bool = False
+    """`init_std` of the first layer; of the others by the root of their fewer inputs
+    larger, so that all inputs of sigmoids vary alike."""
     sgd_momentum: float = 0.0
     """Of SGD (not in the paper)."""
+    decay: float = 0.1
+    """Share of the learning rate that is left at the end, where it falls exponentially
+    (not in the paper)."""
     replacement: bool = False
     """Draw mini-batches with replacement instead of epoch by epoch."""
     bn_momentum: float = 0.99
     """Weight of the old running statistics."""
     exact_population: bool = False
     """Evaluate with the statistics of one batch of 10,000 training images."""
+    ink: int = 64
+    """The least brightness, of 255, of a binary image's ink (not in the paper)."""
 
 
 def make_model(hp: Hyperparameters, network: str) -> fully_connected.FullyConnected:
@@ -48,19 +60,33 @@ def make_model(hp: Hyperparameters, network: str) -> fully_connected.FullyConnec
     return fully_connected.FullyConnected(
         hp.hidden,
         norm=norm if network == "with_bn" else None,
-        kernel_init=nn.initializers.normal(hp.init_std),
+        kernel_init=functools.partial(_init_kernel, hp),
     )
 
 
+def _init_kernel(hp: Hyperparameters, key, shape, dtype=jnp.float32) -> jax.Array:
+    inputs, outputs = shape
+    std = hp.init_std
+    if hp.init_per_layer:
+        std *= math.sqrt(max(_PIXELS / inputs, 1.0))
+    if hp.init == "normal":
+        return std * jax.random.normal(key, (inputs, outputs), dtype)
+    limit = math.sqrt(3) * std
+    return jax.random.uniform(key, (inputs, outputs), dtype, -limit, limit)
+
+
 def init_states(
-    hp: Hyperparameters, key: jax.Array, pixels: int
+    hp: Hyperparameters, key: jax.Array, pixels: int, steps: int = 1
 ) -> dict[str, training.TrainState]:
-    """Both networks with the same initial weights."""
+    """Both networks with the same initial weights, for so many steps of training."""
     states = {}
     for network in NETWORKS:
         model = make_model(hp, network)
         variables = model.init(key, jnp.zeros((2, pixels)), train=False)
-        tx = optax.sgd(hp.learning_rate, hp.sgd_momentum or None)
+        rate = hp.learning_rate
+        if hp.decay != 1:
+            rate = optax.exponential_decay(rate, steps, hp.decay)
+        tx = optax.sgd(rate, hp.sgd_momentum or None)
         states[network] = training.TrainState.create(model.apply, variables, tx)
     return states
 

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -68,7 +68,7 @@ def init_state(
         optax.scale_by_schedule(optax.cosine_decay_schedule(1.0, recipe.steps)),
     )
     state = training.TrainState.create(model.apply, variables, tx)
-    sgd, decay = state.opt_state
+    sgd, decay = cast(Any, state.opt_state)
     sgd.hyperparams["learning_rate"] = jnp.asarray(rate, jnp.float32)
     state = state.replace(opt_state=(sgd, decay))
     return sync_policies.for_workers(state, setting.workers)

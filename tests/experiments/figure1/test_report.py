@@ -63,3 +63,16 @@ class TestSummary:
         traces = np.random.default_rng(0).standard_normal((9, 3, 5))
         traces[:, :, 2] = np.median(traces, -1)
         assert figure1_report.typical_unit(traces) == 2
+
+    def test_distances_of_units_from_the_papers_traces(self):
+        steps = np.array([250, 600, 1000, 50_000])
+        traces = np.zeros((4, 3, 2))
+        at = [paper.PERCENTILE_STEPS.index(step) for step in steps[[0, 2, 3]]]
+        for percentile, values in enumerate(paper.TRACES["with_bn"]):
+            traces[[0, 2, 3], percentile, 1] = np.array(values)[at]
+        traces[2, 0, 1] += 0.9  # Of nine values one.
+        distances = figure1_report.trace_distances("with_bn", steps, traces)
+        expected = np.abs(np.array(paper.TRACES["with_bn"])[:, at]).mean()
+        np.testing.assert_allclose(distances, [expected, 0.1])
+        made = self.make()["traces_to_paper"]["with_bn"]  # Of 4,000 steps alone.
+        assert made["typical"] >= made["nearest"] > 0

@@ -31,6 +31,40 @@ class TestNetworks:
             assert "bias" in without_bn[name]
         assert set(with_bn) - set(without_bn) == {f"BatchNorm_{i}" for i in range(3)}
 
+    @pytest.mark.parametrize("init", ["normal", "uniform"])
+    def test_initial_weights(self, init):
+        hp = mlp.Hyperparameters(init=init, init_std=0.02, init_per_layer=True)
+        states = mlp.init_states(hp, jax.random.key(0), 784)
+        params = states["with_bn"].params
+        # 78,400 and 10,000 draws: their standard deviation is known to 1 %.
+        for name, inputs in (("Dense_0", 784), ("Dense_1", 100)):
+            kernel = np.asarray(params[name]["kernel"])
+            std = 0.02 * np.sqrt(784 / inputs)
+            np.testing.assert_allclose(kernel.std(), std, rtol=0.03)
+            largest = np.abs(kernel).max() / std
+            assert largest <= 3**0.5 if init == "uniform" else largest > 3
+        even = dataclasses.replace(hp, init_per_layer=False)
+        kernel = mlp.init_states(even, jax.random.key(0), 784)["with_bn"].params
+        np.testing.assert_allclose(kernel["Dense_1"]["kernel"].std(), 0.02, rtol=0.03)
+
+    def test_learning_rate_falls_to_its_share(self):
+        hp = mlp.Hyperparameters(decay=0.01, learning_rate=0.5)
+        state = mlp.init_states(hp, jax.random.key(0), 16, steps=4)["without_bn"]
+        grads = jax.tree.map(jnp.ones_like, state.params)
+        moved = []
+        for _ in range(5):
+            after = state.apply_gradients(grads=grads)
+            moved.append(
+                float(
+                    (state.params["Dense_0"]["bias"] - after.params["Dense_0"]["bias"])[
+                        0
+                    ]
+                )
+            )
+            state = after
+        np.testing.assert_allclose(moved[0], 0.5, rtol=1e-5)
+        np.testing.assert_allclose(moved[4], 0.005, rtol=1e-3)
+
     def test_accuracy_by_exact_population_statistics(self):
         split, pixels = make_split(), 16
         hp = mlp.Hyperparameters(exact_population=True)
