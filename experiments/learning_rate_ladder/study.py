@@ -10,11 +10,11 @@ Expected at this size: BN-Baseline in less than half the steps, the best configu
 with BN in at least 5 times fewer; neither higher rate trains without BN; sigmoids train
 with BN only.
 
-Measured: holds partly. On Fashion-MNIST BN-Baseline takes 2.7 times fewer steps, BN-x5 6
-times, with two modules 7.7 times; on CIFAR-10 3.8 and 7.5 times. 14 are not reached, nor
-does BN-x30 reach Inception's best in a quarter of its steps. Without BN 30 times the rate
-stays at chance, 5 times trains, slower than the usual rate. Sigmoids reach .870 and .524
-with BN, .28 and .14 without.
+Measured: holds partly. On Fashion-MNIST BN-Baseline takes 2.7 times fewer steps, BN-x5
+6 times, with two modules 7.7 times; on CIFAR-10 3.8 and 7.5 times. 14 are not reached,
+nor does BN-x30 reach Inception's best in a quarter of its steps. Without BN 30 times
+the rate stays at chance, 5 times trains, slower than the usual rate. Sigmoids reach
+.870 and .524 with BN, .28 and .14 without.
 """
 
 import dataclasses

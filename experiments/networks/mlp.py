@@ -32,7 +32,7 @@ class Hyperparameters:
     """Examples per mini-batch (paper: 60)."""
     learning_rate: float = 0.15
     """Of plain SGD, for both networks (not in the paper)."""
-    init_std: float = 0.042
+    init_std: float = 0.0435
     """Standard deviation of the initial weights (not in the paper)."""
     init: Literal["normal", "uniform"] = "normal"
     """Distribution of the initial weights (paper: Gaussian)."""

@@ -1,14 +1,13 @@
 """The tables of the study and its verdict, made from its JSON alone."""
 
-import functools
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from experiments import output, verdicts
-from experiments.sync_policies import figure, policies
+from experiments.sync_policies import figure, report_parts
 
 POINT = 0.01
 """Of accuracy."""
@@ -29,10 +28,7 @@ def write(path: pathlib.Path) -> str:
 def table(result: Mapping[str, Any]) -> str:
     """The result as Markdown."""
     made = [verdicts.expected(statements(result)), _in_short(result)]
-    return "\n\n".join(
-        made + [write_part(result) for name, write_part in _PARTS.items()
-                if name in result["parts"]]
-    )  # fmt: skip
+    return "\n\n".join(made + report_parts.tables(result))
 
 
 def statements(result: Mapping[str, Any]) -> dict[str, bool]:
@@ -60,8 +56,8 @@ def statements(result: Mapping[str, Any]) -> dict[str, bool]:
         "without the backward term they learn more slowly": all(
             slower["stale, forward"] > slower["stale"]
             for slower in (
-                _lost(result, "examples", few, _mean),
-                _lost(result, "sorted", few, _mean),
+                _lost(result, "examples", few, report_parts.mean),
+                _lost(result, "sorted", few, report_parts.mean),
             )
         ),
     }
@@ -77,24 +73,16 @@ def _lost(
 ) -> dict[str, float]:
     """By policy: how much less than exact, at the end or by another measure."""
     settings = result["parts"][part]
-    found = next(each for name, each in settings.items() if sizes(name)[1] == examples)
-    made = {policy: (measure or _end)(each).mean() for policy, each in found.items()}
+    found = next(
+        each
+        for name, each in settings.items()
+        if report_parts.sizes(name)[1] == examples
+    )
+    made = {
+        policy: (measure or report_parts.end)(each).mean()
+        for policy, each in found.items()
+    }
     return {policy: float(made["exact"] - value) for policy, value in made.items()}
-
-
-def _end(records: Mapping[str, Any]) -> np.ndarray:
-    """Accuracy of the last record, `[seeds, ...]`."""
-    return _accuracies_of(records)[-1]
-
-
-def _mean(records: Mapping[str, Any]) -> np.ndarray:
-    """Mean accuracy of all records, `[seeds, ...]`: the sooner, the higher."""
-    return _accuracies_of(records).mean(0)
-
-
-def _accuracies_of(records: Mapping[str, Any]) -> np.ndarray:
-    """`[records, seeds, ...]`; None, of a network that overflowed, is nothing right."""
-    return np.nan_to_num(np.array(records["accuracy"], float), nan=0.0)
 
 
 _TWICE = "every layer, twice"
@@ -132,7 +120,7 @@ def _in_short(result: Mapping[str, Any]) -> str:
         (part, each, _lost(result, part, each))
         for part in ("examples", "sorted")
         for each in (examples, 2 * examples)
-        if any(sizes(name)[1] == each for name in result["parts"][part])
+        if any(report_parts.sizes(name)[1] == each for name in result["parts"][part])
     ]
     heads = [
         f"{result['options']['workers']} x {each}{', sorted' * (part == 'sorted')}"
@@ -150,141 +138,3 @@ def _in_short(result: Mapping[str, Any]) -> str:
             ["policy", *heads, "layers wait for", "remembers", "use it"], rows
         )
     )
-
-
-def _accuracies(result: Mapping[str, Any], part: str, title: str) -> str:
-    settings = _in_order(result["parts"][part])
-    names = [
-        name
-        for name in policies.NAMES
-        if any(name in found for found in settings.values())
-    ]
-    rows = [
-        [
-            policy,
-            *(
-                output.spread(_end(found[policy])) if policy in found else "-"
-                for found in settings.values()
-            ),
-        ]
-        for policy in names
-    ]
-    heads = [name.removesuffix(", sorted") for name in settings]
-    return (
-        f"{title}, test accuracy after {result['steps'][-1]} steps by workers and "
-        "examples of each, mean of seeds and half their range:\n\n"
-        + output.markdown(["policy", *heads], rows)
-    )
-
-
-def _in_order(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """By examples per worker; JSON sorts names as words."""
-    return dict(sorted(settings.items(), key=lambda item: sizes(item[0])))
-
-
-def sizes(setting: str) -> tuple[int, ...]:
-    """Workers and examples, from the name of a setting."""
-    return tuple(int(each) for each in setting.split(",")[0].split(" x "))
-
-
-def _rates(result: Mapping[str, Any]) -> str:
-    ((setting, found),) = result["parts"]["rates"].items()
-    rates = result["options"]["rates"]
-    rows = [
-        [policy, *(output.spread(column) for column in _end(each).T)]
-        for policy, each in found.items()
-    ]
-    return f"Learning rates, {setting}:\n\n" + output.markdown(["policy", *rates], rows)
-
-
-def _memory(result: Mapping[str, Any]) -> str:
-    settings = result["parts"]["memory"]
-    memories = result["options"]["memories"]
-    rows = [
-        [
-            f"{setting}, {how}",
-            *(
-                output.spread(_end(found[f"stale, a = {memory}{suffix}"]))
-                for memory in memories
-            ),
-        ]
-        for setting, found in settings.items()
-        for how, suffix in (("both ways", ""), ("forward", ", forward"))
-    ]
-    return "Memory a of stale statistics:\n\n" + output.markdown(
-        ["workers and examples", *memories], rows
-    )
-
-
-def _switch(result: Mapping[str, Any]) -> str:
-    ((setting, found),) = result["parts"]["switch"].items()
-    steps = np.array(result["steps"])
-    after = np.flatnonzero(steps > steps[-1] // 2)[:3]
-    shown = [len(steps) // 2 - 1, *after, len(steps) - 1]
-    rows = [
-        [
-            policy,
-            *(output.spread(np.array(each["accuracy"][i], float)) for i in shown),
-        ]
-        for policy, each in found.items()
-    ]
-    return (
-        f"Images become their negatives after {steps[-1] // 2} steps, {setting}; "
-        "accuracy on images of the moment, after so many steps:\n\n"
-        + output.markdown(["policy", *steps[shown]], rows)
-    )
-
-
-def _why(result: Mapping[str, Any]) -> str:
-    rows = []
-    for setting, found in result["parts"]["why"].items():
-        for policy, each in found.items():
-            cosine, length = (
-                np.array(each[name], float).mean((0, 1))
-                for name in ("cosine", "length")
-            )
-            rows.append([setting, policy, _several(cosine), _several(length)])
-    return (
-        "The gradient of each layer beside the exact one at the same weights, mean of "
-        "all records:\n\n"
-        + output.markdown(
-            ["workers and examples", "policy", "cosine", "relative length"], rows
-        )
-    )
-
-
-def _drift(result: Mapping[str, Any]) -> str:
-    ((setting, found),) = result["parts"]["drift"].items()
-    drift = np.array(found["exact"]["drift"], float).mean(1)  # [records, lags, layers]
-    moments = {"first record": drift[0], "last record": drift[-1]}
-    rows = [
-        [moment, lag, _several(values[i])]
-        for moment, values in moments.items()
-        for i, lag in enumerate(result["lags"])
-    ]
-    noise = 1 / np.sqrt(np.prod(sizes(setting)))
-    return (
-        "How far means move within some steps, in standard deviations of each layer's "
-        f"inputs ({setting}, exact; that of a mini-batch is off by {noise:.2f}):\n\n"
-        + output.markdown(["at", "steps", "distance, by layer"], rows)
-    )
-
-
-def _several(values: Sequence[float] | np.ndarray) -> str:
-    return ", ".join(f"{value:.2f}" for value in values)
-
-
-_PARTS = {
-    "examples": functools.partial(
-        _accuracies, part="examples", title="Shuffled shards"
-    ),
-    "sorted": functools.partial(
-        _accuracies, part="sorted", title="Shards sorted by label"
-    ),
-    "many": functools.partial(_accuracies, part="many", title="Many workers"),
-    "rates": _rates,
-    "memory": _memory,
-    "switch": _switch,
-    "why": _why,
-    "drift": _drift,
-}

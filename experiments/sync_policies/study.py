@@ -20,16 +20,14 @@ recovers as fast as exact statistics, .99 does not.
 """
 
 import dataclasses
-import math
 import pathlib
 from typing import Any, Literal
 
 import numpy as np
 
 from experiments import datasets, options, output, recording, running
-from experiments.networks import fully_connected, residual
-from experiments.sync_policies import policies, reasons, report, shards, trainings
-from experiments.sync_policies.trainings import Setting
+from experiments.sync_policies import parts as parts_lib
+from experiments.sync_policies import policies, reasons, report, shards
 
 QUICK = {
     "dataset": "digits",
@@ -42,7 +40,6 @@ QUICK = {
     "probes": 4,
     "seeds": 2,
 }
-_COMPARED = ("exact", "local", "stale, forward", "stale")
 _TABLES = (
     "examples", "sorted", "many", "rates", "memory", "switch", "why", "drift"
 )  # fmt: skip
@@ -109,7 +106,7 @@ class SyncPolicies:
         suffix += "_raw" * (not config.standardize)
         file = f"sync_policies_{config.dataset}{suffix}"
         running.run("sync_policies", self, lambda: measure(config), report.write, file)
-        for part in parts(config, (4, 4, 1)):
+        for part in parts_lib.parts(config, (4, 4, 1)):
             _kept(config).forget(part.runs.values())
 
 
@@ -131,7 +128,7 @@ def check(config: SyncPolicies) -> None:
         )
     options.check_among(config, _TABLES, "tables")
     options.check_among(config, policies.NAMES, "policies")
-    for name, needed in (("tables", _TABLES[:2]), ("policies", _COMPARED)):
+    for name, needed in (("tables", _TABLES[:2]), ("policies", parts_lib.COMPARED)):
         chosen = getattr(config, name)
         if not set(needed) <= set(chosen):
             raise ValueError(f"`{name}` must contain {needed}, got {chosen}.")
@@ -147,21 +144,12 @@ def check(config: SyncPolicies) -> None:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """Trainings that are compared with each other."""
-
-    name: str
-    setting: Setting
-    runs: dict[str, recording.Run]  # By policy.
-
-
 def measure(config: SyncPolicies) -> dict[str, Any]:
     """All trainings: what each recorded, by part, setting and policy."""
     train, test, white = _images(config)
     test = {name: each[: config.tested] for name, each in test.items()}
     made: dict[str, Any] = {}
-    for part in parts(config, train["image"].shape[1:], white):
+    for part in parts_lib.parts(config, train["image"].shape[1:], white):
         setting = part.setting
         data = shards.split(train, setting.workers, setting.by_label)
         count = config.probes * setting.examples
@@ -191,71 +179,6 @@ def measure(config: SyncPolicies) -> dict[str, Any]:
         "lags": list(reasons.LAGS),
         "parts": made,
     }
-
-
-def parts(
-    config: SyncPolicies, shape: tuple[int, ...], white: float = 1.0
-) -> list[Part]:
-    """What is trained, of images of that shape; white is the negative of 0."""
-    convolves = config.network == "residual"
-    recipe = trainings.Recipe(
-        make_model=_residual(config) if convolves else _fully_connected(config),
-        shape=shape if convolves else (math.prod(shape),),
-        convolves=convolves,
-        steps=config.steps,
-        rate=config.learning_rate,
-        momentum=config.momentum,
-        running=config.average,
-        white=white,
-    )
-
-    def part(name: str, setting: Setting, names: Any, **more: Any) -> Part:
-        runs = {
-            policy: trainings.run(recipe, setting, policy, **more)
-            for policy in names
-            if setting.examples > 1 or policy not in policies.NEED_SEVERAL_EXAMPLES
-        }
-        # The same training may be a part of two tables, and has one checkpoint each.
-        return Part(
-            name,
-            setting,
-            {p: run._replace(name=f"{name}: {run.name}") for p, run in runs.items()},
-        )
-
-    workers = [Setting(config.workers, each) for each in config.examples]
-    usual = Setting(config.workers, config.usual)
-    by_label = [
-        Setting(config.workers, config.usual * n, by_label=True) for n in (1, 2)
-    ]
-    made = [part("examples", setting, config.policies) for setting in workers]
-    made += [part("sorted", setting, config.policies) for setting in by_label]
-    many = Setting(config.many_workers, config.usual)
-    made.append(part("many", many, _COMPARED))
-    made.append(part("rates", usual, _COMPARED, rates=config.rates))
-    names = [
-        f"stale, a = {memory}{forward}"
-        for memory in config.memories
-        for forward in ("", ", forward")
-    ]
-    made += [part("memory", setting, names) for setting in (usual, by_label[0])]
-    switch = usual._replace(switch=True)
-    made.append(part("switch", switch, ("exact", "local", "stale", "stale, a = 0.99")))
-    for setting in (usual, by_label[0]):
-        beside = reasons.beside_exact(recipe, setting)
-        made.append(part("why", setting, _COMPARED[1:], more=beside))
-    drift = reasons.drifting(
-        trainings.run(recipe, usual, "exact"), recipe, config.record_every
-    )
-    made.append(Part("drift", usual, {"exact": drift}))
-    return [each for each in made if each.name in config.tables]
-
-
-def _fully_connected(config: SyncPolicies) -> trainings.MakeModel:
-    return lambda norm: fully_connected.FullyConnected(config.hidden, "relu", norm)
-
-
-def _residual(config: SyncPolicies) -> trainings.MakeModel:
-    return lambda norm: residual.Residual(config.channels, norm=norm)
 
 
 def _images(config: SyncPolicies) -> tuple[dict[str, Any], dict[str, Any], float]:

@@ -9,8 +9,8 @@ import pytest
 from experiments import __main__ as main
 from experiments import datasets
 from experiments.imagenet import one_run, report, study
-from experiments.networks import inception
 from experiments.images import source
+from experiments.networks import inception
 
 TINY = study.ImageNet(
     dataset="digits", validation="test", configurations=("BN-x5",), steps=4, epochs=1,

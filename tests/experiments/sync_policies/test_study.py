@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import __main__ as main
-from experiments.sync_policies import study
+from experiments.sync_policies import parts, study
 from jaxbn import sync_policies
 
 OPTIONS = (
@@ -35,7 +35,7 @@ def test_a_residual_network():
         network="residual", channels=2, tables=("examples", "sorted")
     )
     study.check(config)
-    part = next(p for p in study.parts(config, (4, 4, 1)) if p.setting.examples == 2)
+    part = next(p for p in parts.parts(config, (4, 4, 1)) if p.setting.examples == 2)
     run = part.runs["stale"]
     assert run.convolves
     rng = np.random.default_rng(0)
@@ -54,7 +54,7 @@ def test_a_residual_network():
 
 
 def test_every_table_has_its_trainings():
-    made = study.parts(study.SyncPolicies(), (4,))
+    made = parts.parts(study.SyncPolicies(), (4,))
     names = [run.name for part in made for run in part.runs.values()]
     assert len(set(names)) == len(names)
     assert {part.name for part in made} == set(study._TABLES)
