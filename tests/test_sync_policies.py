@@ -58,6 +58,10 @@ POLICIES = {
     ),
     "stale": (sync_policies.Stale(0.8), lambda: workers.Stale(0.8, True)),
     "stale, last step": (sync_policies.Stale(0.0), lambda: workers.Stale(0.0, True)),
+    "stale, half": (
+        sync_policies.Stale(0.8, backward=0.5),
+        lambda: workers.Stale(0.8, 0.5),
+    ),
     "stale, forward": (
         sync_policies.Stale(0.5, backward=False),
         lambda: workers.Stale(0.5, False),

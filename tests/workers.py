@@ -124,7 +124,7 @@ class Stale(Groups):
                         first = first + share * sums[j][0]
                         second = second + share * sums[j][1]
             n, mean, var = pooled(others)
-            heard = (first, second) if self.backward else (0.0, 0.0)
+            heard = self.backward * first, self.backward * second
             first_step = len(parts) > 1 and not self.steps
             used.append(Used(mean, var, max(n, 1), [i], heard, first_step))
         return used, pooled(self.steps[-1][0]) if self.steps else None

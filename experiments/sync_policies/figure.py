@@ -18,6 +18,7 @@ _STYLES = {
     "frozen after half": ("tab:gray", ":"),
     "local": ("tab:red", "-"),
     "stale, forward": ("tab:orange", "--"),
+    "stale, half": ("tab:green", "--"),
     "stale": ("tab:blue", "-"),
 }
 

@@ -26,6 +26,7 @@ def by_name(name: str, workers: int, steps: int) -> sp.Policy:
         "frozen after half": sp.FrozenAfter(steps // 2),
         "local": sp.Local(),
         "stale": sp.Stale(MEMORY),
+        "stale, half": sp.Stale(MEMORY, backward=0.5),
         "stale, forward": sp.Stale(MEMORY, backward=False),
     }[name]
 
@@ -39,6 +40,7 @@ NAMES = (
     "frozen after half",
     "local",
     "stale, forward",
+    "stale, half",
     "stale",
 )
 

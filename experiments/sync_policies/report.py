@@ -107,6 +107,9 @@ _WORDS = {
     "stale, forward": (
         "nothing", "21 floats per channel", "on shuffled shards; has a forward mode",
     ),
+    "stale, half": (
+        "nothing", "21 floats per channel", "on shards of different kinds",
+    ),
     "stale": (
         "nothing", "21 floats per channel", "with 2 examples per device or more",
     ),

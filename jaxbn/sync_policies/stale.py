@@ -25,24 +25,30 @@ class Stale:
     In the first step a worker normalises by its own examples alone, and passes no
     gradient to its inputs: the variance of a few examples may be almost nothing, and a
     gradient over its root would throw the weights far off. From then on, with equal
-    moments at every step it is exact synchronisation; with one worker it is plain Batch
-    Normalization from the first step. The running statistics are exact, one step late.
+    moments at every step it is exact synchronisation (forward only where `backward` is
+    not all); with one worker it is plain Batch Normalization from the first step. The
+    running statistics are exact, one step late.
 
     It has no forward-mode derivative with `backward`; the second derivative takes what
     peers said as constant.
 
     Attributes:
       memory: how much of a step is remembered in the next one, in [0, 1).
-      backward: remember the sums of the backward pass as well. Its messages are the
-        cotangents of `said`; `jaxbn.training` takes them.
+      backward: how much of the remembered sums of the backward pass is added, in
+        [0, 1]; True is all, False none. They are as noisy as a step is: where workers
+        see examples of different kinds, such as shards sorted by label, half of them is
+        better than all. Its messages are the cotangents of `said`; `jaxbn.training`
+        takes them.
     """
 
     memory: float = 0.8
-    backward: bool = True
+    backward: float | bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.memory < 1:
             raise ValueError(f"`memory` must lie in [0, 1), got {self.memory}.")
+        if not 0 <= self.backward <= 1:
+            raise ValueError(f"`backward` must lie in [0, 1], got {self.backward}.")
 
     def init(self, shape: tuple[int, ...], dtype: jnp.dtype) -> State:
         """Nothing remembered, said or heard."""
@@ -80,7 +86,7 @@ class Stale:
                 made.mean,
                 made.var,
                 jax.lax.stop_gradient(std),
-                (others.gradient, others.product),
+                (self.backward * others.gradient, self.backward * others.product),
                 (said.gradient, said.product),
             )
             return made._replace(mean=mean, var=var)

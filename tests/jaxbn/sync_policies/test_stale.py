@@ -220,6 +220,9 @@ def test_errors():
     for memory in (-0.1, 1.0, float("nan")):
         with pytest.raises(ValueError, match=r"`memory` must lie in \[0, 1\)"):
             sync_policies.Stale(memory)
+    for backward in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match=r"`backward` must lie in \[0, 1\]"):
+            sync_policies.Stale(backward=backward)
     with pytest.raises(TypeError, match="for real inputs, got complex64"):
         sync_policies.Stale().init((3,), jnp.dtype("complex64"))
 
