@@ -16,7 +16,8 @@ statistics are level with exact ones to .3 points, where local ones lose 39 at 2
 at 4; on sorted shards they lose .5 to .8 points (local: 58 to 63), with 64 workers
 none. With 1 example they lose 4. Without the backward term they end as high, and on
 sorted shards learn much later. Memories of .8 to .99 do alike; at a sudden change .8
-recovers as fast as exact statistics, .99 does not.
+recovers as fast as exact statistics, .99 does not. A residual network on CIFAR-10
+loses .5 to 1.4 points, on sorted shards 3, with half of the backward sums none.
 """
 
 import dataclasses
