@@ -117,9 +117,8 @@ def _summary(result: Result) -> str:
         "step over that without synchronisation (quartiles); share of a step of "
         "ResNet-50 on so many TPU v3 cores, by the model:\n\n"
         + output.markdown(header, rows)
-        + "\n\nOne collective that a layer waits for is there without synchronisation "
-        "too: the backward pass waits for the number of examples. In brackets: in "
-        "branches, which run in exact steps alone. Modelled are groups of 8."
+        + "\n\nIn brackets: in branches, which run in exact steps alone. Modelled are "
+        "groups of 8."
     )
 
 
