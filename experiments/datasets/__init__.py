@@ -14,6 +14,7 @@ from experiments.datasets.reading import (
     halved,
     load,
     origin,
+    prepared,
 )
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "load",
     "origin",
     "prepare",
+    "prepared",
 ]

@@ -37,7 +37,7 @@ def load(
     Raises:
       FileNotFoundError: if the set is not prepared; says how to. Never downloads.
     """
-    source = _prepared(name, data_dir).as_data_source(split)
+    source = prepared(name, data_dir).as_data_source(split)
     records = source.__getitems__(range(len(source)))
     images = np.stack([record["image"] for record in records])
     labels = np.array([record["label"] for record in records], np.int32)
@@ -57,7 +57,7 @@ def origin(name: Dataset, data_dir: os.PathLike | None = None) -> str:
     Raises:
       FileNotFoundError: as `load`.
     """
-    info = _prepared(name, data_dir).info
+    info = prepared(name, data_dir).info
     if info.metadata and "origin" in info.metadata:
         return info.metadata["origin"]
     if name == "digits":
@@ -140,7 +140,16 @@ def make_builder(
     return cls(data_dir=data_dir, file_format=FORMAT)
 
 
-def _prepared(name: Dataset, data_dir: os.PathLike | None) -> Any:
+def prepared(name: Dataset, data_dir: os.PathLike | None = None) -> Any:
+    """The TFDS builder of a prepared set; `digits` is prepared on first use.
+
+    Args:
+      name: of the TFDS data set.
+      data_dir: as for `load`.
+
+    Raises:
+      FileNotFoundError: as `load`.
+    """
     builder = make_builder(name, data_dir)
     if builder.is_prepared():
         return builder

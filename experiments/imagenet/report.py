@@ -6,17 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments import output
+from experiments import crossings, output
 from experiments.imagenet import figure
-
-PAPER = {
-    "Inception": (31.0e6, 0.722),
-    "BN-Baseline": (13.3e6, 0.727),
-    "BN-x5": (2.1e6, 0.730),
-    "BN-x30": (2.7e6, 0.748),
-    "BN-x5-Sigmoid": (None, 0.698),
-}
-"""Figure 3: steps to 72.2 %, maximum accuracy; sigmoids without BN stay at .001."""
+from experiments.networks import inception_paper as paper
 
 
 def write(path: pathlib.Path) -> str:
@@ -31,16 +23,18 @@ def table(result: Mapping[str, Any]) -> str:
     target = max(baseline["accuracy"]) if baseline else None
     rows = []
     for name, run in runs.items():
-        steps = None if target is None else first(run, target)
-        paper_steps, paper_best = PAPER.get(name, (None, 0.001))
+        steps = None
+        if target is not None:
+            steps = crossings.first(run["step"], np.array(run["accuracy"]), target)
+        theirs = paper.STEPS.get(name)
         rows.append(
             [
                 name,
                 f"{run['learning_rate']:g}",
                 "-" if steps is None else f"{steps:,}",
                 f"{max(run['accuracy']):.4f}",
-                "-" if paper_steps is None else f"{paper_steps / 1e6:.1f} million",
-                f"{paper_best:.3f}",
+                "-" if theirs is None else f"{theirs:.1f} million",
+                f"{paper.BEST[name]:.3f}",
             ]
         )
     header = ["configuration", "learning rate", "steps to Inception's best",
@@ -52,14 +46,3 @@ def table(result: Mapping[str, Any]) -> str:
         f"mini-batches of {config['batch_size']} on {result['devices']} device(s):\n\n"
         + output.markdown(header, rows)
     )
-
-
-def first(run: Mapping[str, Any], target: float) -> int | None:
-    """The first recorded step at which the accuracy is at least `target`.
-
-    Example:
-      >>> first({"step": [10, 20, 30], "accuracy": [0.1, 0.5, 0.4]}, 0.4)
-      20
-    """
-    reached = np.flatnonzero(np.array(run["accuracy"]) >= target)
-    return run["step"][reached[0]] if len(reached) else None

@@ -34,7 +34,6 @@ _QUICK = {
     "learning_rate": 0.03,
     "epochs": 2,
     "threads": 2,
-    "data_dir": pathlib.Path("runs/data"),
 }
 
 
@@ -81,7 +80,7 @@ class ImageNet:
     quick: bool = False
     """On the embedded digits, in a minute or two."""
     data_dir: pathlib.Path | None = None
-    """Where TFDS keeps its data; default: its own default."""
+    """Where TFDS keeps its data; default: its own, for digits `runs/data`."""
     out: pathlib.Path = pathlib.Path("runs")
     """Folder for figure, table and JSON."""
 

@@ -3,10 +3,12 @@
 import io
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast, get_args
 
 import PIL.Image
 import tensorflow_datasets as tfds
+
+from experiments import datasets
 
 
 class Source(NamedTuple):
@@ -21,7 +23,8 @@ def read(name: str, split: str, data_dir: os.PathLike | None = None) -> Source:
     """A split of a data set that was prepared as ArrayRecord.
 
     Args:
-      name: of the TFDS data set, with features `image` and `label`.
+      name: of the TFDS data set, with features `image` and `label`; `digits` is
+        prepared on first use.
       split: such as "train" or "validation".
       data_dir: where TFDS keeps its data; default: its own default.
 
@@ -29,7 +32,10 @@ def read(name: str, split: str, data_dir: os.PathLike | None = None) -> Source:
       FileNotFoundError: if it is not prepared. Never downloads.
       ValueError: if it has no such split, or was prepared in another file format.
     """
-    builder = tfds.builder(name, data_dir=data_dir)
+    if name in get_args(datasets.Dataset):
+        builder = datasets.prepared(cast(Any, name), data_dir)
+    else:
+        builder = tfds.builder(name, data_dir=data_dir)
     if not builder.is_prepared():
         raise FileNotFoundError(
             f"The data set {name!r} is not prepared in {builder.data_path}. Prepare it "

@@ -7,8 +7,8 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments import curves
-from experiments.learning_rate_ladder import crossings, paper
+from experiments import crossings, curves
+from experiments.networks import inception_paper as paper
 
 _COLORS = {
     "Inception": "black",

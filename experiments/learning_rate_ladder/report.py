@@ -4,8 +4,9 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from experiments import output, verdicts
-from experiments.learning_rate_ladder import crossings, figure, paper
+from experiments import crossings, output, verdicts
+from experiments.learning_rate_ladder import figure
+from experiments.networks import inception_paper as paper
 
 OF_DEPTHS = ("Inception", "BN-x5", "BN-x30")
 """What is trained of each further depth."""

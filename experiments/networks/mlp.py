@@ -37,8 +37,8 @@ class Hyperparameters:
     init: Literal["normal", "uniform"] = "normal"
     """Distribution of the initial weights (paper: Gaussian)."""
     init_per_layer: bool = False
-    """`init_std` of the first layer; of the others by the root of their fewer inputs
-    larger, so that all inputs of sigmoids vary alike."""
+    """`init_std` for 784 inputs, by the root larger where they are fewer, so that the
+    inputs of all sigmoids vary alike."""
     sgd_momentum: float = 0.0
     """Of SGD (not in the paper)."""
     decay: float = 0.1
@@ -68,7 +68,7 @@ def _init_kernel(hp: Hyperparameters, key, shape, dtype=jnp.float32) -> jax.Arra
     inputs, outputs = shape
     std = hp.init_std
     if hp.init_per_layer:
-        std *= math.sqrt(max(_PIXELS / inputs, 1.0))
+        std *= math.sqrt(_PIXELS / inputs)
     if hp.init == "normal":
         return std * jax.random.normal(key, (inputs, outputs), dtype)
     limit = math.sqrt(3) * std

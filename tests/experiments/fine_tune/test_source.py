@@ -1,6 +1,7 @@
 """The network as PyTorch makes it."""
 
 import importlib.util
+import sys
 
 import numpy as np
 import pytest
@@ -25,9 +26,7 @@ def test_it_learns_and_is_written(tmp_path):
     assert np.mean(np.argmax(logits, 1) == labels) > 0.9
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("torch") is not None, reason="PyTorch is installed"
-)
-def test_without_pytorch_it_says_what_to_install(tmp_path):
+def test_without_pytorch_it_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)  # As if it were not installed.
     with pytest.raises(ValueError, match="pip install torch"):
         source.train(tmp_path / "w.safetensors", np.ones((1, 8, 8, 1)), np.ones(1), 1)

@@ -7,7 +7,6 @@ import jax
 import pytest
 
 from experiments import __main__ as main
-from experiments import datasets
 from experiments.imagenet import one_run, report, study
 from experiments.images import source
 from experiments.networks import inception
@@ -28,18 +27,11 @@ def few_modules(monkeypatch):
     )
 
 
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tfds")
-    datasets.load("digits", "train", folder)
-    return folder
-
-
 @pytest.mark.exhaustive
 @pytest.mark.usefixtures("few_modules")
-def test_a_killed_run_goes_on_where_it_was(data_dir, tmp_path, monkeypatch):
+def test_a_killed_run_goes_on_where_it_was(tmp_path, monkeypatch):
     assert jax.device_count() == 8
-    splits = [source.read("digits", name, data_dir) for name in ("train", "test")]
+    splits = [source.read("digits", name, tmp_path) for name in ("train", "test")]
     splits[1] = splits[1]._replace(
         records=[splits[1].records[i] for i in range(20)], shard_lengths=(20,)
     )
@@ -67,11 +59,11 @@ def test_a_killed_run_goes_on_where_it_was(data_dir, tmp_path, monkeypatch):
 
 @pytest.mark.exhaustive
 @pytest.mark.usefixtures("few_modules")
-def test_from_the_command_line(data_dir, tmp_path, capsys):
+def test_from_the_command_line(tmp_path, capsys):
     options = (
         "--dataset digits --validation test --configurations BN-x5 --steps 2 "
         "--record-every 1 --checkpoint-every 2 --batch-size 8 --size 32 --width .016 "
-        f"--threads 2 --data-dir {data_dir} --out {tmp_path}"
+        f"--threads 2 --data-dir {tmp_path / 'data'} --out {tmp_path}"
     )
     main.main(["imagenet", *options.split()])
     result = json.loads((tmp_path / "imagenet_digits.json").read_text())

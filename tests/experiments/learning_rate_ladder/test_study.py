@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from experiments import __main__ as main
-from experiments.learning_rate_ladder import paper, report
+from experiments.learning_rate_ladder import report
 from experiments.learning_rate_ladder import study as ladder
+from experiments.networks import inception_paper as paper
 from experiments.networks import inception_training as it
 
 # Whole programs: minutes together.

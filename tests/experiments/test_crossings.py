@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from experiments.learning_rate_ladder import crossings
+from experiments import crossings
 
 BASELINE = {"step": [10, 20, 30, 40], "accuracy": [[0.2, 0.4], [0.5, 0.7], [0.7, 0.7],
                                                    [0.6, 0.7]]}  # fmt: skip

@@ -1,4 +1,4 @@
-"""Where a curve of accuracy reaches the best of another: of all tables and the figure.
+"""Where a curve of accuracy reaches the best of another.
 
 A run is what the JSON holds of one configuration: `step`, `[records]`, and `accuracy`,
 `[records][seeds]`.
