@@ -77,7 +77,8 @@ class Call(NamedTuple):
         """Normalised by the moments of groups of so many neighbouring workers.
 
         Returns:
-          `y`, and the moments of every group, `[groups, C]` each, known to all workers.
+          `y`, and the moments of every group, `[groups, C]` each, known to all workers;
+          or `[1, C]` of all together, where only these are wanted of many devices.
 
         Raises:
           ValueError: if there are no workers, or `size` does not divide them.
@@ -92,7 +93,7 @@ class Call(NamedTuple):
         if devices is None:
             made = self._replace(examples=examples and examples * size)
         else:
-            devices = grouping.as_devices(devices.axis_name, None, size)
+            devices = grouping.as_devices(devices.axis_name, None, size, devices.pooled)
             made = self._replace(how=self.how._replace(devices=devices))
         y, moments = made.normalized()
         rows = moments.mean.ndim > self.scale.ndim

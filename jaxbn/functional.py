@@ -160,7 +160,7 @@ def batch_norm_train(
         x, epsilon=epsilon, dtype=dtype, activation=activation, in_place=in_place
     )
     variance = checks.as_variance(variance, use_fast_variance)
-    devices = grouping.as_devices(axis_name, axis_index_groups, group_size)
+    devices = grouping.as_devices(axis_name, axis_index_groups, group_size, pool_groups)
     grouping.check_split(x, devices)
     how = reduction.Reduction(
         feature_axes,

@@ -1,5 +1,14 @@
 import jax
+import numpy as np
+import pytest
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers(request):
+    """A test draws the same numbers alone, in any order and beside any other."""
+    if hasattr(request.module, "RNG"):
+        request.module.RNG = np.random.default_rng(1)

@@ -42,12 +42,19 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
       Chan, Golub and LeVeque, Updating Formulae and a Pairwise Algorithm for Computing
       Sample Variances, 1979.
     """
-    sides = [
-        side._replace(tail=side.tail + jnp.zeros_like(side.mean)) for side in (a, b)
-    ]
-    return merge_rows(
-        Moments(*(jnp.stack(parts) for parts in zip(*sides, strict=True)))
-    )
+    count = a.count + b.count
+    sides = [(side, side.count / jnp.maximum(count, 1)) for side in (a, b)]
+    # Not of an array of both: sums over two rows would be kernels of their own.
+    reference = offset = jnp.zeros_like(a.mean)
+    square = jnp.zeros_like(a.var)
+    for side, weight in sides:
+        reference = reference + weight * side.mean
+    for side, weight in sides:
+        delta = (side.mean - reference) + side.tail
+        offset = offset + weight * delta
+        square = square + weight * (side.var + abs_square(delta))
+    mean, var, tail = about(reference, offset, square)
+    return Moments(jnp.broadcast_to(count, mean.shape), mean, var, tail)
 
 
 def merge_rows(rows: Moments) -> Moments:

@@ -7,7 +7,7 @@ pmap, vmap and shard_map alike, also where `jax.lax.psum` takes no `axis_index_g
 
 The rows grow with the number of devices. Beyond `MAX_ROWS` sums of moments about 0 are
 added up, and a second time about the mean where the data are ill conditioned; on a GPU
-always.
+always. So are those of devices that each stand alone, if only their union is wanted.
 """
 
 import math
@@ -29,7 +29,7 @@ class Synced(NamedTuple):
     """What a device knows after the collective."""
 
     mine: moments.Moments  # [C] each; of this device's group
-    groups: moments.Moments  # [C], or [groups, C] where there are groups
+    groups: moments.Moments  # [C], of all; or [groups, C], of every group
 
 
 def sync_moments(
@@ -47,26 +47,32 @@ def sync_moments(
     if devices is None:
         whole = moments.count_per_channel(mine)
         return Synced(whole, whole)
+    alone = devices.groups is not None and len(devices.groups[0]) == 1
+    many = devices.size > MAX_ROWS
+    axes = reduction.reduction_axes(x.ndim, how.feature_axes)
+    number = devices.size * math.prod(x.shape[a] for a in axes)
+    if many and alone and devices.pooled:
+        # No layer waits for the second collective, so it needs no conditional.
+        whole = _merge_sums(mine, devices.axis_name, number, twice=True)
+        return Synced(moments.count_per_channel(mine), whole)
     if devices.groups is None:
-        if devices.size <= MAX_ROWS:
-            whole = moments.merge_rows(_gather_rows(mine, devices))
-        else:
-            axes = reduction.reduction_axes(x.ndim, how.feature_axes)
-            number = devices.size * math.prod(x.shape[a] for a in axes)
+        if many:
             whole = _merge_sums(mine, devices.axis_name, number)
+        else:
+            whole = moments.merge_rows(_gather_rows(mine, devices))
         return Synced(whole, whole)
     rows = _gather_rows(mine, devices)
     members = jnp.array(devices.groups)  # [groups, size]
     grouped = jax.tree.map(lambda part: part[members], rows)
     groups = jax.vmap(moments.merge_rows)(grouped)
-    if len(devices.groups[0]) == 1:  # It need not wait for the others.
+    if alone:  # It need not wait for the others.
         return Synced(moments.count_per_channel(mine), groups)
     index = _group_index(devices)
     return Synced(jax.tree.map(lambda part: part[index], groups), groups)
 
 
 def _merge_sums(
-    mine: moments.Moments, axis_name: AxisName, number: int
+    mine: moments.Moments, axis_name: AxisName, number: int, twice: bool = False
 ) -> moments.Moments:
     """The same from sums, whose size does not grow with the devices.
 
@@ -77,6 +83,7 @@ def _merge_sums(
       mine: moments of this device.
       axis_name: bound axis name(s).
       number: what the counts of all devices add up to at most.
+      twice: make the second one in any case.
     """
 
     def add_up(*sums: jax.Array) -> list[jax.Array]:
@@ -101,13 +108,14 @@ def _merge_sums(
         as_it_is = mean, var, jnp.zeros_like(mean)
         return jax.lax.cond(enough, lambda: as_it_is, again)
 
-    parts = jax.lax.platform_dependent(cuda=again, rocm=again, default=where_needed)
+    default = again if twice else where_needed
+    parts = jax.lax.platform_dependent(cuda=again, rocm=again, default=default)
     return moments.count_per_channel(moments.Moments(count, *parts))
 
 
 def group_sum(values: jax.Array, devices: Devices) -> jax.Array:
     """Sum over the devices of this device's group, in one collective at most."""
-    axis_name, _, groups = devices
+    axis_name, groups = devices.axis_name, devices.groups
     if groups is None:
         return jax.lax.psum(values, axis_name)
     if len(groups[0]) == 1:

@@ -59,8 +59,7 @@ class Group:
 class Local:
     """Every worker's own moments; no layer waits.
 
-    The running statistics are those of all workers, for which a row of moments of every
-    device is sent: on thousands of devices more than `Exact` sends.
+    The running statistics are those of all workers, for which their moments are sent.
     """
 
     def init(self, shape: tuple[int, ...], dtype: jnp.dtype) -> State:

@@ -96,6 +96,21 @@ def test_groups_of_devices(style, groups):
         assert_matches(actual, expected, stats, mask)
 
 
+@pytest.mark.parametrize("loc", [1.0, 1e3])
+@pytest.mark.parametrize("style", ["pmap", "shard_map", "shard_map unchecked", "vmap"])
+def test_many_devices_alone_add_up_sums(style, loc, monkeypatch):
+    monkeypatch.setattr(sync, "MAX_ROWS", 4)
+    mask = make_masks()["empty device"]
+    groups = np.arange(styles.DEVICES * ROWS).reshape(styles.DEVICES, ROWS)
+    x, dy = make_batch(loc=loc)
+    dy = np.where(mask, dy, 0).astype(np.float32)
+    stats = jaxbn.init_batch_stats(3)
+    actual = styles.run(style, x, mask, dy, SCALE, BIAS, stats, group_size="local")
+    expected = grouped_reference(x, mask, dy, groups)
+    # As above.
+    assert_matches(actual, expected, stats, mask, atol=1e-5 if loc == 1 else 3e-4)
+
+
 class GroupTest(chex.TestCase):
     @parameterized.parameters("single device", "vmap")
     def test_mean_of_the_groups(self, style):
