@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxbn import grouping
+from jaxbn import grouping, single_value
 from jaxbn.core import affine, local, normalize, reduction, running, sub_batches
 from jaxbn.core.moments import Moments, count_per_channel
 
@@ -52,7 +52,7 @@ class Call(NamedTuple):
           there are groups of devices or parts of the array.
         """
         apart, position = _apart(self)
-        grouping.warn_single_value(apart.x, apart.how, self.name)
+        single_value.warn(apart.x, apart.how, self.name)
         y, moments = normalize.normalize(
             apart.how,
             apart.output,

@@ -5,8 +5,6 @@ With an axis name, groups are devices along it; without, parts of the batch at h
 
 import math
 import operator
-import sys
-import warnings
 from collections.abc import Sequence
 from typing import Literal
 
@@ -18,9 +16,6 @@ from jax.sharding import AxisType
 from jaxbn.core import reduction
 
 GroupSize = int | Literal["local"]
-
-# Packages whose frames lie between the user's line and a warning.
-_PACKAGES = ("jaxbn", "flax", "jax", "contextlib", "functools")
 
 
 def as_devices(
@@ -146,33 +141,6 @@ def examples_per_group(
     return group_size
 
 
-def warn_single_value(
-    x: jax.Array, how: reduction.Reduction, name: str | None = None
-) -> None:
-    """Warns where the shapes leave one value per channel in the whole group.
-
-    Args:
-      x: `[N, ..., C]`, of one device.
-      how: the axes of `x` and the devices.
-      name: of the layer.
-    """
-    axes = reduction.reduction_axes(x.ndim, how.feature_axes)
-    count = math.prod(x.shape[a] for a in axes)
-    if how.devices is not None:
-        groups = how.devices.groups
-        count *= len(groups[0]) if groups else how.devices.size
-    if count == 1:
-        layer = f" of layer {name!r}" if name else ""
-        warnings.warn(
-            f"`x`{layer}, of shape {x.shape}, has one value per channel, which has no "
-            "variance: the output is the bias and the running statistics stay as they "
-            "are. Drop the last batch, merge it with another, or use the running "
-            "average.",
-            UserWarning,
-            stacklevel=_level_of_user(),
-        )
-
-
 def _as_group_size(group_size: GroupSize | None) -> GroupSize | None:
     if group_size is None or (isinstance(group_size, str) and group_size == "local"):
         return group_size
@@ -241,14 +209,3 @@ def _bound_names() -> str:
     except (ImportError, AttributeError):
         return "unknown"
     return ", ".join(repr(name) for name in names) or "none"
-
-
-def _level_of_user() -> int:
-    """The `stacklevel` of the first frame that belongs to no library."""
-    level, frame = 1, sys._getframe(1)
-    while frame is not None:
-        package = frame.f_globals.get("__name__", "").partition(".")[0]
-        if package not in _PACKAGES:
-            return level
-        level, frame = level + 1, frame.f_back
-    return 2

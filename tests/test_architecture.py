@@ -27,6 +27,7 @@ ORDER = (
     "jaxbn.checks",
     "jaxbn.optional",
     "jaxbn.grouping",
+    "jaxbn.single_value",
     "jaxbn.stats_tree",
     "jaxbn.estimation",
     "jaxbn.moments_collection",

@@ -1,4 +1,4 @@
-"""Collectives of a whole training step by policy, in programs that are not run.
+"""Collectives and kernels of a whole training step by policy, in programs not run.
 
 `python -m experiments.policy_cost.compiled PLATFORM TARGET DEVICES POLICY...` compiles
 for accelerators that are only described, and prints a row of JSON for each policy.
@@ -15,8 +15,9 @@ from experiments.programs import targets
 
 Row = dict[str, Any]
 SECONDS = 3600
-# A small network is enough: layers of any size are synchronised alike.
-SMALL = {"widths": (16, 32), "size": 16, "images": 2}
+# A small network is enough: layers of any size are synchronised alike. Its images are
+# as many and as large as let the cycles of synchronisation be compared with others.
+SMALL = {"widths": (64, 128), "size": 32, "images": 64}
 
 
 class Target(NamedTuple):
@@ -57,7 +58,7 @@ def _main() -> None:
     platform, name, devices, *policies = sys.argv[1:]
     os.environ.update(targets.ENVIRONMENT[platform])
     # Only now: importing jax reads the environment.
-    from experiments.measuring import hlo_paths
+    from experiments.measuring import hlo, hlo_paths
     from experiments.policy_cost import network
 
     target = Target(platform, name, int(devices))
@@ -74,6 +75,8 @@ def _main() -> None:
             "jax": targets.jax_version(),
             "compiler": targets.compiler_version(platform),
             **hlo_paths.waiting(text)._asdict(),
+            "kernels": hlo.traffic(text).kernels,
+            "cycles": hlo.cycles(text).main if platform == "tpu" else None,
         }
         if folder := os.environ.get("HLO_FOLDER"):
             with open(f"{folder}/{name} {policy}.hlo", "w") as file:

@@ -31,8 +31,8 @@ def sent_floats(policy: str, layers: Layers, devices: int) -> float:
     """
     rows = sum(devices * (3 * layer.channels + 1) for layer in layers)
     pairs = sum(2 * layer.channels for layer in layers)
+    few = devices <= sync.MAX_ROWS
     if policy in ("Exact", "Sampled"):
-        few = devices <= sync.MAX_ROWS
         return (rows if few else pairs + len(layers)) + pairs
     if policy == "Periodic":
         return sent_floats("Exact", layers, devices) / PERIOD
@@ -40,8 +40,8 @@ def sent_floats(policy: str, layers: Layers, devices: int) -> float:
         return rows + devices // GROUP * pairs
     if policy == "Group, apart":
         return sent_floats("Exact", layers, GROUP)
-    if policy == "Local":
-        return rows
+    if policy == "Local":  # For the running statistics.
+        return rows if few else 2 * pairs + len(layers)
     if policy in ("Stale", "Stale, apart"):
         return STALE_FLOATS / 2 * pairs
     return 0  # none, FrozenAfter
@@ -82,6 +82,11 @@ def seconds(
     if policy == "Stale, apart":
         return all_reduce(devices, round(4 * sent_floats(policy, layers, devices)))
     more = round(4 * sent_floats(policy, layers, devices))
+    if policy == "Local" and devices > sync.MAX_ROWS:
+        # Of its two collectives one can travel with the gradient.
+        return all_reduce(devices, more) + (
+            all_reduce(devices, gradient + more // 2) - all_reduce(devices, gradient)
+        )
     return all_reduce(devices, gradient + more) - all_reduce(devices, gradient)
 
 

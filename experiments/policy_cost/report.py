@@ -156,16 +156,20 @@ def _programs(result: Result) -> str:
                     row["in_a_row"],
                     f"{row['bytes'] - alone['bytes']:,}",
                     f"{row['conditional_bytes']:,}",
+                    row["kernels"],
+                    f"{row['cycles'] / alone['cycles']:.2f}" if row["cycles"] else "",
                 ]
             )
     header = ["compiled for", "policy", "collectives", "waited for", "in a row",
-              "bytes more than none", "bytes in branches"]  # fmt: skip
+              "bytes more than none", "bytes in branches", "kernels",
+              "cycles over none"]  # fmt: skip
     layers = sorted({row["layers"] for row in result["compiled"]})
     return (
         "Compiled for accelerators: a whole training step of "
         f"{' or '.join(map(str, layers)) or 'no'} normalised layers, its collectives "
-        "with those of the gradient (in brackets those in branches), and bytes per "
-        "device:\n\n" + output.markdown(header, rows)
+        "with those of the gradient (in brackets those in branches), bytes per device, "
+        "kernels, and cycles as a TPU's compiler estimates them, without waiting and "
+        "without branches:\n\n" + output.markdown(header, rows)
     )
 
 

@@ -45,11 +45,6 @@ def command(tmp_path):
     return ["crops_and_ensemble", *SHORT.split(), *folders]
 
 
-def test_the_command(two, tmp_path):
-    main.main(command(tmp_path))
-    check_result(tmp_path / "out")
-
-
 @pytest.mark.exhaustive
 def test_a_run_that_was_stopped_trains_nothing_again(two, tmp_path, monkeypatch):
     def stop(*args, **kwargs):

@@ -87,7 +87,7 @@ class TestTheNetworkOfFigure5:
 
     @pytest.mark.exhaustive
     def test_output_and_statistics_of_small_images(self):
-        model = inception.BNInception(classes=3)
+        model = inception.BNInception(classes=3, width=1 / 8)
         y, variables = jax.jit(
             lambda x: model.init_with_output(jax.random.key(0), x, train=True)
         )(normal(2, 64, 64, 3))

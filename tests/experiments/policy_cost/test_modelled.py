@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import pytest
 
@@ -22,6 +24,7 @@ def test_sent_floats_by_hand():
     for policy, floats in expected.items():
         assert modelled.sent_floats(policy, LAYERS, 8) == floats
     assert modelled.sent_floats("Exact", LAYERS, 64) == 21 + 41 + 60
+    assert modelled.sent_floats("Local", LAYERS, 64) == 21 + 41 + 60
     assert modelled.sent_floats("Group", LAYERS, 64) == 64 * (31 + 61) + 8 * 60
     assert modelled.sent_floats("Group, apart", LAYERS, 64) == 8 * (31 + 61) + 60
 
@@ -39,6 +42,9 @@ def test_what_is_waited_for():
     assert {devices for devices, _ in calls[-4:]} == {8}
     assert modelled.seconds("Stale, apart", LAYERS, 64, note, 100) == 1
     assert calls[-1] == (64, 4 * 5 * 30)
+    # Of the two collectives of many devices one is packed.
+    assert modelled.seconds("Local", LAYERS, 64, note, 100) == 1
+    assert calls[-3:] == [(64, 4 * 122), (64, 100 + 2 * 122), (64, 100)]
     # Packed, it takes its bytes and no collective of its own.
     assert modelled.seconds("Stale", LAYERS, 64, note, 100) == 0
     assert calls[-2:] == [(64, 100 + 600), (64, 100)]
@@ -50,6 +56,23 @@ def test_a_gpu_adds_up_twice_where_devices_are_many():
         each = alpha_beta.nccl_seconds(devices, 0)
         found = modelled.seconds("Exact", layers, devices, alpha_beta.nccl_seconds, 0)
         assert found == pytest.approx(number * each, rel=1e-3)
+
+
+def test_predictions(monkeypatch):
+    monkeypatch.setattr(modelled, "NETWORKS", {"ResNet-50": models.ResNet50})
+    # Of programs that take minutes to compile.
+    monkeypatch.setattr(alpha_beta, "flops", lambda network: 1e9)
+    found = modelled.predictions()
+    assert found["devices"] == list(modelled.DEVICES)
+    made = found["networks"]["ResNet-50"]
+    layers = models.norm_layers(models.ResNet50())
+    assert made["layers"] == len(layers) == 53
+    for policy in modelled.POLICIES:
+        sent = [modelled.sent_floats(policy, layers, n) for n in modelled.DEVICES]
+        assert made["sent_floats"][policy] == [round(floats) for floats in sent]
+    tpu = made["hardware"]["TPU v3"]
+    assert tpu["step_ms"] == alpha_beta.UNSYNCHRONISED["TPU v3"][0]
+    assert all(a < b for a, b in itertools.pairwise(tpu["added_ms"]["Exact"]))
 
 
 @pytest.mark.exhaustive

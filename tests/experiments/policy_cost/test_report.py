@@ -9,7 +9,7 @@ COUNTS = {
 }  # fmt: skip
 EXACT = COUNTS | {"collectives": 8, "waited_for": 7, "in_a_row": 7}
 TIMED = {"ms": 1.0, "over_none": RATIO, "over_local": RATIO}
-PROGRAM = {"target": "v5e:2x4", "devices": 8, "layers": 3}
+PROGRAM = {"target": "v5e:2x4", "devices": 8, "layers": 3, "kernels": 9, "cycles": 4}
 NAMES = ("none", "Exact", "Local", "Stale")
 
 
@@ -57,7 +57,7 @@ def test_all_as_expected():
     text = report.table(result)
     assert text.startswith("Verdict: holds.")
     assert "| Stale | 2 | 1 | 5 | 1.00 (0.98 to 1.02) |" in text
-    assert "| v5e:2x4, 8 devices | Exact | 8 | 7 | 7 | 0 | 0 |" in text
+    assert "| v5e:2x4, 8 devices | Exact | 8 | 7 | 7 | 0 | 0 | 9 | 1.00 |" in text
 
 
 def test_each_can_fail():
