@@ -173,7 +173,7 @@ def simulated(name, uneven):
 
 
 STYLES = ("jit", "shard_map", "shard_map unchecked", "pmap", "vmap")
-QUICK = (("jit", "stale"), ("shard_map", "stale"), ("shard_map", "periodic"))
+QUICK = (("jit", "stale, half"), ("shard_map", "stale"), ("shard_map", "periodic"))
 CASES = [
     pytest.param(
         style, name, marks=() if (style, name) in QUICK else pytest.mark.exhaustive

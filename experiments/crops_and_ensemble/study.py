@@ -11,7 +11,8 @@ Expected: each stage lowers the error.
 
 Measured on CIFAR-10: the crops do, from 39.8 to 36.6 %. Six networks err in 36.5 %, a
 point less than each of them, but no less than the one without their changes, which cost
-a point at this size.
+a point at this size. On Fashion-MNIST the crops raise the error. With one crop six
+networks lower it on both, by 1.0 and .7 points.
 """
 
 import dataclasses
