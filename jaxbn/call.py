@@ -78,7 +78,7 @@ class Call(NamedTuple):
 
         Returns:
           `y`, and the moments of every group, `[groups, C]` each, known to all workers;
-          or `[1, C]` of all together, where only these are wanted of many devices.
+          or `[1, C]` of all together, where nobody asks for those of single devices.
 
         Raises:
           ValueError: if there are no workers, or `size` does not divide them.

@@ -7,7 +7,8 @@ pmap, vmap and shard_map alike, also where `jax.lax.psum` takes no `axis_index_g
 
 The rows grow with the number of devices. Beyond `MAX_ROWS` sums of moments about 0 are
 added up, and a second time about the mean where the data are ill conditioned; on a GPU
-always. So are those of devices that each stand alone, if only their union is wanted.
+always. Of devices that each stand alone only the union is made, if that is all that the
+running statistics are to follow.
 """
 
 import math
@@ -44,29 +45,25 @@ def sync_moments(
     """
     devices = how.devices
     mine = local.local_moments(how._replace(devices=None), x, mask)
+    alone = moments.count_per_channel(mine)
     if devices is None:
-        whole = moments.count_per_channel(mine)
-        return Synced(whole, whole)
-    alone = devices.groups is not None and len(devices.groups[0]) == 1
-    many = devices.size > MAX_ROWS
-    axes = reduction.reduction_axes(x.ndim, how.feature_axes)
-    number = devices.size * math.prod(x.shape[a] for a in axes)
-    if many and alone and devices.pooled:
-        # No layer waits for the second collective, so it needs no conditional.
-        whole = _merge_sums(mine, devices.axis_name, number, twice=True)
-        return Synced(moments.count_per_channel(mine), whole)
-    if devices.groups is None:
-        if many:
-            whole = _merge_sums(mine, devices.axis_name, number)
-        else:
+        return Synced(alone, alone)
+    single = devices.groups is not None and len(devices.groups[0]) == 1
+    if devices.groups is None or (single and devices.pooled):
+        if devices.size <= MAX_ROWS:
             whole = moments.merge_rows(_gather_rows(mine, devices))
-        return Synced(whole, whole)
+        else:
+            axes = reduction.reduction_axes(x.ndim, how.feature_axes)
+            number = devices.size * math.prod(x.shape[a] for a in axes)
+            # Where no layer waits for the second collective, it needs no conditional.
+            whole = _merge_sums(mine, devices.axis_name, number, twice=single)
+        return Synced(alone if single else whole, whole)
     rows = _gather_rows(mine, devices)
     members = jnp.array(devices.groups)  # [groups, size]
     grouped = jax.tree.map(lambda part: part[members], rows)
     groups = jax.vmap(moments.merge_rows)(grouped)
-    if alone:  # It need not wait for the others.
-        return Synced(moments.count_per_channel(mine), groups)
+    if single:  # It need not wait for the others.
+        return Synced(alone, groups)
     index = _group_index(devices)
     return Synced(jax.tree.map(lambda part: part[index], groups), groups)
 
