@@ -87,10 +87,16 @@ class TestTheNetworkOfFigure5:
 
     @pytest.mark.exhaustive
     def test_output_and_statistics_of_small_images(self):
-        model = inception.BNInception(classes=3, width=1 / 8)
+        model, x = inception.BNInception(classes=3, width=1 / 8), normal(2, 64, 64, 3)
+        shapes = jax.eval_shape(
+            lambda: model.init(jax.random.key(0), x, train=False)["params"]
+        )
+        params = jax.tree.map(lambda leaf: 0.1 * normal(*leaf.shape), shapes)
         y, variables = jax.jit(
-            lambda x: model.init_with_output(jax.random.key(0), x, train=True)
-        )(normal(2, 64, 64, 3))
+            lambda x: model.apply(
+                {"params": params}, x, train=True, mutable=["batch_stats"]
+            )
+        )(x)
         assert y.shape == (2, 3)
         testing.assert_valid_batch_stats(variables["batch_stats"])
 
