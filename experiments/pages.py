@@ -19,6 +19,7 @@ from experiments.figure1 import report as figure1
 from experiments.figure1 import report_sweep as figure1_sweep
 from experiments.fine_tune import report as fine_tune
 from experiments.identity import report as identity
+from experiments.imagenet import report as imagenet
 from experiments.inference_statistics import report as inference_statistics
 from experiments.initialisation import report as initialisation
 from experiments.learning_rate import report as learning_rate
@@ -47,6 +48,7 @@ WRITERS: dict[str, Callable[[pathlib.Path], str]] = {
     "figure1_sweep": figure1_sweep.write,
     "fine_tune": fine_tune.write,
     "identity": identity.write,
+    "imagenet": imagenet.write,
     "inference_statistics": inference_statistics.write,
     "initialisation": initialisation.write,
     "learning_rate": learning_rate.write,
