@@ -1,7 +1,11 @@
 """Progress of a study on disk, so that a killed run goes on where it was."""
 
+import contextlib
 import pathlib
 import shutil
+import signal
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -31,11 +35,12 @@ class Checkpoints:
 
     def save(self, step: int, tree: Any) -> None:
         """Writes a checkpoint; of the older ones, one is kept."""
-        if step in self._manager.all_steps():  # It could not be read.
-            self._manager.delete(step)
         args = ocp.args.StandardSave(_without_keys(tree))
-        # Forced: a later one that could not be read may be in the way.
-        self._manager.save(step, args=args, force=True)
+        with _undisturbed():
+            if step in self._manager.all_steps():  # It could not be read.
+                self._manager.delete(step)
+            # Forced: a later one that could not be read may be in the way.
+            self._manager.save(step, args=args, force=True)
 
     def restore(self, template: Any) -> Any | None:
         """The newest checkpoint that can be read into `template`, or None.
@@ -56,6 +61,22 @@ class Checkpoints:
         """Removes everything."""
         self._manager.close()
         shutil.rmtree(self._directory, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ctrl-C waits for the end: orbax could lose it, or leave threads that complain."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Only the main thread hears it.
+        return
+    pressed = []
+    before = signal.signal(signal.SIGINT, lambda *heard: pressed.append(heard))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed and callable(before):
+        before(*pressed[0])
 
 
 def _is_key(leaf: Any) -> bool:

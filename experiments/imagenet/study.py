@@ -7,8 +7,8 @@ of the whole mini-batch, in which each device has an equal part.
 
 Expected: as `learning_rate_ladder`, which does the same at the size of 2 cores.
 
-Measured: nothing on ImageNet, which was not at hand. On ten of its classes, at 64 pixels
-and an eighth of the channels, Inception stays at chance for 2,000 steps and with BN
+Measured: nothing on ImageNet, which was not at hand. On ten of its classes, at 64
+pixels and an eighth of the channels, Inception stays at chance for 2,000 steps; with BN
 .30 are right.
 """
 

@@ -1,7 +1,10 @@
+import signal
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from experiments import checkpoints
 
@@ -26,6 +29,22 @@ def test_newest_is_restored_and_two_are_kept(tmp_path):
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["10", "15"]
     saved.clear()
     assert not (tmp_path / "run").exists()
+
+
+def test_ctrl_c_waits_for_the_end_of_a_checkpoint(tmp_path, monkeypatch):
+    saved = checkpoints.Checkpoints(tmp_path)
+    save = saved._manager.save
+
+    def pressed_before(*args, **options):
+        signal.raise_signal(signal.SIGINT)
+        return save(*args, **options)
+
+    monkeypatch.setattr(saved._manager, "save", pressed_before)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        saved.save(5, TREE)
+    assert signal.getsignal(signal.SIGINT) is before
+    equal(saved.restore(TREE), TREE)
 
 
 def test_half_written_checkpoint_is_ignored(tmp_path):
