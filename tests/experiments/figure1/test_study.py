@@ -64,9 +64,12 @@ def run(*args):
 
 def ended_by(end, data_dir, out, after):
     """What a run says on stderr that is ended when step `after` is saved."""
+    # It inherits whether Ctrl-C is ignored, as by a job in the background of a shell.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         command(data_dir, out), cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
+    signal.signal(signal.SIGINT, before)
     deadline = time.monotonic() + 120
     while not any(  # Only the last two are kept.
         path.name.isdigit() and int(path.name) >= after
