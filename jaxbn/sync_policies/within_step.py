@@ -57,9 +57,11 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Local:
-    """Every worker's own moments; no layer waits.
+    """Every worker's own moments; no layer waits in the forward pass.
 
-    The running statistics are those of all workers, for which their moments are sent.
+    The running statistics are those of all workers, for which their moments are sent:
+    beyond 32 devices in two collectives, for the first of which a compiler may make the
+    backward pass wait.
     """
 
     def init(self, shape: tuple[int, ...], dtype: jnp.dtype) -> State:
