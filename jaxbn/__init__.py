@@ -13,6 +13,7 @@ from jaxbn.core.running import init_batch_stats as init_batch_stats
 from jaxbn.estimation import reset_batch_stats as reset_batch_stats
 from jaxbn.functional import batch_norm_inference as batch_norm_inference
 from jaxbn.functional import batch_norm_train as batch_norm_train
+from jaxbn.moments_collection import init_batch_moments as init_batch_moments
 from jaxbn.moments_collection import move_batch_stats as move_batch_stats
 from jaxbn.replicas import in_sync as in_sync
 from jaxbn.replicas import sync_batch_stats as sync_batch_stats
@@ -27,6 +28,7 @@ __all__ = [
     "batch_norm_train",
     "dots_and_moments_saveable",
     "in_sync",
+    "init_batch_moments",
     "init_batch_stats",
     "merge_moments",
     "move_batch_stats",
@@ -57,6 +59,7 @@ _FUNCTIONS = {
     "diagnose": "jaxbn.diagnosis",
     "fold": "jaxbn.folding",
     "freeze": "jaxbn.freezing",
+    "patch_flax": "jaxbn.patching",
     "recalibrate": "jaxbn.population",
     "replace": "jaxbn.replacement",
     "unfreeze": "jaxbn.freezing",

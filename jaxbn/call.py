@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxbn import grouping, single_value
+from jaxbn import call_site, grouping
 from jaxbn.core import affine, local, normalize, reduction, running, sub_batches
 from jaxbn.core.moments import Moments, count_per_channel
 
@@ -29,7 +29,6 @@ class Call(NamedTuple):
     residual: jax.Array | None
     batch_stats: running.BatchStats  # The running statistics of before.
     examples: int | None = None  # Per worker, where parts of the array are workers.
-    name: str | None = None  # Of the layer, for warnings.
 
     @property
     def workers(self) -> int:
@@ -52,7 +51,7 @@ class Call(NamedTuple):
           there are groups of devices or parts of the array.
         """
         apart, position = _apart(self)
-        single_value.warn(apart.x, apart.how, self.name)
+        _warn_of_single_values(apart.x, apart.how)
         y, moments = normalize.normalize(
             apart.how,
             apart.output,
@@ -78,7 +77,7 @@ class Call(NamedTuple):
 
         Returns:
           `y`, and the moments of every group, `[groups, C]` each, known to all workers;
-          or `[1, C]` of all together, where nobody asks for those of single devices.
+          or `[1, C]` of all together, where each group is a single device.
 
         Raises:
           ValueError: if there are no workers, or `size` does not divide them.
@@ -93,7 +92,7 @@ class Call(NamedTuple):
         if devices is None:
             made = self._replace(examples=examples and examples * size)
         else:
-            devices = grouping.as_devices(devices.axis_name, None, size, devices.pooled)
+            devices = grouping.as_devices(devices.axis_name, None, size)
             made = self._replace(how=self.how._replace(devices=devices))
         y, moments = made.normalized()
         rows = moments.mean.ndim > self.scale.ndim
@@ -163,6 +162,23 @@ class Call(NamedTuple):
                 "`sync` tells workers apart, got neither an `axis_name` nor a "
                 "`group_size`; give the mapped axis, or the examples of each worker."
             )
+
+
+def _warn_of_single_values(x: jax.Array, how: reduction.Reduction) -> None:
+    """Warns where the shapes leave one value per channel in the whole group."""
+    axes = reduction.reduction_axes(x.ndim, how.feature_axes)
+    count = math.prod(x.shape[a] for a in axes)
+    if how.devices is not None:
+        groups = how.devices.groups
+        count *= len(groups[0]) if groups else how.devices.size
+    if count == 1:
+        # Without the name of the layer, so that a model warns once.
+        call_site.warn(
+            "`BatchNorm` got one value per channel, which has no variance: its output "
+            "is the bias and its running statistics stay as they are. Drop the last "
+            "batch, merge it with another, or use the running average; "
+            "`jaxbn.diagnose` counts the values of each layer."
+        )
 
 
 def _standardized(call: Call, mean: jax.Array, var: jax.Array) -> jax.Array:

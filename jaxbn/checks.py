@@ -118,7 +118,8 @@ def as_mask(
             "`mask[..., None]`."
         )
     leading = shape[: mask.ndim]
-    if mask.ndim < len(shape) and mask.size > 1 and _broadcasts(mask.shape, leading):
+    several = mask.size not in (0, 1)  # No comparison: a size may be symbolic.
+    if mask.ndim < len(shape) and several and _broadcasts(mask.shape, leading):
         raise ValueError(
             f"`mask` of shape {mask.shape} could belong to the first or to the last "
             f"axes of `x` of shape {shape}; give it a size for each axis, 1 where it "
@@ -207,10 +208,10 @@ def check_channels(
     name: str, array: jax.typing.ArrayLike, shape: tuple[int, ...]
 ) -> None:
     """Whether an array has one value for each channel of `x`."""
-    if jnp.shape(array) != shape:
+    if np.shape(array) != shape:
         raise ValueError(
             f"`{name}` must have the shape {shape} of the channels of `x`, got "
-            f"{jnp.shape(array)}; check `axis` and what the variables were made for."
+            f"{np.shape(array)}; check `axis` and what the variables were made for."
         )
 
 

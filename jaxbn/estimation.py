@@ -5,8 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxbn import checks, stats_tree
-from jaxbn.core import estimators
+from jaxbn import call_site, checks, stats_tree
+from jaxbn.core import estimators, reduction, running
 from jaxbn.core import moments as moments_lib
 from jaxbn.core.estimators import Estimator
 
@@ -30,7 +30,7 @@ def as_estimator(
       TypeError: if it is neither a name nor an estimator.
     """
     value = "ema" if value is None else value
-    if isinstance(value, Estimator):
+    if isinstance(value, Estimator) and not isinstance(value, type):
         return value
     if not isinstance(value, str):
         raise TypeError(
@@ -46,29 +46,61 @@ def as_estimator(
     return estimators.named(value, momentum, unbiased)
 
 
-def moved(
-    estimator: Estimator, state: Any, moments: moments_lib.Moments, pool_groups: bool
-) -> Any:
-    """The state of an estimator after one batch.
+def moved(estimator: Estimator, state: Any, moments: moments_lib.Moments) -> Any:
+    """Returns the state of an estimator after one batch.
 
     Args:
-      estimator: which.
-      state: before.
-      moments: of the batch, `[C]`, or of each of its groups, `[groups, C]`.
-      pool_groups: True: by the moments of all groups together; False: the mean of what
-        each of them would make of it.
+      estimator: how the state follows the batches.
+      state: the state before the batch.
+      moments: of the batch, `[C]`, or of each of its groups, `[groups, C]`, which are
+        merged: statistics are those of all groups together.
     """
     with jax.named_scope("jaxbn.running"):
-        if moments.mean.ndim == estimator.estimate(state).mean.ndim:
-            return estimator.update(state, moments)
-        if pool_groups:
-            return estimator.update(state, moments_lib.merge_rows(moments))
-        # On a mesh of Explicit axes `vmap` takes only arrays that are split alike, and
-        # the counts are not split.
-        zeros = jnp.zeros_like(moments.var)
-        moments = jax.tree.map(lambda part: part + zeros, moments)
-        each = jax.vmap(estimator.update, (None, 0))(state, moments)
-        return jax.tree.map(lambda part: jnp.mean(part, 0).astype(part.dtype), each)
+        if moments.mean.ndim > estimator.estimate(state).mean.ndim:
+            moments = moments_lib.merge_rows(moments)
+        return estimator.update(state, moments)
+
+
+def widened(state: Any) -> Any:
+    """Returns a state of which every number has float32 or a wider dtype.
+
+    A moving average stalls in half precision, where an old value plus a small step
+    rounds to the old value. The state stays wide from then on.
+
+    Args:
+      state: any tree of arrays.
+
+    Raises:
+      TypeError: if the state has half precision in the body of `lax.scan` or another
+        loop, which cannot carry it out in another dtype.
+
+    Warns:
+      UserWarning: if the state has half precision.
+    """
+    dtypes = {jnp.result_type(leaf) for leaf in jax.tree.leaves(state)}
+    narrow = sorted(str(dtype) for dtype in dtypes if _wide_dtype(dtype) != dtype)
+    if not narrow:
+        return state
+    cause = (
+        f"The running statistics came in {', '.join(narrow)}, in which a moving "
+        "average stalls"
+    )
+    remedy = (
+        "leave the collection `batch_stats` out where variables are cast, or cast it "
+        "back: `jax.tree.map(lambda leaf: leaf.astype(jnp.float32), batch_stats)`"
+    )
+    if call_site.is_in_loop():
+        raise TypeError(
+            f"{cause}, and a loop such as `lax.scan` cannot carry them out in float32. "
+            f"Before the loop, {remedy}."
+        )
+    call_site.warn(f"{cause}; they go on in float32. To keep their digits, {remedy}.")
+    return jax.tree.map(lambda leaf: leaf.astype(_wide_dtype(leaf.dtype)), state)
+
+
+def _wide_dtype(dtype: jnp.dtype) -> jnp.dtype:
+    inexact = jnp.issubdtype(dtype, jnp.inexact)
+    return reduction.reduction_dtype(dtype) if inexact else dtype
 
 
 def check_state(estimator: Estimator, state: Any) -> None:
@@ -83,6 +115,14 @@ def check_state(estimator: Estimator, state: Any) -> None:
             f"`batch_stats` must be a `{type(expected).__name__}`, the state of the "
             f"estimator, got {type(state).__name__}; make one with `estimator.init`."
         )
+
+
+def as_batch_stats(state: Any) -> Any:
+    """Returns mean and variance of a state that has them; others as they are."""
+    fields = getattr(state, "_fields", ())
+    if not {"mean", "var"} <= set(fields):
+        return state
+    return running.BatchStats(state.mean, state.var)
 
 
 def state_type(estimator: Estimator) -> type[Any]:
@@ -122,13 +162,14 @@ def as_complex(estimator: Estimator, state: Any) -> Any:
 
 
 def reset_batch_stats(tree: Any) -> Any:
-    """The running statistics of all layers as they are before the first batch.
+    """Returns the running statistics of all layers as before the first batch.
 
     Means become 0 and variances 1; what else an estimator keeps beside them becomes 0.
 
     Args:
-      tree: `BatchStats`, the state of an estimator, or a tree of variables of which
-        every layer's has the names `mean` and `var` side by side; other leaves stay.
+      tree: `BatchStats`, the state of an estimator, or a tree of variables in which
+        every layer has the names `mean` and `var` side by side, such as the state of an
+        NNX model. Other leaves stay, `scale` and `bias` of a layer among them.
 
     Returns:
       The same structure, shapes, dtypes and shardings.

@@ -10,17 +10,16 @@
 Array([0., 0., 0.], dtype=float32)
 """
 
+import contextvars
 import functools
-import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import flax.linen as nn
 from flax import nnx
 from jax.experimental import xla_metadata
 
-from jaxbn import linen, model_layers, selection
-from jaxbn import nnx as nnx_layer
+from jaxbn import model_layers, selection
 from jaxbn.selection import Where
 from jaxbn.switches import FROZEN, Frozen
 
@@ -55,7 +54,9 @@ def freeze(
       bias: do not train the bias.
 
     Returns:
-      The model, or the function that runs its models with frozen layers.
+      The model, or the function that runs its models with frozen layers. It can be
+      pickled if the function and `where` can. Two of the same function and the same
+      rules are equal, so that `jax.jit` traces one of them.
 
     Raises:
       ValueError: if `where` matches no layer, or one of Flax, which would go on
@@ -105,7 +106,7 @@ def unfreeze(
 
 
 class _Rule(NamedTuple):
-    """What is frozen or unfrozen, and where."""
+    """A choice of what is frozen or unfrozen, and where."""
 
     where: Where
     given: Frozen
@@ -126,17 +127,23 @@ def _changed(target: Any, where: Where, given: Frozen, value: bool) -> Any:
             "`target` must be an NNX model, or a function that runs a Linen model, got "
             f"{type(target).__name__}; give your `loss_fn`, or what calls `apply`."
         )
+    selection.as_predicate(where)  # Raises if it is no such thing.
+    if isinstance(where, Sequence) and not isinstance(where, str):
+        rule = rule._replace(where=tuple(where))  # A list has no hash.
     if isinstance(target, _Frozen):
         return _Frozen(target.function, (*target.rules, rule))
     return _Frozen(target, (rule,))
 
 
 def _changed_model(model: nnx.Module, rule: _Rule) -> nnx.Module:
-    found = model_layers.nnx_layers(model, (nnx_layer.BatchNorm,))
-    layers = {"/".join(path): module for path, module in found.items()}
     is_meant = selection.as_predicate(rule.where)
-    theirs = model_layers.nnx_layers(model, (nnx.BatchNorm,))
-    _check_ours(filter(is_meant, map("/".join, theirs)))
+    layers, theirs = {}, []
+    for path, layer in model_layers.nnx_layers(model).items():
+        if model_layers.is_ours(layer):
+            layers["/".join(path)] = layer
+        else:
+            theirs.append("/".join(path))
+    _check_ours(filter(is_meant, theirs))
     meant = list(filter(is_meant, layers))
     selection.check_any(rule.where, meant, layers)
     for path in meant:
@@ -161,41 +168,90 @@ class _Frozen:
         self.rules = rules
         self._is_meant = [selection.as_predicate(rule.where) for rule in rules]
         self._seen: set[str] = set()
-        self._number = next(_NUMBERS)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Frozen):
+            return NotImplemented
+        return (self.function, self.rules) == (other.function, other.rules)
+
+    def __hash__(self) -> int:
+        return hash((self.function, self.rules))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Frozen, (self.function, self.rules)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        rules = (*_RULES.get(), *self.rules)
+
         def give_frozen(next_function, args, kwargs, context):
-            is_layer = isinstance(context.module, model_layers.LINEN)
-            if not is_layer or context.method_name != "__call__":
+            if not model_layers.is_call_of_linen(context):
                 return next_function(*args, **kwargs)
             path = "/".join(context.module.path)
-            if not isinstance(context.module, linen.BatchNorm):
+            if model_layers.is_flax(context.module):
                 _check_ours(path for meant in self._is_meant if meant(path))
                 return next_function(*args, **kwargs)
             self._seen.add(path)
-            token = FROZEN.set(self._frozen(path, FROZEN.get()))
+            token = FROZEN.set(_applied(rules, path))
             try:
                 return next_function(*args, **kwargs)
             finally:
                 FROZEN.reset(token)
 
-        # Part of what `jit` looks a trace up by: one of layers that are not frozen, or
-        # of other rules, is not used again.
-        with (
-            xla_metadata.set_xla_metadata(jaxbn_frozen=self._number),
-            nn.intercept_methods(give_frozen),
-        ):
-            result = self.function(*args, **kwargs)
+        token = _RULES.set(rules)
+        try:
+            # Part of what `jit` looks a trace up by: one of layers that are not frozen,
+            # or of other rules, is not used again.
+            with (
+                xla_metadata.set_xla_metadata(jaxbn_frozen=_number(rules)),
+                nn.intercept_methods(give_frozen),
+            ):
+                result = self.function(*args, **kwargs)
+        finally:
+            _RULES.reset(token)
+        seen = self._all_seen(rules)
         for rule, is_meant in zip(self.rules, self._is_meant, strict=True):
-            meant = filter(is_meant, self._seen)
-            selection.check_any(rule.where, meant, self._seen)
+            selection.check_any(rule.where, filter(is_meant, seen), seen)
         return result
 
-    def _frozen(self, path: str, frozen: Frozen) -> Frozen:
-        """What the rules make of what is frozen already."""
-        for rule, is_meant in zip(self.rules, self._is_meant, strict=True):
-            frozen = rule.applied(frozen) if is_meant(path) else frozen
-        return frozen
+    def _all_seen(self, rules: tuple[_Rule, ...]) -> frozenset[str]:
+        """Returns the paths of all layers that the function runs.
+
+        Where `jit` uses a trace again, its layers are not seen again. A function with
+        the same rules has seen them when it was made.
+        """
+        mine = frozenset(self._seen)
+        known = _SEEN.setdefault(rules, set())
+        known.add(mine)
+        return mine.union(*(each for each in known if mine <= each))
 
 
-_NUMBERS = itertools.count()
+def frozen_now(path: str) -> Frozen:
+    """Returns what is frozen of a Linen layer by the functions that run at the moment.
+
+    Args:
+      path: of the layer.
+    """
+    return _applied(_RULES.get(), path)
+
+
+def _applied(rules: tuple[_Rule, ...], path: str) -> Frozen:
+    """Returns what the rules freeze of a layer, one after another."""
+    frozen = Frozen()
+    for rule in rules:
+        if selection.as_predicate(rule.where)(path):
+            frozen = rule.applied(frozen)
+    return frozen
+
+
+def _number(rules: tuple[_Rule, ...]) -> int:
+    """Returns the number of these rules in this process."""
+    return _NUMBERS.setdefault(rules, len(_NUMBERS))
+
+
+# The rules of all frozen functions that run, from the outermost to the innermost.
+_RULES: contextvars.ContextVar[tuple[_Rule, ...]] = contextvars.ContextVar(
+    "_RULES", default=()
+)
+_NUMBERS: dict[tuple[_Rule, ...], int] = {}
+# The layers that functions have run, each function with the rules of the key.
+_SEEN: dict[tuple[_Rule, ...], set[frozenset[str]]] = {}

@@ -30,7 +30,6 @@ def batch_norm_train(
     axis_index_groups: Sequence[Sequence[int]] | None = None,
     group_size: grouping.GroupSize | None = None,
     unbiased: bool = True,
-    pool_groups: bool = True,
     residual: jax.typing.ArrayLike | None = None,
     activation: str | None = None,
     in_place: bool = False,
@@ -40,7 +39,6 @@ def batch_norm_train(
     force_float32_reductions: bool = True,
     estimator: estimation.Statistics | None = None,
     sync: sync_policies.Policy | None = None,
-    name: str | None = None,
 ) -> tuple[jax.Array, running.BatchStats]:
     """Normalises a batch by its own statistics and moves the running ones.
 
@@ -52,7 +50,7 @@ def batch_norm_train(
       x: `[N, ..., C]`; integers are promoted to float32.
       scale: `[C]`, or None for 1.
       bias: `[C]`, or None for 0.
-      batch_stats: running statistics, `[C]` each, float32.
+      batch_stats: running statistics, `[C]` each, float32. Half precision is widened.
       axis: channel axis or axes of `x`; all others are reduced. `C` then stands for
         their sizes in ascending order.
       momentum: weight of the OLD running statistics.
@@ -69,11 +67,10 @@ def batch_norm_train(
         examples per group: the batch is normalised in parts (Ghost Batch
         Normalization), without a collective where parts follow the shards. "local": a
         device each; under jit on a mesh of Explicit axes, or on one of a single axis,
-        on which `x` lies or that `jax.set_mesh` gives.
+        on which `x` lies or that `jax.set_mesh` gives. The running statistics of groups
+        are those of the whole batch (law of total variance).
       unbiased: move the running variance towards `var * m / (m - 1)` (the paper,
         PyTorch), m counting the global batch; False: towards `var` (Flax).
-      pool_groups: True: the running statistics of groups are those of the whole batch
-        (law of total variance); False: the mean of the groups' own.
       residual: of the shape of `x`, added before the activation.
       activation: "relu", "leaky_relu" (0.01), "silu", "gelu" (tanh) or None. The
         backward pass recomputes what its derivative needs: nothing more is kept.
@@ -102,10 +99,10 @@ def batch_norm_train(
         their statistics: one of `jaxbn.sync_policies`. Default: those along `axis_name`
         exactly, parts not at all. One that remembers earlier steps needs
         `sync_policies.WithSync(batch_stats, state)` in the place of `batch_stats`.
-      name: of the layer, for warnings.
 
     Returns:
-      `y` of the shape of `x`, and the new `BatchStats`, shapes and dtypes unchanged. A
+      `y` of the shape of `x`, and the new `BatchStats`, with unchanged shapes, and
+      unchanged dtypes but for half precision. A
       channel keeps its statistics where the batch has fewer than two valid values for
       it or where its moments are not finite.
 
@@ -121,10 +118,12 @@ def batch_norm_train(
       TypeError: if `batch_stats` is not a `BatchStats`, if `x` is complex and its mean
         is not, or `x` is real and `scale`, `bias` or `residual` is not; if `x` is
         complex and there is an `activation`; if `epsilon` is traced, `dtype` of
-        integers, `in_place` not a bool, or `group_size` neither an int nor "local".
+        integers, `in_place` not a bool, or `group_size` neither an int nor "local"; if
+        a loop such as `lax.scan` carries `batch_stats` of half precision.
 
     Warns:
-      UserWarning: if the shapes leave one value per channel, which has no variance.
+      UserWarning: if the shapes leave one value per channel, which has no variance, or
+        if `batch_stats` has half precision.
 
     Example:
       >>> import jax.numpy as jnp
@@ -147,6 +146,8 @@ def batch_norm_train(
     follow = estimation.as_estimator("estimator", estimator, momentum, unbiased)
     if estimator is not None:
         estimation.check_state(follow, batch_stats)
+    if force_float32_reductions:
+        batch_stats = estimation.widened(batch_stats)
     x, scale, bias, feature_axes = checks.as_arrays(
         x,
         scale,
@@ -160,7 +161,7 @@ def batch_norm_train(
         x, epsilon=epsilon, dtype=dtype, activation=activation, in_place=in_place
     )
     variance = checks.as_variance(variance, use_fast_variance)
-    devices = grouping.as_devices(axis_name, axis_index_groups, group_size, pool_groups)
+    devices = grouping.as_devices(axis_name, axis_index_groups, group_size)
     grouping.check_split(x, devices)
     how = reduction.Reduction(
         feature_axes,
@@ -172,12 +173,12 @@ def batch_norm_train(
     if devices is None and group_size is not None:
         examples = grouping.examples_per_group(x, feature_axes, group_size)
     stats = follow.estimate(batch_stats)
-    call = Call(how, output, x, scale, bias, mask, residual, stats, examples, name)
+    call = Call(how, output, x, scale, bias, mask, residual, stats, examples)
     if sync is None:
         y, moments = call.normalized()
     else:
         y, moments, sync_state = sync_policies.normalize(sync, call, sync_state)
-    batch_stats = estimation.moved(follow, batch_stats, moments, pool_groups)
+    batch_stats = estimation.moved(follow, batch_stats, moments)
     made: Any = batch_stats
     if sync_state:
         made = sync_policies.WithSync(batch_stats, sync_state)
@@ -188,7 +189,7 @@ def batch_norm_inference(
     x: jax.typing.ArrayLike,
     scale: jax.typing.ArrayLike | None,
     bias: jax.typing.ArrayLike | None,
-    batch_stats: running.BatchStats,
+    batch_stats: Any,
     *,
     axis: int | Sequence[int] = -1,
     epsilon: float = 1e-5,
@@ -204,7 +205,10 @@ def batch_norm_inference(
       x: `[N, ..., C]`; integers are promoted to float32.
       scale: `[C]`, or None for 1.
       bias: `[C]`, or None for 0.
-      batch_stats: running statistics, `[C]` each.
+      batch_stats: running statistics, `[C]` each: all that `batch_norm_train` returns
+        beside `y`, with any of `jaxbn.estimators` and of `jaxbn.sync_policies`. For an
+        estimator of your own whose state has no `mean` and `var`, give
+        `estimator.estimate(state)`.
       axis: channel axis or axes of `x`.
       epsilon: added to the variance.
       residual: as `batch_norm_train`.
@@ -226,6 +230,9 @@ def batch_norm_inference(
     References:
       Ioffe and Szegedy, arXiv:1502.03167, Algorithm 2, step 11.
     """
+    if isinstance(batch_stats, sync_policies.WithSync):
+        batch_stats = batch_stats.batch_stats
+    batch_stats = estimation.as_batch_stats(batch_stats)
     x, scale, bias, feature_axes = checks.as_arrays(x, scale, bias, batch_stats, axis)
     residual = checks.as_residual(residual, x)
     output = checks.as_output(x, epsilon=epsilon, dtype=dtype, activation=activation)

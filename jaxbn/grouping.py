@@ -22,7 +22,6 @@ def as_devices(
     axis_name: reduction.AxisName | None,
     axis_index_groups: Sequence[Sequence[int]] | None,
     group_size: GroupSize | None,
-    pooled: bool = True,
 ) -> reduction.Devices | None:
     """The devices along a mapped axis and their groups; None without an axis name.
 
@@ -30,7 +29,6 @@ def as_devices(
       axis_name: bound name(s).
       axis_index_groups: as of `batch_norm_train`.
       group_size: as of `batch_norm_train`.
-      pooled: whether the moments of groups are wanted only together.
 
     Raises:
       ValueError: if the name is not bound, if there are groups but no name, or both
@@ -56,11 +54,11 @@ def as_devices(
     if group_size is not None:
         axis_index_groups = _neighbours(group_size, size)
     if axis_index_groups is None:
-        return reduction.Devices(axis_name, size, None, pooled)
+        return reduction.Devices(axis_name, size)
     groups = tuple(tuple(int(index) for index in group) for group in axis_index_groups)
     _check_partition(groups, size)
     parted = groups if len(groups) > 1 else None
-    return reduction.Devices(axis_name, size, parted, pooled)
+    return reduction.Devices(axis_name, size, parted)
 
 
 def axis_size(axis_name: reduction.AxisName) -> int:

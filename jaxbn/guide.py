@@ -170,6 +170,17 @@ Weight decay and momentum move what has no gradient, too; so mask it:
 Other layers in the place of these: `jaxbn.replace` in an NNX model, by path; a Linen
 model takes them as a field, `norm: Callable = linen.BatchNorm`.
 
+**My model comes from a package that is written for Flax.** `patch_flax` puts these
+layers in the place of `flax.linen.BatchNorm` and `flax.nnx.BatchNorm`, by a plain call
+or in a `with` statement. Its options are the defaults of the layers. Patch before the
+package is imported, because its code may keep the class that it finds then. All tools
+know the layers, also after the patch.
+
+  >>> with jaxbn.patch_flax(unbiased=False):
+  ...     layer = nn.BatchNorm(momentum=0.9)  # The package makes it in this way.
+  >>> isinstance(layer, linen.BatchNorm), layer.unbiased
+  (True, False)
+
 **I accumulate gradients.** Parts that are applied one by one would move the statistics
 k times by their noisy moments. `micro_batches=k` moves them once, by the moments of all
 parts together. Each part is still normalised by its own.
@@ -186,13 +197,24 @@ instead, and `move_batch_stats` makes one update by the passes that should count
   >>> stats = jaxbn.move_batch_stats(variables["batch_stats"], both["batch_moments"])
 
 For SAM drop what the second pass returns. A pass that should move nothing takes
-`update_running_average=False`, and needs no `mutable`.
+`update_running_average=False`, and needs no `mutable`. If other modules keep state in
+the collection `batch_stats`, such as a counter or `nn.SpectralNorm`, name it in
+`mutable` as well: their state moves in every pass, and that of the layers stays.
 
 **And under `nn.scan`, `nn.vmap`, `nn.remat`?** Statistics are stacked like parameters:
-`variable_axes={"params": 0, "batch_stats": 0}`, with "batch_moments" for the above.
-Where all steps of a scan share them, `variable_carry="batch_stats"`; call the cell once
-outside while initialising, as Flax cannot make a carried variable inside. Recomputation
-moves them once.
+`variable_axes={"params": 0, "batch_stats": 0}`. Where all steps of a scan share them,
+`variable_carry="batch_stats"`; call the cell once outside while initialising, as Flax
+cannot make a carried variable inside. `nn.cond` and `nn.switch` need every branch to be
+called once while initialising. Recomputation moves the statistics once.
+
+To collect moments inside, give the collection `batch_moments` the same axis as
+`batch_stats`, or carry both: `variable_carry=["batch_stats", "batch_moments"]`. Inside
+of `nn.cond`, `nn.switch`, `nn.while_loop` and carries it must exist before the pass.
+`recalibrate` and `micro_batches` see to that; by hand it is this line:
+
+  >>> given = variables | {
+  ...     "batch_moments": jaxbn.init_batch_moments(variables["batch_stats"])}
+  >>> _, one = net.apply(given, x[:8], True, mutable=["batch_stats", "batch_moments"])
 
 **What do I save?** Both collections; the whole `TrainState` has optimiser, step and key
 besides, so that a run goes on bit for bit. Flax's layer reads and writes the same
@@ -209,7 +231,9 @@ state)` or `c.restore(path, begin(net))`; its end waits for the file.
 `dtype`, and the variance is the stable one; `use_fast_variance=True` is Flax's, which
 cancels where the mean is large; `diagnose` counts such channels. Channels of a batch
 that are not finite leave the running statistics as they are. Leave `dtype` to the
-layers: statistics need no cast of your own.
+layers: statistics need no cast of your own. If you cast all variables to half
+precision, leave `batch_stats` out: a moving average stalls there. Training computes and
+returns such statistics in float32, and warns; a `lax.scan` that carries them raises.
 
 **How do I ship the model?** `fold` puts normalisation into the layers beside it, and
 says what it could not. The result evaluates to the same up to rounding, and can go

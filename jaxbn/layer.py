@@ -4,15 +4,23 @@ A layer holds fields and variables. Which statistics normalise, which of them mo
 what is trained is decided here, and the functional form is called.
 """
 
+import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbn import checks, estimation, functional, switches, sync_policies
+from jaxbn import (
+    checks,
+    estimation,
+    functional,
+    moments_collection,
+    switches,
+    sync_policies,
+)
 from jaxbn.core import estimators, moments, passes, reduction, running
 
 # Fields of a layer that `batch_norm_train` takes under the same name.
@@ -21,7 +29,6 @@ _OPTIONS = (
     "momentum",
     "epsilon",
     "unbiased",
-    "pool_groups",
     "activation",
     "in_place",
     "variance",
@@ -114,8 +121,18 @@ def init_sync(
 
 
 def before_the_first_pass(layer: Layer, state: Any) -> passes.Passes:
-    """What a layer that collects moments has collected so far: nothing."""
+    """Returns what a layer that collects moments has collected so far: nothing."""
+    if layer.force_float32_reductions:
+        state = estimation.widened(state)
     return passes.before_the_first(estimator(layer), state)
+
+
+@contextlib.contextmanager
+def _no_warnings() -> Iterator[None]:
+    """Lets no warning of users pass: one example is often enough to initialise."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
 
 
 def apply(
@@ -133,7 +150,7 @@ def apply(
     residual: jax.typing.ArrayLike | None,
     dtype: jax.typing.DTypeLike,
     initializing: bool,
-    name: str | None,
+    path: str = "",
 ) -> tuple[jax.Array, Any, sync_policies.State]:
     """The output of a layer, its new running statistics and the state of its policy.
 
@@ -155,27 +172,29 @@ def apply(
       residual: as `jaxbn.batch_norm_train`.
       dtype: of the output.
       initializing: True: nothing moves, and no axis name need be bound.
-      name: of the layer, for warnings.
+      path: of the layer in its model, for messages.
     """
     scale = scale if on.train_scale else jax.lax.stop_gradient(scale)
     bias = bias if on.train_bias else jax.lax.stop_gradient(bias)
 
+    moves = on.update_running_average and not initializing
+    if not moves:  # The backward pass of such a call sends nothing to other workers.
+        sync_state = jax.lax.stop_gradient(sync_state)
     follow = estimator(layer)
     state = estimation.as_complex(follow, state) if jnp.iscomplexobj(x) else state
     if collecting:
         state = passes.before_the_first(follow, state)
         if collected is not None:
+            moments_collection.check_shapes(path, collected.mean, state.moments.mean)
             state = state._replace(moments=collected)
-        follow = passes.accumulating(follow)
+        follow = passes.Accumulating(follow)
 
     def train() -> tuple[jax.Array, Any, sync_policies.State]:
         groups = {} if initializing else {o: getattr(layer, o) for o in _GROUPS}
         remembers = bool(sync_state) and not initializing
         if remembers and collecting:  # A pass is no step.
             groups["sync"], remembers = sync_policies.Exact(), False
-        with warnings.catch_warnings():
-            if initializing:  # One example is often enough for that.
-                warnings.simplefilter("ignore", UserWarning)
+        with _no_warnings() if initializing else contextlib.nullcontext():
             with_sync = sync_policies.WithSync(state, sync_state)
             y, moved = functional.batch_norm_train(
                 x,
@@ -187,7 +206,6 @@ def apply(
                 dtype=dtype,
                 # The default needs no check of its state at every call.
                 estimator=follow if collecting or layer.statistics != "ema" else None,
-                name=name,
                 **groups,
                 **{option: getattr(layer, option) for option in _OPTIONS},
             )
@@ -216,5 +234,4 @@ def apply(
             _, moved, synced = train()
     else:
         y, moved, synced = train()
-    moves = on.update_running_average and not initializing
-    return y, moved if moves else None, synced
+    return (y, moved, synced) if moves else (y, None, {})

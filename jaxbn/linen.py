@@ -63,8 +63,6 @@ class BatchNorm(nn.Module):
         examples that do. "local": a device each. See `jaxbn.batch_norm_train`.
       unbiased: move the running variance towards `var * m / (m - 1)`, `m` counting the
         global batch (the paper, PyTorch); False: towards `var`, as in Flax.
-      pool_groups: True: running statistics of groups are those of the whole batch;
-        False: the mean of the groups' own.
       activation: applied to the result: "relu", "leaky_relu", "silu", "gelu" or None.
         The backward pass recomputes what it needs, and keeps nothing more.
       variance: how it is computed: "auto" (the form that is cheapest where the program
@@ -103,7 +101,6 @@ class BatchNorm(nn.Module):
     force_float32_reductions: bool = True
     group_size: GroupSize | None = dataclasses.field(default=None, kw_only=True)
     unbiased: bool = dataclasses.field(default=True, kw_only=True)
-    pool_groups: bool = dataclasses.field(default=True, kw_only=True)
     activation: str | None = dataclasses.field(default=None, kw_only=True)
     in_place: bool = dataclasses.field(default=False, kw_only=True)
     variance: reduction.Variance = dataclasses.field(default="auto", kw_only=True)
@@ -172,7 +169,7 @@ class BatchNorm(nn.Module):
             residual=residual,
             dtype=dtypes.canonicalize_dtype(x, scale, bias, dtype=self.dtype),
             initializing=self.is_initializing(),
-            name="/".join(self.path) or None,
+            path="/".join(self.path),
         )
         if moved is not None and collecting:
             for name, value in moments_collection.as_variables(moved).items():
@@ -241,7 +238,10 @@ class BatchNorm(nn.Module):
     def _collected(self):
         """The moments of the passes before this one; None if it is the first."""
         given = self.get_variable(moments_collection.NAME, "moments")
-        return None if given is None else moments.Moments(*given)
+        if given is None:
+            moments_collection.check_can_be_made("/".join(self.path))
+            return None
+        return moments.Moments(*given)
 
     @nn.nowrap
     def _param(self, name, shape):

@@ -1,26 +1,48 @@
 """The `BatchNorm` layers of a whole model, Linen or NNX, and the calls that it makes.
 
+A layer is jaxbn's or Flax's. Ask `is_ours` first: somebody may have put jaxbn's classes
+in the place of `flax.linen.BatchNorm` and `flax.nnx.BatchNorm`, so these names say
+nothing about whose layer it is.
+
 A hook stands between a model and its layers: it is given every call and returns what
-the layer would have returned.
+the layer would have returned. It stands at the call of jaxbn's or Flax's class itself.
+A subclass of them may have a call of its own, which reaches the hook by
+`super().__call__`.
 """
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 from flax import nnx
 
-from jaxbn import linen
+from jaxbn import linen, moments_collection
 from jaxbn import nnx as jaxbn_nnx
 
 Path = tuple[str, ...]
 Kinds = tuple[type, ...]
 
-LINEN: Kinds = (linen.BatchNorm, nn.BatchNorm)
-NNX: Kinds = (jaxbn_nnx.BatchNorm, nnx.BatchNorm)
+
+def _flax_classes(root: type, module: str) -> Kinds:
+    """Returns the classes named `BatchNorm` that a module of Flax has defined.
+
+    The name in the module may be bound to another class by now.
+    """
+    return tuple(
+        kind
+        for kind in root.__subclasses__()
+        if (kind.__module__, kind.__name__) == (module, "BatchNorm")
+    )
+
+
+FLAX_LINEN = _flax_classes(nn.Module, "flax.linen.normalization")
+FLAX_NNX = _flax_classes(nnx.Module, "flax.nnx.nn.normalization")
+LINEN: Kinds = (linen.BatchNorm, *FLAX_LINEN)
+NNX: Kinds = (jaxbn_nnx.BatchNorm, *FLAX_NNX)
 
 
 class Call(NamedTuple):
@@ -34,6 +56,31 @@ class Call(NamedTuple):
 
 
 Hook = Callable[[Call], jax.Array]
+
+
+def is_ours(layer: Any) -> bool:
+    """Returns whether an object is a layer of jaxbn, of Linen or NNX.
+
+    Example:
+      >>> is_ours(linen.BatchNorm()), is_ours(FLAX_LINEN[0]())
+      (True, False)
+    """
+    return isinstance(layer, (linen.BatchNorm, jaxbn_nnx.BatchNorm))
+
+
+def is_flax(layer: Any) -> bool:
+    """Returns whether an object is a layer of Flax, of Linen or NNX, and not jaxbn's.
+
+    Example:
+      >>> is_flax(linen.BatchNorm()), is_flax(FLAX_LINEN[0]())
+      (False, True)
+    """
+    return isinstance(layer, (*FLAX_LINEN, *FLAX_NNX)) and not is_ours(layer)
+
+
+def base_class(layer: Any) -> type[Any]:
+    """Returns the class of jaxbn or Flax that a layer is of, or of a subclass of."""
+    return next(kind for kind in (*LINEN, *NNX) if isinstance(layer, kind))
 
 
 def check_variables(model: nn.Module | nnx.Module, variables: Any) -> None:
@@ -71,7 +118,8 @@ def check_collectable(model: nnx.Module) -> None:
     Raises:
       ValueError: with the paths of those.
     """
-    theirs = sorted("/".join(path) for path in nnx_layers(model, (nnx.BatchNorm,)))
+    layers = nnx_layers(model).items()
+    theirs = sorted("/".join(path) for path, layer in layers if is_flax(layer))
     if theirs:
         raise ValueError(
             f"The moments of {theirs} could not be collected: layers must be those of "
@@ -80,12 +128,50 @@ def check_collectable(model: nnx.Module) -> None:
 
 
 @contextlib.contextmanager
+def every_layer_collects() -> Iterator[None]:
+    """Raises where a layer of a Linen model moves its statistics instead of collecting.
+
+    Raises:
+      ValueError: from within, with the path of the layer.
+    """
+
+    def check(call: Call) -> jax.Array:
+        before = call.layer.get_variable("batch_stats", "mean")
+        y = call.proceed()
+        after = call.layer.get_variable("batch_stats", "mean")
+        # While tracing values cannot be compared; one that stayed is the same object.
+        if before is not None and after is not before:
+            path = "/".join(call.path)
+            raise ValueError(
+                f"The moments of layer {path!r} could not be collected. The layer must "
+                f"be jaxbn's. {moments_collection.ADVICE}"
+            )
+        return y
+
+    with hooked_linen(check):
+        yield
+
+
+def is_call_of_linen(context: nn.module.InterceptorContext) -> bool:
+    """Returns whether a method that Flax intercepts is the call of a layer.
+
+    It is that of the class of jaxbn or Flax. Flax intercepts the one of a subclass,
+    too, which may take other arguments and do more than normalise.
+    """
+    layer, method = context.module, context.orig_method
+    if not isinstance(layer, LINEN) or not isinstance(method, functools.partial):
+        return False
+    base: Any = base_class(layer)
+    return method.func is inspect.unwrap(base.__call__)
+
+
+@contextlib.contextmanager
 def hooked_linen(hook: Hook, kinds: Kinds = LINEN):
     """Within it, calls of layers of Linen models go through the hook."""
 
     def intercept(next_function, args, kwargs, context):
         layer = context.module
-        if not isinstance(layer, kinds) or context.method_name != "__call__":
+        if not isinstance(layer, kinds) or not is_call_of_linen(context):
             return next_function(*args, **kwargs)
         proceed = functools.partial(next_function, *args, **kwargs)
         return hook(_call(layer, layer.path, proceed, args, kwargs))
@@ -104,22 +190,34 @@ def hook_nnx(hook: Hook, model: nnx.Module, kinds: Kinds = NNX) -> None:
         # The attribute is a static part of the layer, and passes transformations.
         layer._hook = functools.partial(_hooked_call, hook, path)
         if not getattr(type(layer), "_has_hook", False):
-            object.__setattr__(layer, "__class__", _hooked(type(layer)))
+            kind = _hooked(type(layer), base_class(layer))
+            object.__setattr__(layer, "__class__", kind)
 
 
 @functools.cache
-def _hooked(kind: type) -> type:
-    """The class of layers whose calls go through their hook."""
+def _hooked(kind: type, base: type) -> type:
+    """Returns the class of layers whose calls go through their hook.
 
-    class Hooked(kind):
+    The hook stands before `base` in the order in which methods are looked up, and after
+    subclasses of it.
+    """
+    hook = _hook_class(base)
+    bases = (hook,) if kind is base else (kind, hook)
+    return type(kind)(kind.__name__, bases, {"__module__": kind.__module__})
+
+
+@functools.cache
+def _hook_class(base: Any) -> type:
+    """Returns a subclass of `base` that gives its calls to the hook of the layer."""
+
+    class Hook(base):
         _has_hook = True
 
         def __call__(self, *args: Any, **kwargs: Any) -> jax.Array:
             proceed = functools.partial(super().__call__, *args, **kwargs)
             return self._hook(self, proceed, args, kwargs)
 
-    Hooked.__name__ = kind.__name__
-    return Hooked
+    return Hook
 
 
 def _hooked_call(hook: Hook, path: Path, layer, proceed, args, kwargs) -> jax.Array:

@@ -14,6 +14,9 @@ running statistics alone; `move_batch_stats` then makes one update of the whole.
   >>> stats = move_batch_stats(variables["batch_stats"], variables["batch_moments"])
   >>> bool(jnp.allclose(stats["mean"], x.mean(0), atol=1e-6))
   True
+
+Name "batch_stats" as well if other modules keep state there, such as a counter or
+`nn.SpectralNorm`: their state moves in every pass, and that of the layers stays.
 """
 
 from collections.abc import Mapping
@@ -21,71 +24,167 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxbn import stats_tree
+from jaxbn import call_site
 from jaxbn.core import moments as moments_lib
-from jaxbn.core import passes
+from jaxbn.core import passes, running
 
 NAME = "batch_moments"
 
 
-def move_batch_stats(batch_stats: Any, batch_moments: Any) -> Any:
-    """The running statistics after one update by the moments of all passes.
+def init_batch_moments(batch_stats: Any) -> Any:
+    """Returns the collection `batch_moments` before the first pass.
 
-    Every layer moves as it does in training, by its own momentum and `statistics`.
-    Layers that collected nothing keep what they have.
+    The first pass makes the collection by itself, except where it runs layers in
+    `nn.cond`, `nn.switch`, `nn.while_loop` or an `nn.scan` that carries it. These
+    cannot make a variable and need it before, and so does a `lax.scan` over passes.
 
     Args:
-      batch_stats: the collection before the passes.
-      batch_moments: the collection that they filled.
+      batch_stats: the collection of a model, or that of one layer.
 
     Returns:
-      `batch_stats`, same structure, shapes and dtypes.
+      Zeros for every layer, which `move_batch_stats` takes for no pass.
+
+    Example:
+      >>> given = {"bn": running.init_batch_stats(2)._asdict()}
+      >>> init_batch_moments(given)["bn"]["moments"][0]  # The count.
+      Array([0., 0.], dtype=float32)
+      >>> move_batch_stats(given, init_batch_moments(given))["bn"]["var"]
+      Array([1., 1.], dtype=float32)
     """
     if not isinstance(batch_stats, Mapping):
+        return {}
+    inner = {name: init_batch_moments(part) for name, part in batch_stats.items()}
+    made = {name: part for name, part in inner.items() if part}
+    # A layer keeps numbers; an integer beside them counts something of a subclass.
+    leaves = {
+        name: leaf
+        for name, leaf in batch_stats.items()
+        if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)
+    }
+    if {"mean", "var"} <= set(leaves):
+        stats = running.BatchStats(leaves["mean"], leaves["var"])
+        none = passes.no_moments(stats)
+        made |= {"moments": tuple(none), "moved": leaves}
+    return made
+
+
+def before_the_first_pass(batch_stats: Any, shapes: Any) -> Any:
+    """Returns the collection before the first pass, in the structure that a pass gives.
+
+    Args:
+      batch_stats: the collection of the model.
+      shapes: shapes and dtypes of the collection after a pass.
+
+    Raises:
+      ValueError: if moments have another shape than the statistics.
+    """
+    return _before_the_first_pass(batch_stats, shapes, ())
+
+
+def _before_the_first_pass(batch_stats: Any, shapes: Any, path: tuple[str, ...]) -> Any:
+    if _is_of_a_layer(shapes):
+        for name, leaf in shapes["moved"].items():
+            check_shapes("/".join(path), leaf, batch_stats[name])
+    made: dict[str, Any] = {}
+    for name, part in shapes.items():
+        if name == "moments":
+            made[name] = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), part)
+        elif name == "moved":
+            made[name] = {
+                each: jnp.asarray(batch_stats[each], like.dtype)
+                for each, like in part.items()
+            }
+        else:
+            made[name] = _before_the_first_pass(batch_stats[name], part, (*path, name))
+    return made
+
+
+def move_batch_stats(batch_stats: Any, batch_moments: Any) -> Any:
+    """Returns the running statistics after one update by the moments of all passes.
+
+    Every layer moves as it does in training, by its own momentum and `statistics`.
+    Layers that collected nothing keep what they have, and so do other modules.
+
+    Args:
+      batch_stats: the collection after the passes; the layers did not move it.
+      batch_moments: the collection that the passes filled.
+
+    Returns:
+      `batch_stats`, same structure and shapes.
+
+    Raises:
+      ValueError: if the moments of a layer have another shape than its statistics.
+    """
+    return _moved(batch_stats, batch_moments, ())
+
+
+def _moved(batch_stats: Any, batch_moments: Any, path: tuple[str, ...]) -> Any:
+    if not isinstance(batch_stats, Mapping):
         return batch_stats
+    moved = {
+        name: _moved(stats, batch_moments[name], (*path, name))
+        if name in batch_moments
+        else stats
+        for name, stats in batch_stats.items()
+    }
     if _is_of_a_layer(batch_moments):
-        moved = {**batch_stats, **batch_moments["moved"]}
-    else:
-        moved = {
-            name: move_batch_stats(stats, batch_moments[name])
-            if name in batch_moments
-            else stats
-            for name, stats in batch_stats.items()
-        }
+        # Another module may keep a mean and a variance too. It collects nothing, and
+        # what `init_batch_moments` took from it is old by now.
+        collected = jnp.any(batch_moments["moments"][0] > 0)
+        for name, new in batch_moments["moved"].items():
+            check_shapes("/".join(path), new, batch_stats[name])
+            moved[name] = jnp.where(collected, new, batch_stats[name])
     kind: Any = type(batch_stats)  # dict or FrozenDict
     return kind(moved)
 
 
-def check_all_collected(before: Any, after: Any, batch_moments: Any) -> None:
-    """Checks that no layer moved its statistics instead of collecting moments.
-
-    Under `jit` values cannot be compared; a leaf that was not written is the same
-    object.
+def check_shapes(path: str, collected: Any, statistics: Any) -> None:
+    """Checks that what a layer collected has the shape of its statistics.
 
     Args:
-      before: the collection `batch_stats` that a model was given.
-      after: the one that it wrote.
-      batch_moments: what it collected.
+      path: of the layer, for the message.
+      collected: mean of the moments, or a statistic moved by them.
+      statistics: the mean or the statistic of the layer.
 
     Raises:
-      ValueError: with the paths of the layers that did.
+      ValueError: if the shapes differ.
     """
-    old, new = stats_tree.pairs(before), stats_tree.pairs(after)
-    moved = {
-        path for path in new if path in old and new[path].mean is not old[path].mean
-    }
-    hidden = sorted("/".join(path) for path in moved - set(moments_of(batch_moments)))
-    if hidden:
+    if np.shape(collected) != np.shape(statistics):
         raise ValueError(
-            f"The moments of {hidden} could not be collected. Layers must be those of "
-            "jaxbn, and `nn.scan` and `nn.vmap` must be given the collection: "
-            "`variable_axes={..., 'batch_moments': 0}`."
+            f"The moments of layer {path!r} must have the shape of its statistics, "
+            f"{np.shape(statistics)}, got {np.shape(collected)}. {ADVICE}"
         )
 
 
+def check_can_be_made(path: str) -> None:
+    """Checks that the first pass of a layer can make its part of the collection.
+
+    Args:
+      path: of the layer, for the message.
+
+    Raises:
+      ValueError: inside of a transformation of Flax that cannot make variables.
+    """
+    if call_site.is_in_branch_of_flax():
+        raise ValueError(
+            f"The collection 'batch_moments' of layer {path!r} must exist before "
+            "`nn.cond`, `nn.switch` and `nn.while_loop`, which make no variables, got "
+            "none; give `jaxbn.init_batch_moments(batch_stats)` with the variables."
+        )
+
+
+ADVICE = (
+    "`nn.scan`, `nn.vmap` and `nn.while_loop` must treat 'batch_moments' as they treat "
+    "'batch_stats'. Where layers are stacked, give both the same axis: "
+    "`variable_axes={..., 'batch_stats': 0, 'batch_moments': 0}`. Where all steps "
+    "share a layer, carry both: `variable_carry=['batch_stats', 'batch_moments']`."
+)
+
+
 def moments_of(batch_moments: Any) -> dict[tuple[str, ...], moments_lib.Moments]:
-    """The moments of every layer, by its path.
+    """Returns the moments of every layer, by its path.
 
     Example:
       >>> moments_of({"bn": {"moments": (1, 2, 3, 4), "moved": {}}})
@@ -96,7 +195,7 @@ def moments_of(batch_moments: Any) -> dict[tuple[str, ...], moments_lib.Moments]
     def visit(path: tuple[str, ...], tree: Any) -> None:
         if _is_of_a_layer(tree):
             found[path] = moments_lib.Moments(*tree["moments"])
-        elif isinstance(tree, Mapping):
+        if isinstance(tree, Mapping):
             for name, part in tree.items():
                 visit((*path, name), part)
 
@@ -109,17 +208,8 @@ def _is_of_a_layer(tree: Any) -> bool:
 
 
 def as_variables(collected: passes.Passes) -> dict[str, Any]:
-    """What a layer keeps of its passes in the collection, as plain containers."""
+    """Returns what a layer keeps of its passes in the collection."""
     return {
         "moments": tuple(collected.moments),
         "moved": collected.moved._asdict(),
     }
-
-
-def zeros_like(batch_moments: Any) -> Any:
-    """The collection before the first pass, from its shapes.
-
-    Args:
-      batch_moments: arrays, or what `jax.eval_shape` says of them.
-    """
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), batch_moments)

@@ -93,7 +93,6 @@ class BatchNorm(nnx.Module):
         force_float32_reductions: bool = True,
         group_size: GroupSize | None = None,
         unbiased: bool = True,
-        pool_groups: bool = True,
         activation: str | None = None,
         in_place: bool = False,
         variance: reduction.Variance = "auto",
@@ -120,7 +119,6 @@ class BatchNorm(nnx.Module):
         self.force_float32_reductions = force_float32_reductions
         self.group_size = group_size
         self.unbiased = unbiased
-        self.pool_groups = pool_groups
         self.activation = activation
         self.in_place = in_place
         self.variance = variance
@@ -205,7 +203,6 @@ class BatchNorm(nnx.Module):
             residual=residual,
             dtype=promoted[0].dtype,
             initializing=False,
-            name=None,
         )
         if moved is not None and collected is not None:
             collected.set_value(moved)

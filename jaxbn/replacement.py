@@ -6,7 +6,7 @@ from typing import Any
 
 from flax import nnx
 
-from jaxbn import selection
+from jaxbn import layer, model_layers, nnx_variables, patching, selection
 from jaxbn.nnx import BatchNorm
 from jaxbn.selection import Where
 
@@ -32,7 +32,8 @@ def replace(
         itself. `jaxbn.folding.as_affine` is one.
       where: which layers; see `jaxbn.selection.Where`.
       **options: instead of `make`: of `jaxbn.nnx.BatchNorm`. The layer with the
-        variables and the attributes of the old one, and these options.
+        variables and the attributes of the old one, and these options. Under another
+        estimator its statistics count as established, and the next batch moves them.
 
     Returns:
       The new model; variables are copies.
@@ -70,7 +71,7 @@ def replace(
     meant: list[str] = []
 
     def replaced(keys: tuple[Any, ...], node: Any) -> Any:
-        if not isinstance(node, (BatchNorm, nnx.BatchNorm)):
+        if not isinstance(node, model_layers.NNX):
             return node
         path = "/".join(map(str, keys))
         paths.append(path)
@@ -86,7 +87,7 @@ def replace(
 
 def _with_options(norm: Any, options: dict[str, Any]) -> BatchNorm:
     """A layer of jaxbn with the attributes and the variables of another."""
-    if type(norm) not in (BatchNorm, nnx.BatchNorm):
+    if type(norm) not in model_layers.NNX and not patching.is_made(type(norm)):
         raise TypeError(
             f"`{type(norm).__name__}` is a class of its own, whose options cannot be "
             "set; give `make`."
@@ -94,9 +95,23 @@ def _with_options(norm: Any, options: dict[str, Any]) -> BatchNorm:
     names = set(inspect.signature(BatchNorm.__init__).parameters) - {"rngs", "self"}
     given = {name: getattr(norm, name) for name in names if hasattr(norm, name)}
     new = BatchNorm(**{**given, **options}, rngs=nnx.Rngs(0))
+    others = () if _same_state(norm, new) else layer.state_type(new)._fields
     for name, value in vars(norm).items():
+        if name in others and name not in ("mean", "var"):
+            continue  # What an estimator keeps means nothing to another one.
         if isinstance(getattr(new, name, None), nnx.Variable) and value is not None:
             setattr(new, name, value)
     if isinstance(norm, BatchNorm):
         new.frozen = norm.frozen
     return new
+
+
+def _same_state(old: Any, new: BatchNorm) -> bool:
+    """Returns whether both layers follow the batches by the same kind of state."""
+    if not isinstance(old, BatchNorm):
+        return False
+    if type(layer.estimator(old)) is not type(layer.estimator(new)):
+        return False
+    states = [nnx_variables.read(each, layer.state_type(each)) for each in (old, new)]
+    shapes = [[leaf.shape for leaf in state] for state in states]
+    return shapes[0] == shapes[1]

@@ -4,6 +4,7 @@ For layers without an `axis_name`, whose statistics drift apart from device to d
 Call these where the axis is bound: inside pmap, shard_map or vmap.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,16 +15,18 @@ from jaxbn.core import moments, reduction
 
 
 def sync_batch_stats(batch_stats: Any, axis_name: reduction.AxisName) -> Any:
-    """Statistics of all replicas together, the same on each.
+    """Returns the statistics of all replicas together, the same on each.
 
-        mean = mean over replicas of mean_r
-        var  = mean over replicas of (var_r + |mean_r - mean|^2)
+        mean = average over replicas of mean_r
+        var  = average over replicas of (var_r + |mean_r - mean|^2)
 
-    A plain `pmean` forgets that the means of the replicas differ. Replicas count alike.
+    A plain `pmean` forgets that the means of the replicas differ. Where the state of an
+    estimator has a `weight`, replicas weigh by it, so that one that saw no batch counts
+    nothing; else they count alike. All else in the state is averaged.
 
     Args:
-      batch_stats: `BatchStats`, or a tree of variables that holds pairs of `mean` and
-        `var`.
+      batch_stats: `BatchStats`, the state of an estimator, or a tree of variables that
+        holds pairs of `mean` and `var`.
       axis_name: bound axis or tuple of axes of the replicas.
 
     Returns:
@@ -41,12 +44,46 @@ def sync_batch_stats(batch_stats: Any, axis_name: reduction.AxisName) -> Any:
     """
     grouping.axis_size(axis_name)  # Raises if the name is not bound.
 
-    def merge(mean: jax.Array, var: jax.Array) -> tuple[jax.Array, jax.Array]:
-        merged = jax.lax.pmean(mean, axis_name)
-        spread = var + moments.abs_square(mean - merged)
-        return merged, jax.lax.pmean(spread, axis_name)
+    def merge(state: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        mean, var = state["mean"], state["var"]
+        average = _average(state.get("weight"), mean.ndim, axis_name)
+        merged = average(mean)
+        spread = average(var + moments.abs_square(mean - merged))
+        others = {name: _together(leaf, axis_name) for name, leaf in state.items()}
+        return {**others, "mean": merged, "var": spread}
 
-    return stats_tree.map_pairs(merge, batch_stats)
+    return stats_tree.map_states(merge, batch_stats)
+
+
+def _average(
+    weight: jax.Array | None, ndim: int, axis_name: reduction.AxisName
+) -> Callable[[jax.Array], jax.Array]:
+    """Returns a function that averages `[C]` arrays over the replicas.
+
+    Args:
+      weight: of this replica, `[C]`, or `[k, C]` of its slots; None: all count alike.
+      ndim: the number of channel axes.
+      axis_name: bound axis or axes of the replicas.
+    """
+    if weight is None:
+        return lambda values: jax.lax.pmean(values, axis_name)
+    weight = jnp.sum(weight, tuple(range(weight.ndim - ndim)))
+    total = jax.lax.psum(weight, axis_name)
+    # Where no replica has seen a batch, they count alike.
+    weight = jnp.where(total > 0, weight, 1)
+    total = jnp.where(total > 0, total, jax.lax.psum(1, axis_name))
+
+    def average(values: jax.Array) -> jax.Array:
+        return (jax.lax.psum(weight * values, axis_name) / total).astype(values.dtype)
+
+    return average
+
+
+def _together(leaf: jax.Array, axis_name: reduction.AxisName) -> jax.Array:
+    """Returns the average over replicas, or the largest where it must be an integer."""
+    if jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return jax.lax.pmean(leaf, axis_name)
+    return jax.lax.pmax(leaf, axis_name)
 
 
 def in_sync(tree: Any, axis_name: reduction.AxisName) -> jax.Array:

@@ -1,7 +1,8 @@
 """The one walk over all pairs of running mean and variance in a tree of variables.
 
 A pair is what has the names `mean` and `var` side by side, in any container that JAX
-knows: `BatchStats`, dict, FrozenDict, list, tuple, an NNX state; boxed values too.
+knows: `BatchStats`, dict, FrozenDict, list, tuple, an NNX state; boxed values too. The
+state of a layer is its pair and what an estimator keeps beside it.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,9 @@ import jax
 from jaxbn.core import running
 
 Path = tuple[str, ...]
+
+# They stand beside a pair in the state of an NNX model, and in a dict made of it.
+_PARAMETERS = ("scale", "bias")
 
 
 def pairs(tree: Any) -> dict[Path, running.BatchStats]:
@@ -46,7 +50,9 @@ def map_pairs(
 def map_states(
     function: Callable[[dict[str, jax.Array]], dict[str, jax.Array]], tree: Any
 ) -> Any:
-    """The same tree with every layer's state mapped, what stands beside a pair too.
+    """Returns the tree with every layer's state mapped, what stands beside a pair too.
+
+    The parameters that an NNX model has beside a pair are not part of the state.
 
     Example:
       >>> double = lambda state: {name: 2 * leaf for name, leaf in state.items()}
@@ -69,13 +75,30 @@ def _places(tree: Any) -> dict[Path, tuple[int, int]]:
 
 
 def _states(tree: Any) -> dict[Path, dict[str, int]]:
-    """Where the leaves of every layer with a pair stand among all."""
+    """Returns where the leaves of every layer's state stand among all leaves."""
     found: dict[Path, dict[str, int]] = {}
+    others = _leaves_of_other_variables(tree)
     for place, (keys, _) in enumerate(jax.tree_util.tree_leaves_with_path(tree)):
+        if place in others:
+            continue
         path = tuple(jax.tree_util.keystr((key,), simple=True) for key in keys)
         if path and path[-1] == "value":  # It is in a box, such as an NNX variable.
             path = path[:-1]
-        if path:
+        if path and path[-1] not in _PARAMETERS:
             found.setdefault(path[:-1], {})[path[-1]] = place
     pair = set(running.BatchStats._fields)
     return {path: names for path, names in found.items() if pair <= set(names)}
+
+
+def _leaves_of_other_variables(tree: Any) -> set[int]:
+    """Returns where the leaves of NNX variables stand that are no batch statistics."""
+    from flax import nnx  # Here, so that `import jaxbn` needs no Flax.
+
+    nodes = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, nnx.Variable))
+    found, place = set(), 0
+    for node in nodes:
+        size = len(jax.tree.leaves(node))
+        if isinstance(node, nnx.Variable) and not isinstance(node, nnx.BatchStat):
+            found |= set(range(place, place + size))
+        place += size
+    return found

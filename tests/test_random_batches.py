@@ -1,6 +1,6 @@
 """Random batches of every magnitude: finite in, finite out, and right where it can be.
 
-`JAXBN_BATCHES=100000 python -m pytest tests/jaxbn/test_random_batches.py` takes longer.
+`JAXBN_BATCHES=100000 python -m pytest tests/test_random_batches.py` takes longer.
 """
 
 import functools

@@ -40,8 +40,3 @@ def test_commands_are_complete():
         assert command.count("\n") == 1
     assert "-m experiments figure1" in main_job
     assert "-m pytest" in tests
-
-
-def test_pictures_and_links_exist():
-    for target in re.findall(r"\]\(([^)h][^)]*)\)", README):
-        assert (ROOT / target).exists(), target

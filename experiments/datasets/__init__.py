@@ -5,10 +5,10 @@ builders of MNIST, Fashion-MNIST and CIFAR-10 parse their files with TensorFlow;
 here keep their names, versions, features and registered checksums and parse with NumPy.
 """
 
+from experiments.datasets.pixels import PIXELS, binarize, flat_pixels
 from experiments.datasets.preparing import Prepare, prepare
 from experiments.datasets.reading import (
     Dataset,
-    binarize,
     flat,
     flat_splits,
     halved,
@@ -18,10 +18,12 @@ from experiments.datasets.reading import (
 )
 
 __all__ = [
+    "PIXELS",
     "Dataset",
     "Prepare",
     "binarize",
     "flat",
+    "flat_pixels",
     "flat_splits",
     "halved",
     "load",

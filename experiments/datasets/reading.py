@@ -68,11 +68,6 @@ def origin(name: Dataset, data_dir: os.PathLike | None = None) -> str:
     return "not from the registered files; what it was made of is not recorded"
 
 
-def binarize(images: np.ndarray, ink: int = 128) -> np.ndarray:
-    """uint8 images as `[N, pixels]` of 0 and 1, uint8: at least `ink`, or less."""
-    return (images.reshape(len(images), -1) >= ink).astype(np.uint8)
-
-
 def flat(
     name: Dataset, split: Literal["train", "test"], data_dir: os.PathLike | None = None
 ) -> dict[str, np.ndarray]:

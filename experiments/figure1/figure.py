@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments import curves
+from experiments import curves, datasets
 from experiments.figure1 import paper
 
 _COLORS = {"with_bn": "tab:blue", "without_bn": "tab:orange"}
@@ -61,8 +61,9 @@ def draw(result: Mapping[str, Any]) -> Figure:
             ylim=(-3, 3.2),
         )
     seeds = result["config"]["seeds"]
+    title = datasets.PIXELS[result["config"]["dataset"]].title
     figure.suptitle(
-        f"{result['config']['dataset']}, {seeds} seed{'s' if seeds > 1 else ''}",
+        f"{title}, {seeds} seed{'s' if seeds > 1 else ''}",
         fontsize=10,
     )
     figure.tight_layout()

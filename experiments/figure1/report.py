@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import output
+from experiments import datasets, output
 from experiments.figure1 import figure, paper
 from experiments.networks import mlp
 
@@ -120,7 +120,7 @@ def table(result: dict[str, Any]) -> str:
         )  # fmt: skip
     lines = [
         f"Test accuracy, mean of {result['config']['seeds']} seed(s), "
-        f"{result['config']['dataset']}:",
+        f"{datasets.PIXELS[result['config']['dataset']].title}:",
         "",
         output.markdown(header, cells),
     ]

@@ -51,7 +51,7 @@ class Hyperparameters:
     exact_population: bool = False
     """Evaluate with the statistics of one batch of 10,000 training images."""
     ink: int = 64
-    """The least brightness, of 255, of a binary image's ink (not in the paper)."""
+    """The least brightness, of 255, that is ink in binary images (not in the paper)."""
 
 
 def make_model(hp: Hyperparameters, network: str) -> fully_connected.FullyConnected:

@@ -27,6 +27,10 @@ NEGATIVE_SLOPES: dict[str | None, float] = {
     "leaky_relu": 0.01,
 }
 
+# Beyond this value silu and gelu have the value and the derivative of ReLU. Its cube,
+# which occurs in gelu, is still finite.
+SATURATED = 1e4
+
 # Those whose input can be solved from the output, as `in_place` does.
 INVERTIBLE = tuple(name for name, slope in NEGATIVE_SLOPES.items() if slope)
 
@@ -86,31 +90,56 @@ def apply(
     """The output: `[N, ..., C]` in the dtype asked for."""
     with jax.named_scope("jaxbn.normalize"):
         z = before_activation(feature_axes, x, mask, center, scale, bias, residual)
-        return activation(output)(z).astype(output.dtype)
+        return activation(output, mask)(z).astype(output.dtype)
 
 
 def before_activation(
     feature_axes, x, mask, center, scale, bias, residual
 ) -> jax.Array:
-    """What the activation is given, in float32 or wider.
+    """Computes what the activation is given, in float32 or wider.
 
     Elements outside the mask that give nothing finite become the bias.
     """
     wide, expand = wide_dtype(x, scale, bias), expander(feature_axes, x)
-    slope = scale.astype(wide) / center.std
-    z = (x.astype(wide) - expand(center.mean)) * expand(slope)
-    z = z + expand(bias.astype(wide))
-    z = z if residual is None else z + residual.astype(wide)
+    slope, bias = scale.astype(wide) / center.std, bias.astype(wide)
+    centered = x.astype(wide) - expand(center.mean)
+
+    def combined(centered: jax.Array, residual: jax.Array | None) -> jax.Array:
+        z = centered * expand(slope) + expand(bias)
+        return z if residual is None else z + residual.astype(wide)
+
+    z = combined(centered, residual)
     if mask is None:
         return z
-    return jnp.where(mask | jnp.isfinite(z), z, expand(bias.astype(wide)))
+    # The derivative of a product multiplies its operands by a gradient that is 0 here,
+    # and 0 times NaN is NaN. So the operands are replaced, and not just the result.
+    keep = mask | jnp.isfinite(z)
+    centered = jnp.where(keep, centered, 0)
+    residual = None if residual is None else jnp.where(keep, residual, 0)
+    return jnp.where(keep, combined(centered, residual), expand(bias))
 
 
-def activation(output: Output) -> Callable[[jax.Array], jax.Array]:
-    """The activation as a function; the identity where there is none."""
+def activation(
+    output: Output, mask: jax.Array | None = None
+) -> Callable[[jax.Array], jax.Array]:
+    """Returns the activation as a function; the identity where there is none.
+
+    With a mask its derivatives are finite for every finite `z`: elements outside the
+    mask may be huge, where those of silu and gelu are products of 0 and infinity.
+    """
     if output.activation is None:
         return lambda z: z
-    return ACTIVATIONS[output.activation]
+    function = ACTIVATIONS[output.activation]
+    if mask is None or output.activation in NEGATIVE_SLOPES:
+        return function
+
+    def saturating(z: jax.Array) -> jax.Array:
+        saturated = jnp.abs(z) > SATURATED
+        return jnp.where(
+            saturated, jax.nn.relu(z), function(jnp.where(saturated, 0, z))
+        )
+
+    return saturating
 
 
 def wide_dtype(*arrays: jax.Array) -> jnp.dtype:

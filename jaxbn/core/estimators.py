@@ -1,9 +1,9 @@
-"""Estimators of the population's statistics, in the manner of optax: pure functions.
+"""Estimators of the population's statistics: how running statistics follow the batches.
 
-An estimator is a tuple of three functions: `init` makes its state, `update` moves it by
-the moments of one batch, `estimate` reads mean and variance from it. Of the four here,
-the state is or begins with that estimate, so that inference, checkpoints and Flax find
-`mean` and `var` where they always are.
+An estimator is a static object with three functions: `init` makes its state, `update`
+moves the state by the moments of one batch, `estimate` reads mean and variance from it.
+The state of the four estimators here begins with that mean and variance, so inference,
+checkpoints and Flax find `mean` and `var` where they always are.
 
   >>> estimator = debiased(momentum=0.75)
   >>> ones = jnp.ones(1)
@@ -12,15 +12,20 @@ the state is or begins with that estimate, so that inference, checkpoints and Fl
   >>> estimator.estimate(state)  # The first batch's own, with m / (m - 1).
   BatchStats(mean=Array([1.], dtype=float32), var=Array([2.], dtype=float32))
 
-A batch that says nothing of a channel (fewer than two values, or moments that are not
-finite) leaves the state of that channel as it is, in each of them.
+Each of them leaves a channel as it is where a batch has fewer than two values for it or
+moments that are not finite.
+
+Mean and variance may be set from outside: by `jaxbn.recalibrate`, `sync_batch_stats` or
+`replace`, or from a checkpoint of another estimator. What was set then counts as
+established: the next batch moves it, and does not undo it.
 """
 
-import functools
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import jax.core
 import jax.numpy as jnp
 
 from jaxbn.core import moments as moments_lib
@@ -28,16 +33,32 @@ from jaxbn.core import reduction, running
 
 Shape = int | Sequence[int]
 
+# As many batches stand for statistics that no batch has made; the next one then weighs
+# 1/100, as with the default momentum.
+_ESTABLISHED = 99.0
 
-class Estimator(NamedTuple):
-    """How running statistics follow the batches."""
 
-    init: Callable[[Shape, jax.typing.DTypeLike], Any]
-    """State before the first batch, for a shape of channels and a dtype."""
-    update: Callable[[Any, moments_lib.Moments], Any]
-    """State after a batch, same shapes and dtypes; without a gradient."""
-    estimate: Callable[[Any], running.BatchStats]
-    """The statistics that inference uses."""
+@runtime_checkable
+class Estimator(Protocol):
+    """How running statistics follow the batches; equal objects are the same estimator.
+
+    Write your own as a frozen dataclass, which compares, hashes and pickles by its
+    settings. A layer can keep the state if it is a `NamedTuple` with the fields `mean`
+    and `var`. A further field `weight`, `[C]` or `[k, C]`, says how much the batches in
+    it weigh; `jaxbn.sync_batch_stats` weighs replicas by it.
+    """
+
+    def init(self, shape: Shape, dtype: jax.typing.DTypeLike) -> Any:
+        """Returns the state before the first batch, for a shape of channels."""
+        ...
+
+    def update(self, state: Any, moments: moments_lib.Moments) -> Any:
+        """Returns the state after a batch: same shapes and dtypes, no gradient."""
+        ...
+
+    def estimate(self, state: Any) -> running.BatchStats:
+        """Returns the statistics that inference uses."""
+        ...
 
 
 class Weighted(NamedTuple):
@@ -49,17 +70,21 @@ class Weighted(NamedTuple):
 
 
 class Window(NamedTuple):
-    """State of an average over the last k batches."""
+    """State of an average over the last k batches, the newest of them first.
+
+    A batch moves the others up by one slot. All leaves are numbers that may be averaged
+    with those of another model.
+    """
 
     mean: jax.Array
     var: jax.Array
-    batches: jax.Array  # [C], int32; how many there were
-    means: jax.Array  # [k, C]; batch i stands in row i % k
+    weight: jax.Array  # [k, C]; of every slot; 0 where it is empty
+    means: jax.Array  # [k, C]
     variances: jax.Array  # [k, C]
 
 
 def ema(momentum: jax.typing.ArrayLike = 0.99, unbiased: bool = True) -> Estimator:
-    """The exponential moving average from mean 0 and variance 1, as in Flax.
+    """Returns the exponential moving average from mean 0 and variance 1, as in Flax.
 
     Args:
       momentum: weight of the OLD value, in [0, 1].
@@ -68,14 +93,11 @@ def ema(momentum: jax.typing.ArrayLike = 0.99, unbiased: bool = True) -> Estimat
     References:
       Ioffe and Szegedy, arXiv:1502.03167, Section 3.1.
     """
-    update = functools.partial(
-        running.update_batch_stats, momentum=momentum, unbiased=unbiased
-    )
-    return Estimator(running.init_batch_stats, update, lambda state: state)
+    return _Ema(_as_number(momentum), unbiased)
 
 
 def debiased(momentum: jax.typing.ArrayLike = 0.99, unbiased: bool = True) -> Estimator:
-    """The exponential average of the batches alone, right from the first of them.
+    """Returns the exponential average of the batches alone, right from the first batch.
 
     `sum_i w_i batch_i / sum_i w_i`, `w_i = momentum^(t - i)`: nothing is left of the
     initial mean and variance.
@@ -87,16 +109,14 @@ def debiased(momentum: jax.typing.ArrayLike = 0.99, unbiased: bool = True) -> Es
     References:
       Kingma and Ba, arXiv:1412.6980, Section 3.
     """
-    update = functools.partial(
-        _update_weighted, decay=momentum, gain=1 - momentum, unbiased=unbiased
-    )
-    return Estimator(_init_weighted, update, _first_two)
+    return _Debiased(_as_number(momentum), unbiased)
 
 
 def cumulative(unbiased: bool = True) -> Estimator:
-    """The average over all batches, each with the same weight.
+    """Returns the average over all batches, each with the same weight.
 
-    PyTorch's `momentum=None`.
+    PyTorch's `momentum=None`. Statistics that were set from outside weigh as much as 99
+    batches.
 
     Args:
       unbiased: average `var * m / (m - 1)` instead of `var`.
@@ -104,12 +124,13 @@ def cumulative(unbiased: bool = True) -> Estimator:
     References:
       Wu and Johnson, arXiv:2105.07576, Section 3.
     """
-    update = functools.partial(_update_weighted, decay=1.0, gain=1.0, unbiased=unbiased)
-    return Estimator(_init_weighted, update, _first_two)
+    return _Cumulative(unbiased)
 
 
 def window(batches: int = 100, unbiased: bool = True) -> Estimator:
-    """The average over the last batches, each with the same weight.
+    """Returns the average over the last batches, each with the same weight.
+
+    Statistics that were set from outside take the place of all batches in the window.
 
     Args:
       batches: how many; their statistics are kept, `[batches, C]` twice.
@@ -120,9 +141,7 @@ def window(batches: int = 100, unbiased: bool = True) -> Estimator:
     """
     if batches < 1:
         raise ValueError(f"`batches` must be at least 1, got {batches}.")
-    init = functools.partial(_init_window, batches)
-    update = functools.partial(_update_window, unbiased=unbiased)
-    return Estimator(init, update, _first_two)
+    return _Window(batches, unbiased)
 
 
 NAMES = ("ema", "debiased", "cumulative", "window")
@@ -130,7 +149,7 @@ Name = Literal["ema", "debiased", "cumulative", "window"]
 
 
 def named(name: Name, momentum: jax.typing.ArrayLike, unbiased: bool) -> Estimator:
-    """One of `NAMES`; those that average over batches alike have no momentum."""
+    """Returns one of `NAMES`; those that average batches alike have no momentum."""
     if name == "ema":
         return ema(momentum, unbiased)
     if name == "debiased":
@@ -138,13 +157,109 @@ def named(name: Name, momentum: jax.typing.ArrayLike, unbiased: bool) -> Estimat
     return cumulative(unbiased) if name == "cumulative" else window(unbiased=unbiased)
 
 
-def _first_two(state: Weighted | Window) -> running.BatchStats:
-    return running.BatchStats(state.mean, state.var)
+def _as_number(momentum: Any) -> Any:
+    """Returns a known scalar as a Python number, which hashes and compares."""
+    if isinstance(momentum, jax.core.Tracer) or getattr(momentum, "ndim", 0) > 0:
+        return momentum
+    return float(momentum)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ema:
+    momentum: Any
+    unbiased: bool
+
+    def init(self, shape: Shape, dtype: jax.typing.DTypeLike) -> running.BatchStats:
+        return running.init_batch_stats(shape, dtype)
+
+    def update(
+        self, state: running.BatchStats, moments: moments_lib.Moments
+    ) -> running.BatchStats:
+        return running.update_batch_stats(
+            state, moments, momentum=self.momentum, unbiased=self.unbiased
+        )
+
+    def estimate(self, state: running.BatchStats) -> running.BatchStats:
+        return state
+
+
+@dataclasses.dataclass(frozen=True)
+class _Debiased:
+    momentum: Any
+    unbiased: bool
+
+    def init(self, shape: Shape, dtype: jax.typing.DTypeLike) -> Weighted:
+        return _init_weighted(shape, dtype)
+
+    def update(self, state: Weighted, moments: moments_lib.Moments) -> Weighted:
+        # The weights of infinitely many batches add up to 1.
+        state = _with_established_weight(state, 1.0)
+        decay, gain = self.momentum, 1 - self.momentum
+        return _update_weighted(state, moments, decay, gain, self.unbiased)
+
+    def estimate(self, state: Weighted) -> running.BatchStats:
+        return running.BatchStats(state.mean, state.var)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cumulative:
+    unbiased: bool
+
+    def init(self, shape: Shape, dtype: jax.typing.DTypeLike) -> Weighted:
+        return _init_weighted(shape, dtype)
+
+    def update(self, state: Weighted, moments: moments_lib.Moments) -> Weighted:
+        state = _with_established_weight(state, _ESTABLISHED)
+        return _update_weighted(state, moments, 1.0, 1.0, self.unbiased)
+
+    def estimate(self, state: Weighted) -> running.BatchStats:
+        return running.BatchStats(state.mean, state.var)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Window:
+    batches: int
+    unbiased: bool
+
+    def init(self, shape: Shape, dtype: jax.typing.DTypeLike) -> Window:
+        mean, var = running.init_batch_stats(shape, dtype)
+        weight_dtype = reduction.reduction_dtype(var.dtype)
+
+        def slots(array: jax.Array, dtype: jnp.dtype) -> jax.Array:
+            return jnp.zeros((self.batches, *array.shape), dtype)
+
+        weight = slots(var, weight_dtype)
+        return Window(mean, var, weight, slots(mean, mean.dtype), slots(var, var.dtype))
+
+    def update(self, state: Window, moments: moments_lib.Moments) -> Window:
+        old = self.estimate(state)
+        batch, count = running.of_batch(old, moments, self.unbiased)
+        usable = running.is_usable(batch, count)
+        slots = _established_slots(state)
+
+        def moved_up(rows: jax.Array, new: jax.Array) -> jax.Array:
+            new = jnp.asarray(new, rows.dtype)[None]
+            return jnp.concatenate([new, rows[:-1]])
+
+        pairs = zip(slots, (jnp.ones_like(old.var), *batch), strict=True)
+        weight, means, variances = (moved_up(*pair) for pair in pairs)
+        mean, var = _averages(weight, means, variances)
+        mean, var = mean.astype(old.mean.dtype), var.astype(old.var.dtype)
+        new = Window(mean, var, weight, means, variances)
+
+        def kept(new: jax.Array, old: jax.Array) -> jax.Array:
+            rows = range(new.ndim - usable.ndim)  # A slot axis stands before.
+            return jnp.where(jnp.expand_dims(usable, rows), new, old)
+
+        return jax.lax.stop_gradient(jax.tree.map(kept, new, state))
+
+    def estimate(self, state: Window) -> running.BatchStats:
+        return running.BatchStats(state.mean, state.var)
 
 
 def _init_weighted(shape: Shape, dtype: jax.typing.DTypeLike) -> Weighted:
     mean, var = running.init_batch_stats(shape, dtype)
-    # Of half precision it would stop growing at 256.
+    # A weight of half precision would stop growing at 256.
     weight = jnp.zeros_like(var, reduction.reduction_dtype(var.dtype))
     return Weighted(mean, var, weight)
 
@@ -152,16 +267,15 @@ def _init_weighted(shape: Shape, dtype: jax.typing.DTypeLike) -> Weighted:
 def _update_weighted(
     state: Weighted,
     moments: moments_lib.Moments,
-    *,
     decay: jax.typing.ArrayLike,
     gain: jax.typing.ArrayLike,
     unbiased: bool,
 ) -> Weighted:
-    old = _first_two(state)
+    old = running.BatchStats(state.mean, state.var)
     batch, count = running.of_batch(old, moments, unbiased)
     usable = running.is_usable(batch, count)
     weight = jnp.asarray(decay * state.weight + gain, state.weight.dtype)
-    # Of a momentum of 1 the weight stays 0, and the state what it is.
+    # With a momentum of 1 the weight stays 0, and the state stays what it is.
     share = jnp.where(weight > 0, gain / jnp.where(weight > 0, weight, 1), 0)
 
     def move(old: jax.Array, new: jax.Array) -> jax.Array:
@@ -169,39 +283,49 @@ def _update_weighted(
 
     mean, var = jax.tree.map(move, old, batch)
     new = Weighted(mean, var, weight)
-    kept = jax.tree.map(lambda n, old: jnp.where(usable, n, old), new, state)
+    kept = jax.tree.map(lambda new, old: jnp.where(usable, new, old), new, state)
     return jax.lax.stop_gradient(kept)
 
 
-def _init_window(batches: int, shape: Shape, dtype: jax.typing.DTypeLike) -> Window:
-    mean, var = running.init_batch_stats(shape, dtype)
-
-    def rows(array: jax.Array) -> jax.Array:
-        return jnp.zeros((batches, *array.shape), array.dtype)
-
-    none = jnp.zeros(mean.shape, jnp.int32)
-    return Window(mean, var, none, rows(mean), rows(var))
+def _is_initial(state: Weighted | Window) -> jax.Array:
+    """Returns where mean and variance are the 0 and 1 that a state begins with."""
+    return (state.mean == 0) & (state.var == 1)
 
 
-def _update_window(
-    state: Window, moments: moments_lib.Moments, *, unbiased: bool
-) -> Window:
-    old = _first_two(state)
-    batch, count = running.of_batch(old, moments, unbiased)
-    usable = running.is_usable(batch, count)
-    size = len(state.means)
-    places = jnp.expand_dims(jnp.arange(size), range(1, state.means.ndim))
-    written = usable[None] & (places == (state.batches % size)[None])
-    batches = state.batches + usable
-    # Rows that no batch was written into are 0.
-    filled = jnp.maximum(jnp.minimum(batches, size), 1)
+def _with_established_weight(state: Weighted, weight: float) -> Weighted:
+    """Returns the state with a weight for statistics that were set from outside.
 
-    def average(rows: jax.Array, new: jax.Array, old: jax.Array):
-        rows = jnp.where(written, jnp.asarray(new, rows.dtype)[None], rows)
-        # Divided first: a sum could overflow where the average does not.
-        mean = jnp.sum(rows / filled.astype(old.real.dtype)[None], 0)
-        return rows, jnp.where(usable, mean, old).astype(old.dtype)
+    They have none, as before the first batch, but are not the initial ones.
+    """
+    was_set = (state.weight == 0) & ~_is_initial(state)
+    return state._replace(weight=jnp.where(was_set, weight, state.weight))
 
-    means, mean = average(state.means, batch.mean, old.mean)
-    variances, var = average(state.variances, batch.var, old.var)
-    return jax.lax.stop_gradient(Window(mean, var, batches, means, variances))
+
+def _established_slots(state: Window) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns weights, means and variances of the slots, with the average of the state.
+
+    Where mean and variance are not the average of the slots, they were set from outside
+    and take the place of what the slots hold. The tolerance is far above the rounding
+    of an average, and what it lets pass does not matter.
+    """
+    weight, means, variances = state.weight, state.means, state.variances
+    mean, var = _averages(weight, means, variances)
+    rounding = 4 * float(jnp.finfo(state.var.dtype).eps)
+    spread = 1e-3 * jnp.sqrt(state.var) + max(1e-5, rounding) * jnp.abs(state.mean)
+    same = jnp.abs(mean - state.mean) <= spread
+    same &= jnp.abs(var - state.var) <= max(1e-3, rounding) * state.var
+    empty = jnp.sum(weight, 0) == 0
+    was_set = jnp.where(empty, ~_is_initial(state), ~same)
+    weight = jnp.where((was_set & empty)[None], 1, weight)
+    means = jnp.where(was_set[None], state.mean[None], means)
+    return weight, means, jnp.where(was_set[None], state.var[None], variances)
+
+
+def _averages(
+    weight: jax.Array, means: jax.Array, variances: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the weighted averages over the slots, `[C]` each."""
+    total = jnp.sum(weight, 0, keepdims=True)
+    # Each is scaled first: a sum could overflow where the average does not.
+    share = weight / jnp.where(total > 0, total, 1)
+    return jnp.sum(share * means, 0), jnp.sum(share * variances, 0)

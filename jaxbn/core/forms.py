@@ -20,6 +20,9 @@ platform:
 
 Each takes the axes to reduce, the dtype of the moments, `x` with zeros outside the
 mask, the mask or None, and the count; and gives mean, variance and tail of the mean.
+
+`jax.export` may trace an array whose sizes are symbols instead of integers. A form that
+depends on a size then makes the choice that is right for every size.
 """
 
 import functools
@@ -41,13 +44,18 @@ _SLICES = 8
 # "shifted" takes its shift from at least a 64th of x.
 _PARTS = 64
 
+# The binary logarithm of more elements than an array of symbolic size will have. Scaled
+# by so much, means below 1e-28 are rounded; the squares of such values are 0 anyway.
+_MANY = 32
+
 # Mean, variance, and what the mean rounds away.
 Parts = tuple[jax.Array, jax.Array, jax.Array]
 
 
 def auto(axes, dtype, x, mask, count) -> Parts:
     """The stable form that is cheapest where the program runs."""
-    small = _bytes_on_a_device(x) <= _FAST_MEMORY
+    size = _bytes_on_a_device(x)
+    small = isinstance(size, int) and size <= _FAST_MEMORY
     tpu = sliced if small else checked
     return _on_platform(axes, dtype, x, mask, count, cpu=checked, tpu=tpu)
 
@@ -145,10 +153,11 @@ def shifted(axes, dtype, x, mask, count) -> Parts:
 
     Not of a few examples, which a batch sharded under jit would have to send to all
     devices. Masks, under which the part may hold nothing, and arrays without spatial
-    axes take two passes.
+    axes, or with symbolic sizes of these, take two passes.
     """
     spatial = [a for a in axes[1:] if reduction.explicit_shards(x, a) == 1]
-    if mask is not None or not spatial or x.size == 0:
+    known = all(isinstance(x.shape[a], int) for a in spatial)
+    if mask is not None or not spatial or x.size == 0 or not known:
         return two_pass(axes, dtype, x, mask, count)
     part, parts = x, _PARTS
     for axis in spatial:
@@ -187,7 +196,8 @@ def _scaled_mean(values: jax.Array, axes: tuple[int, ...], count: jax.Array):
     Scaled by a power of two, so that nothing is rounded; not free on a CPU.
     """
     number = math.prod(values.shape[a] for a in axes)
-    scale = 2.0 ** math.ceil(math.log2(max(number, 1)))
+    known = isinstance(number, int)
+    scale = 2.0 ** (math.ceil(math.log2(max(number, 1))) if known else _MANY)
     wide = values.astype(reduction.reduction_dtype(values.dtype))
     total = jnp.sum(wide * (1 / scale), axes)
     return (total * (scale / jnp.maximum(count, 1))).astype(values.dtype)

@@ -62,9 +62,9 @@ def _tangent(how, x, mask, made, dx):
     centered = x.astype(wide) - jnp.expand_dims(made.mean, axes)
     centered = centered - jnp.expand_dims(made.tail, axes)
     dx = dx.astype(wide)
+    if mask is not None:  # Before it is multiplied, or NaN would reach derivatives.
+        dx = jnp.where(mask, dx, 0)
     product = (jnp.conj(centered) * dx).real
-    if mask is not None:
-        dx, product = jnp.where(mask, dx, 0), jnp.where(mask, product, 0)
     divisor = jnp.maximum(made.count, 1)
     dmean = (jnp.sum(dx, axes) / divisor).astype(wide)
     return dmean, (2 * jnp.sum(product, axes) / divisor).astype(made.var.dtype)

@@ -5,19 +5,39 @@ wrong by 5e-4 std, which a merge would turn into variance and the backward pass 
 gradient of the scale; the second float keeps what the first one rounds away.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+# JAX rebuilds moments of any leaves, None among them, so None cannot mean "not given".
+_ZEROS: Any = object()
 
-class Moments(NamedTuple):
-    """Moments per channel: what one batch knows about its distribution."""
 
-    count: jax.Array  # [C], real; elements that were reduced
-    mean: jax.Array  # [C]
-    var: jax.Array  # [C], real; biased, divided by count
-    tail: jax.Array | float = 0.0  # [C]; what `mean` rounds away
+class _Moments(NamedTuple):
+    count: jax.Array
+    mean: jax.Array
+    var: jax.Array
+    tail: jax.Array
+
+
+class Moments(_Moments):
+    """Count, mean and variance of every channel of one batch.
+
+    Attributes:
+      count: `[C]`, real; the number of elements that were reduced.
+      mean: `[C]`.
+      var: `[C]`, real; biased, which means divided by `count`.
+      tail: `[C]`; what `mean` rounds away. Zeros of the shape of `mean` by default, so
+        that `lax.scan` can carry the result of `merge_moments`.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, count: Any, mean: Any, var: Any, tail: Any = _ZEROS) -> "Moments":
+        """Makes moments of four arrays, or of three and a tail of zeros."""
+        tail = jnp.zeros_like(mean) if tail is _ZEROS else tail
+        return super().__new__(cls, count, mean, var, tail)
 
 
 def merge_moments(a: Moments, b: Moments) -> Moments:

@@ -4,14 +4,15 @@ The moments of the passes are merged by their counts, exactly, and the running
 statistics move once, by the moments of the whole.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxbn.core import moments as moments_lib
-from jaxbn.core import reduction
-from jaxbn.core.estimators import Estimator
+from jaxbn.core import reduction, running
+from jaxbn.core.estimators import Estimator, Shape
 
 
 class Passes(NamedTuple):
@@ -22,12 +23,13 @@ class Passes(NamedTuple):
     moved: Any  # The state after one update by these moments.
 
 
-def accumulating(estimator: Estimator) -> Estimator:
-    """The estimator that merges moments, and moves `estimator` by those of all passes.
+@dataclasses.dataclass(frozen=True)
+class Accumulating:
+    """The estimator that merges moments, and moves another by those of all passes.
 
     Example:
       >>> from jaxbn.core import estimators
-      >>> collect = accumulating(estimators.cumulative(unbiased=False))
+      >>> collect = Accumulating(estimators.cumulative(unbiased=False))
       >>> passes = collect.init(1, jnp.float32)
       >>> for value in (1.0, 3.0):
       ...     moments = moments_lib.Moments(*jnp.array([[4.0], [value], [0.0]]))
@@ -36,28 +38,39 @@ def accumulating(estimator: Estimator) -> Estimator:
       (Array([2.], dtype=float32), Array([1.], dtype=float32), Array([1.], dtype=float32))
     """  # noqa: E501
 
-    def init(shape, dtype) -> Passes:
-        return before_the_first(estimator, estimator.init(shape, dtype))
+    estimator: Estimator
 
-    def update(passes: Passes, moments: moments_lib.Moments) -> Passes:
-        moments = moments_lib.merge_moments(passes.moments, moments)
-        # The shapes, dtypes and shardings of before, so that `lax.scan` can carry it.
+    def init(self, shape: Shape, dtype: jax.typing.DTypeLike) -> Passes:
+        """Returns what is known before the first pass, from a new state."""
+        return before_the_first(self.estimator, self.estimator.init(shape, dtype))
+
+    def update(self, state: Passes, moments: moments_lib.Moments) -> Passes:
+        """Returns what is known after one more pass."""
+        moments = moments_lib.merge_moments(state.moments, moments)
+        # `lax.scan` can carry the result: shapes, dtypes and shardings stay.
         moments = jax.tree.map(
             lambda new, old: jnp.asarray(reduction.split_as(new, old), old.dtype),
             moments,
-            passes.moments,
+            state.moments,
         )
         moments = jax.lax.stop_gradient(moments)
-        return Passes(passes.state, moments, estimator.update(passes.state, moments))
+        moved = self.estimator.update(state.state, moments)
+        return Passes(state.state, moments, moved)
 
-    return Estimator(init, update, lambda passes: estimator.estimate(passes.state))
+    def estimate(self, state: Passes) -> running.BatchStats:
+        """Returns the statistics before the first pass, which inference uses."""
+        return self.estimator.estimate(state.state)
 
 
 def before_the_first(estimator: Estimator, state: Any) -> Passes:
-    """No pass yet, from a state of the estimator."""
-    stats = estimator.estimate(state)
+    """Returns what is known before the first pass, from a state of the estimator."""
+    return Passes(state, no_moments(estimator.estimate(state)), state)
+
+
+def no_moments(stats: running.BatchStats) -> moments_lib.Moments:
+    """Returns the moments of no element, in float32 or wider, for these channels."""
     real, mean = (
         jnp.zeros_like(part, reduction.reduction_dtype(part.dtype))
         for part in (stats.var, stats.mean)
     )
-    return Passes(state, moments_lib.Moments(real, mean, real, mean), state)
+    return moments_lib.Moments(real, mean, real, mean)

@@ -22,7 +22,6 @@ class Devices(NamedTuple):
     axis_name: AxisName  # Bound by pmap, vmap or shard_map.
     size: int  # How many there are.
     groups: AxisIndexGroups | None = None  # All of one size; None: one group.
-    pooled: bool = True  # Nobody asks for the moments of every group apart.
 
 
 class Reduction(NamedTuple):

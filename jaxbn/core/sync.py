@@ -7,8 +7,8 @@ pmap, vmap and shard_map alike, also where `jax.lax.psum` takes no `axis_index_g
 
 The rows grow with the number of devices. Beyond `MAX_ROWS` sums of moments about 0 are
 added up, and a second time about the mean where the data are ill conditioned; on a GPU
-always. Of devices that each stand alone only the union is made, if that is all that the
-running statistics are to follow.
+always. Where each device normalises by its own moments, only the union of all is made,
+because the running statistics follow nothing else.
 """
 
 import math
@@ -30,7 +30,7 @@ class Synced(NamedTuple):
     """What a device knows after the collective."""
 
     mine: moments.Moments  # [C] each; of this device's group
-    groups: moments.Moments  # [C], of all; or [groups, C], of every group
+    groups: moments.Moments  # [C], of all; or [groups, C], of groups of several devices
 
 
 def sync_moments(
@@ -49,7 +49,7 @@ def sync_moments(
     if devices is None:
         return Synced(alone, alone)
     single = devices.groups is not None and len(devices.groups[0]) == 1
-    if devices.groups is None or (single and devices.pooled):
+    if devices.groups is None or single:
         if devices.size <= MAX_ROWS:
             whole = moments.merge_rows(_gather_rows(mine, devices))
         else:
@@ -62,8 +62,6 @@ def sync_moments(
     members = jnp.array(devices.groups)  # [groups, size]
     grouped = jax.tree.map(lambda part: part[members], rows)
     groups = jax.vmap(moments.merge_rows)(grouped)
-    if single:  # It need not wait for the others.
-        return Synced(alone, groups)
     index = _group_index(devices)
     return Synced(jax.tree.map(lambda part: part[index], groups), groups)
 

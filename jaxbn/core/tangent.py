@@ -20,10 +20,6 @@ import jax.numpy as jnp
 
 from jaxbn.core import affine, barriers, reduction, sync
 
-# Beyond this value silu and gelu have the derivative of ReLU. Its cube, which occurs in
-# gelu, is still finite.
-_SATURATED = 1e4
-
 
 class Tangents(NamedTuple):
     """The tangents of the arguments of the op."""
@@ -68,7 +64,12 @@ def from_x(
     with jax.named_scope("jaxbn.tangent"):
         dz = _affine_tangent(how, kept, count, tangents)
         if tangents.residual is not None:
-            dz = dz + tangents.residual.astype(dz.dtype)
+            dresidual = tangents.residual.astype(dz.dtype)
+            if kept.residual is not None and kept.mask is not None:
+                # The tangent of content that is not finite is often not finite either.
+                usable = kept.mask | jnp.isfinite(kept.residual)
+                dresidual = jnp.where(usable, dresidual, 0)
+            dz = dz + dresidual
         return _times_gain(how, output, kept, dz)
 
 
@@ -93,7 +94,11 @@ def _affine_tangent(how, kept, count, tangents):
     if mask is not None:
         # Content outside the mask that gives nothing finite came out as the bias.
         keep = mask | jnp.isfinite(centered * expand(slope))
-        centered, negated = (jnp.where(keep, c, 0) for c in (centered, negated))
+        # Tangents there may be NaN too. All are replaced before they are multiplied,
+        # because the derivative of a product multiplies by each operand.
+        centered, negated, dx = (
+            jnp.where(keep, each, 0) for each in (centered, negated, dx)
+        )
     mean_dx, mean_product = _mean_all(how, mask, count, dx, centered)
     mean_product = mean_product - (jnp.conj(tail) * mean_dx).real
     # Where std is infinite x_hat is 0, and a sum that overflowed must not matter.
@@ -118,8 +123,10 @@ def _times_gain(how, output, kept, dz):
             how.feature_axes, x, mask, center, scale, bias, residual
         )
     if needs_residual(output):
-        z = jnp.clip(z, -_SATURATED, _SATURATED)
-        return jax.jvp(affine.activation(output), (z,), (dz,))[1].astype(output.dtype)
+        if mask is None:
+            z = jnp.clip(z, -affine.SATURATED, affine.SATURATED)
+        function = affine.activation(output, mask)
+        return jax.jvp(function, (z,), (dz,))[1].astype(output.dtype)
     # The cast comes first, so that the backward pass masks `dy` in its own dtype in the
     # kernel that makes it.
     dz = dz.astype(output.dtype)
@@ -151,6 +158,7 @@ def from_y(
                 residual = jnp.where(mask | keep, residual, 0)
             keep = mask | keep
             y = jnp.where(keep, y, constant)
+            dx = jnp.where(keep, dx, 0)
         y = y.astype(wide)
 
         def activated(values):
@@ -187,9 +195,9 @@ def from_y(
 
 def _mean_all(how, mask, count, dx, factor):
     """Means of dx and Re(conj(factor) * dx) over mask and devices: one collective."""
+    if mask is not None:  # Before they are multiplied, see `_affine_tangent`.
+        dx, factor = jnp.where(mask, dx, 0), jnp.where(mask, factor, 0)
     product = (jnp.conj(factor) * dx).real if jnp.iscomplexobj(dx) else factor * dx
-    if mask is not None:
-        dx, product = jnp.where(mask, dx, 0), jnp.where(mask, product, 0)
     axes = reduction.reduction_axes(dx.ndim, how.feature_axes)
     sum_dx, sum_product = jnp.sum(dx, axes), jnp.sum(product, axes)
     if how.devices is not None:

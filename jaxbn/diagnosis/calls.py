@@ -12,8 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxbn import layer as layer_lib
-from jaxbn import linen, model_layers
-from jaxbn import nnx as jaxbn_nnx
+from jaxbn import model_layers
 from jaxbn.core import running
 from jaxbn.model_layers import Call
 
@@ -113,7 +112,7 @@ class _Notes:
         return call.proceed()
 
     def _running(self, layer: Any) -> running.BatchStats:
-        ours = isinstance(layer, (linen.BatchNorm, jaxbn_nnx.BatchNorm))
+        ours = model_layers.is_ours(layer)
         kind = layer_lib.state_type(layer) if ours else running.BatchStats
         state = kind(*(self.read(layer, "batch_stats", each) for each in kind._fields))
         return layer_lib.estimator(layer).estimate(state) if ours else state

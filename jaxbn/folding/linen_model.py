@@ -6,9 +6,18 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import core
 
-from jaxbn import folded, linen, model_layers
+from jaxbn import (
+    folded,
+    freezing,
+    linen,
+    model_layers,
+    moments_collection,
+    switches,
+    sync_policies,
+)
 from jaxbn import layer as layer_lib
 from jaxbn.folding import program
 from jaxbn.folding.merging import Affine
@@ -19,6 +28,8 @@ from jaxbn.folding.report import FoldedLayer, Report
 class _Layer(NamedTuple):
     seen: Seen
     promoted: Any  # The dtype that its parameters have together; bool without any.
+    variables: tuple[tuple[str, str], ...]  # Collection and name of each.
+    why_read: str  # The reason to leave it if the model reads these all the same.
 
 
 def fold(
@@ -27,46 +38,68 @@ def fold(
     """The variables of the folded model, and the report; see `jaxbn.fold`."""
     given = core.unfreeze(core.freeze(dict(variables)))
     layers, left = _layers(model, given, example, call, rngs)
-    already = given.get(folded.COLLECTION, {})
-    entries = already
-    for path, layer in layers.items():
-        entries = _with(entries, path, _entry(layer.seen.affine, layer.promoted))
-    found = program.fold(
-        _run(model, call, rngs),
-        {**given, folded.COLLECTION: entries},
-        example,
-        {
-            _join(folded.COLLECTION, path, "scale"): layer.seen
-            for path, layer in layers.items()
-        },
-        lambda name: name.startswith("params/"),
-    )
-    new, entries, rows = dict(found.tree), already, []
+
+    def folded_without(left: Mapping[str, str]) -> program.Found:
+        entries = given.get(folded.COLLECTION, {})
+        some = {path: layer for path, layer in layers.items() if path not in left}
+        for path, layer in some.items():
+            entries = _with(entries, path, _entry(layer.seen.affine, layer.promoted))
+        return program.fold(
+            _run(model, call, rngs),
+            {**given, folded.COLLECTION: entries},
+            example,
+            {
+                _join(folded.COLLECTION, path, "scale"): layer.seen
+                for path, layer in some.items()
+            },
+            lambda name: name.startswith("params/"),
+        )
+
+    found = folded_without(left)
+    read = {
+        path: layer.why_read
+        for path, layer in layers.items()
+        if any(
+            _join(where, path, name) in found.used for where, name in layer.variables
+        )
+    }
+    left |= read
+    if read:  # They run as they were, so other layers must not take anything of them.
+        found = folded_without(left)
+    new, entries, rows = dict(found.tree), given.get(folded.COLLECTION, {}), []
     for row in found.report.layers:
         rows.append(row._replace(into=row.into and row.into.removeprefix("params/")))
     for path, affine in found.affines.items():
-        if _join("batch_stats", path, "mean") in found.used:
-            left[path] = _IN_A_LOOP  # It runs there as it was.
-            continue
         entries = _with(entries, path, _entry(affine, layers[path].promoted))
-        for name in ("params", "batch_stats"):
-            new[name] = _without(new.get(name, {}), path)
+        for where, name in layers[path].variables:
+            new[where] = _without(new.get(where, {}), _join(path, name))
     new[folded.COLLECTION] = entries
-    for path in layers.keys() - found.affines.keys():
-        read = _join("batch_stats", path, "mean") in found.used
-        left[path] = _IN_A_LOOP if read else "nothing uses its output"
-    rows = [row for row in rows if row.path not in left]
+    for path in layers:
+        if path not in found.affines and path not in left:
+            left[path] = "nothing uses its output"
     rows += [FoldedLayer(path, "left", None, why) for path, why in left.items()]
     kind: Any = type(variables)
     return kind({name: part for name, part in new.items() if part}), Report(tuple(rows))
 
 
+# Collections that `call` reads and does not write in evaluation.
+_FIXED = (
+    "params",
+    "batch_stats",
+    moments_collection.NAME,
+    sync_policies.NAME,
+    folded.COLLECTION,
+)
+
+
 def _run(model: nn.Module, call: Any, rngs: Any):
-    """The model as a function, with what it writes besides parameters."""
+    """Returns the model as a function, which also returns what the model writes.
+
+    A model may ask whether `batch_stats` is mutable, and train if it is.
+    """
 
     def run(variables: Mapping[str, Any], batch: Any) -> Any:
-        fixed = ("params", folded.COLLECTION)
-        others = {name: tree for name, tree in variables.items() if name not in fixed}
+        others = {name: tree for name, tree in variables.items() if name not in _FIXED}
         made, written = model.apply(
             variables, batch, method=call, mutable=list(others), rngs=rngs
         )
@@ -93,29 +126,51 @@ def _layers(
 
     def note(made: model_layers.Call) -> jax.Array:
         path = "/".join(made.path)
-        if isinstance(made.layer, nn.BatchNorm):
+        _check_evaluation(made, path)
+        if model_layers.is_flax(made.layer):
             left[path] = "it is Flax's; import `BatchNorm` from `jaxbn.linen`"
             return made.proceed()
         stats, params = (
             _at(given.get(name, {}), path) for name in ("batch_stats", "params")
         )
         inner = nn.meta.unbox(made.layer.get_variable("batch_stats", "mean"))
-        if inner is not None and inner.shape == jnp.shape(stats.get("mean", ())):
+        if inner is not None and inner.shape == np.shape(stats.get("mean", ())):
             found[path] = _layer(made.layer, path, stats, params)
         elif inner is not None:
             left[path] = _IN_A_LOOP
         return made.proceed()
 
-    def run(variables, batch):
-        # Of a model in training mode the next run complains, in words of its own.
-        mutable = core.DenyList("params")
-        with model_layers.hooked_linen(note):
-            return model.apply(
-                variables, batch, method=call, mutable=mutable, rngs=rngs
-            )[0]
-
-    jax.eval_shape(run, given, example)
+    with model_layers.hooked_linen(note):
+        jax.eval_shape(_run(model, call, rngs), given, example)
     return found, left
+
+
+def _check_evaluation(made: model_layers.Call, path: str) -> None:
+    """Checks that a call of a layer neither uses nor moves the batch's statistics.
+
+    Raises:
+      ValueError: with the path of the layer.
+    """
+    layer, options = made.layer, made.options
+    evaluates = nn.merge_param(
+        "use_running_average",
+        layer.use_running_average,
+        options.get("use_running_average"),
+    )
+    if model_layers.is_ours(layer):
+        on = switches.switches(
+            layer,
+            evaluates,
+            options.get("update_running_average"),
+            options.get("train_affine"),
+            freezing.frozen_now(path),
+        )
+        evaluates = on.use_running_average and not on.update_running_average
+    if not evaluates:
+        raise ValueError(
+            f"`call` must run the model in evaluation mode, got layer {path!r} in "
+            "training mode; give for instance `lambda model, x: model(x, train=False)`."
+        )
 
 
 def _layer(module: linen.BatchNorm, path: str, stats, params) -> _Layer:
@@ -127,11 +182,17 @@ def _layer(module: linen.BatchNorm, path: str, stats, params) -> _Layer:
     )
     dtypes = [part.dtype for part in (scale, bias) if part is not None]
     promoted = jnp.result_type(*dtypes) if dtypes else jnp.dtype(bool)
-    return _Layer(Seen(path, module.axis, module.activation, affine), promoted)
+    seen = Seen(path, module.axis, module.activation, affine)
+    names = [("params", name) for name in ("scale", "bias")]
+    names += [("batch_stats", name) for name in kind._fields]
+    why = _IN_A_LOOP
+    if type(module).__call__ is not linen.BatchNorm.__call__:
+        why = f"`{type(module).__name__}` reads its variables itself, or {why}"
+    return _Layer(seen, promoted, tuple(names), why)
 
 
 def _entry(affine: Affine, promoted: Any) -> dict[str, jax.Array]:
-    """What the collection holds of a layer."""
+    """Returns the variables of a layer in the collection `folded`."""
     parts = {"scale": affine.scale, "bias": affine.shift}
     entry = {
         name: jnp.asarray(part) for name, part in parts.items() if part is not None

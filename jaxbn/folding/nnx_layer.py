@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxbn import folded
-from jaxbn.nnx import BatchNorm
 
 
 class Folded(nnx.BatchStat):
@@ -18,14 +17,14 @@ class FoldedBatchNorm(nnx.Module):
     """`activation(x * scale + bias + residual)`, called as the layer that it was.
 
     Args:
-      norm: the layer whose place it takes.
+      norm: the layer whose place it takes, of jaxbn or Flax.
       scale: `[C]`, or None for 1.
       bias: `[C]`, or None for 0.
     """
 
     def __init__(
         self,
-        norm: BatchNorm | nnx.BatchNorm,
+        norm: Any,
         scale: jax.Array | None,
         bias: jax.Array | None,
     ):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxbn import layer as layer_lib
-from jaxbn import nnx_variables
+from jaxbn import model_layers, nnx_variables
 from jaxbn.core import running
 from jaxbn.folding import program
 from jaxbn.folding.merging import Affine
@@ -61,7 +61,7 @@ def fold(model: nnx.Module, example: Any, call: Any) -> tuple[nnx.Module, Report
 
 def _why_not(node: Any) -> str:
     """Why a layer must stay; nothing for others, and for what is no layer."""
-    if isinstance(node, nnx.BatchNorm):
+    if model_layers.is_flax(node):
         return "it is Flax's; import `BatchNorm` from `jaxbn.nnx`"
     if isinstance(node, BatchNorm) and type(node).__call__ is not BatchNorm.__call__:
         return f"`{type(node).__name__}` has a `__call__` of its own"

@@ -68,7 +68,7 @@ class Linen(NamedTuple):
         """The variables with mean and variance of these layers replaced."""
         stats = variables["batch_stats"]
         for path, total in totals.items():
-            stats = _replaced(stats, path, total, replace)
+            stats = _replaced(stats, path, path, total, replace)
         kind: Any = type(variables)
         return kind({**variables, "batch_stats": stats})
 
@@ -76,21 +76,18 @@ class Linen(NamedTuple):
         name = moments_collection.NAME
         given = {each: tree for each, tree in variables.items() if each != name}
         others = [each for each in given if each != "params"]
-        if flags:
-            given[name] = _nested(flags)
+        none = moments_collection.init_batch_moments(given.get("batch_stats", {}))
+        given[name] = _with_flags(none, flags)
         # Whatever else the model writes is dropped.
-        _, written = self.model.apply(
-            given,
-            batch,
-            method=self.call,
-            mutable=[name, *others, *mutable],
-            rngs=self.rngs,
-        )
-        collected = written.get(name, {})
-        stats = given.get("batch_stats", {})
-        after = written.get("batch_stats", {})
-        moments_collection.check_all_collected(stats, after, collected)
-        return moments_collection.moments_of(collected)
+        with model_layers.every_layer_collects():
+            _, written = self.model.apply(
+                given,
+                batch,
+                method=self.call,
+                mutable=[name, *others, *mutable],
+                rngs=self.rngs,
+            )
+        return moments_collection.moments_of(written.get(name, {}))
 
 
 def _evaluate_linen(call: Call) -> jax.Array:
@@ -101,7 +98,9 @@ def _evaluate_linen(call: Call) -> jax.Array:
         alone = layer.clone(parent=None, name=None, use_running_average=None)
         given = {name: tree for name, tree in layer.variables.items()}
         given.pop(moments_collection.NAME)
-        return alone.apply(given, call.x, use_running_average=True, **_residual(call))
+        # A subclass may have a call of its own.
+        options = {"method": linen.BatchNorm.__call__, **_residual(call)}
+        return alone.apply(given, call.x, use_running_average=True, **options)
 
     return _choose(call, layer.get_variable(moments_collection.NAME, _FLAG), evaluate)
 
@@ -111,23 +110,35 @@ def _residual(call: Call) -> dict[str, Any]:
     return {} if given is None else {"residual": given}
 
 
-def _nested(flags: Mapping[Path, jax.Array]) -> dict[str, Any]:
-    """The flags as a collection of variables."""
-    collection: dict[str, Any] = {}
+def _with_flags(
+    batch_moments: dict[str, Any], flags: Mapping[Path, jax.Array]
+) -> dict[str, Any]:
+    """Returns the collection with the flag of each layer among its variables."""
     for path, flag in flags.items():
-        inner = collection
+        inner = batch_moments
         for name in path:
-            inner = inner.setdefault(name, {})
+            inner = inner[name]
         inner[_FLAG] = flag
-    return collection
+    return batch_moments
 
 
-def _replaced(tree: Any, path: Path, total: moments_lib.Moments, replace: Replace):
-    """The collection with mean and variance of one layer replaced."""
+def _replaced(
+    tree: Any, layer: Path, path: Path, total: moments_lib.Moments, replace: Replace
+) -> Any:
+    """Returns the collection with mean and variance of one layer replaced.
+
+    Args:
+      tree: the collection, or a part of it.
+      layer: the path of the layer.
+      path: the path from the part of the collection to the layer.
+      total: the moments of all batches.
+      replace: makes statistics of them.
+    """
     if path:
-        inner = _replaced(tree[path[0]], path[1:], total, replace)
+        inner = _replaced(tree[path[0]], layer, path[1:], total, replace)
         return type(tree)({**tree, path[0]: inner})
     old = running.BatchStats(tree["mean"], tree["var"])
+    moments_collection.check_shapes("/".join(layer), total.mean, old.mean)
     return type(tree)({**tree, **replace(old, total)._asdict()})
 
 
@@ -193,14 +204,13 @@ class Nnx(NamedTuple):
 def _evaluate_nnx(call: Call) -> jax.Array:
     layer = call.layer
     flag = getattr(layer, _FLAG, None)
-    # The class below the one with the hook, which may have a call of its own.
-    kind: Any = type(layer).__mro__[1]
 
     def evaluate() -> jax.Array:
         frozen = layer.frozen
         layer.frozen = switches.Frozen(statistics=True, updates=True)
         try:
-            return kind.__call__(layer, call.x, **_residual(call))
+            # The call of the class itself, below the hook and below subclasses.
+            return jaxbn_nnx.BatchNorm.__call__(layer, call.x, **_residual(call))
         finally:
             layer.frozen = frozen
 

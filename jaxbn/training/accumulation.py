@@ -22,7 +22,7 @@ def accumulated_gradient_of(
     """The gradient of the mean loss of all parts of a batch, one after the other.
 
     Each part is normalised by its own statistics; the running ones move once, by the
-    moments of all parts together.
+    moments of all parts together. The state of other modules moves with every part.
 
     Args:
       loss_fn: as `make_train_step`.
@@ -46,21 +46,37 @@ def accumulated_gradient_of(
         dict(batch),
     )
 
-    def one(index: jax.Array, part: gradient.Batch, collected: Any):
+    def one(
+        index: jax.Array, part: gradient.Batch, batch_stats: Any, collected: Any
+    ) -> tuple[gradient.Gradient, Any]:
         key = jax.random.fold_in(state.key, index)  # Else all parts drop the same.
-        return gradient.gradient_of(
-            loss_fn, options, state.replace(key=key), part, params, collected
+        here = state.replace(key=key, batch_stats=batch_stats)
+        return gradient.gradient_and_moments(
+            loss_fn, options, here, part, params, collected
         )
 
     first = jax.tree.map(lambda array: array[0], parts)
-    shapes = jax.eval_shape(one, jnp.zeros((), int), first, {})
-    # The shapes of sums: of the gradient, of the metrics, of what was collected.
-    total = moments_collection.zeros_like(shapes)
-    # In float32: of half precision the average would stop moving.
-    total = total._replace(grads=jax.tree.map(_widened, total.grads))
+    collected = moments_collection.init_batch_moments(state.batch_stats)
+    shapes, collected_shapes = jax.eval_shape(
+        one, jnp.zeros((), int), first, state.batch_stats, collected
+    )
+    collected = moments_collection.before_the_first_pass(
+        state.batch_stats, collected_shapes
+    )
+    total = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    total = total._replace(
+        # A sum of half precision would stop growing.
+        grads=jax.tree.map(_widened, total.grads),
+        batch_stats=_as_after_a_pass(
+            state.batch_stats, shapes.batch_stats, collected_shapes
+        ),
+    )
 
-    def add(total: gradient.Gradient, part: tuple[jax.Array, gradient.Batch]):
-        made = one(*part, total.batch_stats)
+    def add(
+        before: tuple[gradient.Gradient, Any], part: tuple[jax.Array, gradient.Batch]
+    ) -> tuple[tuple[gradient.Gradient, Any], None]:
+        total, collected = before
+        made, collected = one(*part, total.batch_stats, collected)
         metrics = {
             name: total.metrics[name] + metric for name, metric in made.metrics.items()
         }
@@ -72,14 +88,34 @@ def accumulated_gradient_of(
             total.grads,
             made.grads,
         )
-        return gradient.Gradient(grads, metrics, made.batch_stats, {}), None
+        return (made._replace(grads=grads, metrics=metrics), collected), None
 
-    total, _ = jax.lax.scan(add, total, (jnp.arange(micro_batches), parts))
+    xs = (jnp.arange(micro_batches), parts)
+    (total, collected), _ = jax.lax.scan(add, (total, collected), xs)
     grads = jax.tree.map(
         lambda grad, like: grad.astype(like.dtype), total.grads, shapes.grads
     )
-    moved = moments_collection.move_batch_stats(state.batch_stats, total.batch_stats)
+    moved = moments_collection.move_batch_stats(total.batch_stats, collected)
     return gradient.Gradient(grads, total.metrics, moved, {})
+
+
+def _as_after_a_pass(batch_stats: Any, shapes: Any, collected_shapes: Any) -> Any:
+    """Returns the statistics in the containers and dtypes that the step gives them.
+
+    `lax.scan` carries them from pass to pass. Half precision becomes float32 here,
+    because it would become that at the end.
+
+    Args:
+      batch_stats: the collection before the step.
+      shapes: shapes and dtypes of the collection after a pass.
+      collected_shapes: those of the collection `batch_moments`.
+    """
+    after = jax.eval_shape(
+        moments_collection.move_batch_stats, shapes, collected_shapes
+    )
+    leaves = jax.tree.leaves(batch_stats)
+    given = jax.tree.unflatten(jax.tree.structure(after), leaves)
+    return jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), given, after)
 
 
 def _widened(grad: jax.Array) -> jax.Array:

@@ -1,5 +1,6 @@
 """The gradient of one batch: the part of a step that comes before the optimiser."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -7,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from jaxbn import grouping, moments_collection, sync_policies
+from jaxbn import grouping, model_layers, moments_collection, sync_policies
 from jaxbn.core import reduction
 from jaxbn.training import finite
 from jaxbn.training import metrics as metrics_lib
@@ -105,9 +106,8 @@ def gradient_of(
     state: TrainState,
     batch: Batch,
     params: Any = None,
-    collected: Any = None,
 ) -> Gradient:
-    """The gradient at the parameters of the state, or at others.
+    """Returns the gradient at the parameters of the state, or at others.
 
     Args:
       loss_fn: as `make_train_step`.
@@ -115,8 +115,29 @@ def gradient_of(
       state: parameters, running statistics and key.
       batch: one of the step.
       params: others than those of the state.
-      collected: the collection `batch_moments` of the passes before this one, perhaps
-        empty. It is then what the gradient has as `batch_stats`.
+    """
+    return gradient_and_moments(loss_fn, options, state, batch, params, None)[0]
+
+
+def gradient_and_moments(
+    loss_fn: LossFn,
+    options: Options,
+    state: TrainState,
+    batch: Batch,
+    params: Any,
+    collected: Any,
+) -> tuple[Gradient, Any]:
+    """Returns the gradient, and the collection `batch_moments` after the pass.
+
+    Args:
+      loss_fn: as `make_train_step`.
+      options: of the step.
+      state: parameters, running statistics and key.
+      batch: one of the step.
+      params: others than those of the state.
+      collected: the collection `batch_moments` of the passes before this one. The
+        layers then collect their moments and leave their statistics alone; the state of
+        other modules moves. None: nothing is collected.
     """
     axis_name = options.axis_name
     key = jax.random.fold_in(state.key, state.step)
@@ -126,9 +147,11 @@ def gradient_of(
     keys = jax.random.split(key, len(options.rngs))
     rngs = dict(zip(options.rngs, keys, strict=True))
 
-    moving, unmoved = "batch_stats", state.batch_stats
+    mutable = ["batch_stats", sync_policies.NAME, *options.mutable]
+    checked = contextlib.nullcontext
     if collected is not None:
-        moving, unmoved = moments_collection.NAME, collected
+        mutable.append(moments_collection.NAME)
+        checked = model_layers.every_layer_collects
 
     # What peers said in backward passes is of the unscaled loss.
     given = finite.scaled_messages(state)
@@ -139,28 +162,26 @@ def gradient_of(
             variables[sync_policies.NAME] = sync_policies.with_said(given, said)
         if collected:
             variables[moments_collection.NAME] = collected
-        values, updates = state.apply_fn(
-            variables,
-            batch,
-            train=True,
-            method=loss_fn,
-            rngs=rngs,
-            mutable=[moving, "batch_stats", sync_policies.NAME, *options.mutable],
-        )
-        if collected is not None:
-            after = updates.get("batch_stats", {})
-            made = updates.get(moving, {})
-            moments_collection.check_all_collected(state.batch_stats, after, made)
+        with checked():
+            values, updates = state.apply_fn(
+                variables,
+                batch,
+                train=True,
+                method=loss_fn,
+                rngs=rngs,
+                mutable=mutable,
+            )
         local = metrics_lib.reduce(values, batch.get("mask"))
         metrics = over_devices(local, axis_name)
         count = jnp.maximum(metrics["loss"].count, 1)
         loss = local["loss"].total / count.astype(local["loss"].total.dtype)
-        moved = updates.get(moving, unmoved)
+        moved = updates.get("batch_stats", state.batch_stats)
         synced = updates.get(sync_policies.NAME, given)
-        return finite.scaled(state, loss), (moved, synced, metrics)
+        made = updates.get(moments_collection.NAME, collected)
+        return finite.scaled(state, loss), (moved, synced, made, metrics)
 
     params = varying(state.params if params is None else params, axis_name)
-    (grads, said), (batch_stats, batch_sync, metrics) = jax.grad(
+    (grads, said), (batch_stats, batch_sync, batch_moments, metrics) = jax.grad(
         objective, argnums=(0, 1), has_aux=True
     )(params, sync_policies.said_of(given))
     said = after_all(grads, said)
@@ -168,7 +189,7 @@ def gradient_of(
     batch_sync = finite.unscaled_messages(
         state, sync_policies.exchange(batch_sync, said, axis_name=axis_name)
     )
-    return Gradient(grads, metrics, batch_stats, batch_sync)
+    return Gradient(grads, metrics, batch_stats, batch_sync), batch_moments
 
 
 def mean_loss(gradient_at: Callable[[Any], Gradient]) -> Callable[[Any], jax.Array]:

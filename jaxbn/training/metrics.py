@@ -74,9 +74,9 @@ def reduce(values: Mapping[str, jax.Array], mask: jax.Array | None) -> Metrics:
         total = jnp.sum(
             jnp.where(valid, value, jnp.zeros((), value.dtype)), dtype=jnp.float32
         )
-        # Without a mask the number is known: no backward pass waits for its sum.
-        count: Any = (
-            np.int32(value.size) if mask is None else jnp.sum(valid, dtype=jnp.int32)
-        )
+        # Without a mask the number is known: no backward pass waits for its sum. In
+        # `jax.export` it may be a symbol, which NumPy cannot convert.
+        known = mask is None and isinstance(value.size, int)
+        count: Any = np.int32(value.size) if known else jnp.sum(valid, dtype=jnp.int32)
         metrics[name] = Metric(total, count)
     return metrics

@@ -1,5 +1,6 @@
 """Estimators by name and by themselves, in the function and in both layers."""
 
+import dataclasses
 from typing import NamedTuple
 
 import chex
@@ -135,6 +136,18 @@ class NoPair(NamedTuple):
     sums: jax.Array
 
 
+@dataclasses.dataclass(frozen=True)
+class Strange:
+    def init(self, shape, dtype):
+        return NoPair(jnp.zeros(shape))
+
+    def update(self, state, moments):
+        return state
+
+    def estimate(self, state):
+        return jaxbn.BatchStats(state.sums, state.sums)
+
+
 def test_errors():
     state = jaxbn.init_batch_stats(2)
     train = lambda **options: jaxbn.batch_norm_train(  # noqa: E731
@@ -150,11 +163,9 @@ def test_errors():
         train(estimator="debiased", momentum=2)
     with pytest.raises(ValueError, match="`batches` must be at least 1, got 0"):
         estimators.window(0)
-    strange = estimators.Estimator(
-        lambda shape, dtype: NoPair(jnp.zeros(shape)),
-        lambda state, moments: state,
-        lambda state: jaxbn.BatchStats(state.sums, state.sums),
-    )
+    with pytest.raises(TypeError, match=r"`estimator` must be one of .* got <class"):
+        train(estimator=Strange)
+    strange = Strange()
     with pytest.raises(TypeError, match=r"`NamedTuple` with the fields .* got NoPair"):
         jaxbn.linen.BatchNorm(False, statistics=strange).init(
             jax.random.key(0), BATCHES[0]

@@ -1,6 +1,8 @@
 """Frozen layers: what stays as it is, in Linen and NNX, through training steps."""
 
+import copy
 import itertools
+import pickle
 
 import flax.linen as nn
 import jax
@@ -193,6 +195,123 @@ def test_frozen_functions_within_each_other_add_up():
     stats = jaxbn.freeze(lambda: inner(), "head_bn")()["batch_stats"]
     assert not moved(stats["backbone"]["bn"]["mean"], 0)
     assert not moved(stats["head_bn"]["mean"], 0)
+
+
+def test_the_rules_of_both_decide_which_trace_is_used():
+    net = Net()
+    variables = net.init(jax.random.key(0), X, train=False)
+
+    @jax.jit
+    def run():
+        return net.apply(variables, X, train=True, mutable=["batch_stats"])[1]
+
+    inner = jaxbn.freeze(run, "backbone")
+    assert moved(inner()["batch_stats"]["head_bn"]["mean"], 0)
+    stats = jaxbn.freeze(lambda: inner(), "head_bn")()["batch_stats"]
+    assert not moved(stats["head_bn"]["mean"], 0)
+    assert not moved(stats["backbone"]["bn"]["mean"], 0)
+
+
+def is_head(path):
+    return path == "head_bn"
+
+
+def run_net(variables, x):
+    TRACES.append(x)
+    return Net().apply(variables, x, train=True, mutable=["batch_stats"])[1]
+
+
+TRACES = []
+COPIES = {
+    "pickle": lambda made: pickle.loads(pickle.dumps(made)),
+    "deepcopy": copy.deepcopy,
+    "copy": copy.copy,
+}
+
+
+@pytest.mark.parametrize("where", [None, "backbone", ["head_bn", "backbone"], is_head])
+@pytest.mark.parametrize("how", COPIES)
+def test_copies_of_a_frozen_function(how, where):
+    frozen = jaxbn.unfreeze(jaxbn.freeze(run_net, where, bias=False), where)
+    frozen = jaxbn.freeze(frozen, where)
+    copied = COPIES[how](frozen)
+    assert copied == frozen
+    assert hash(copied) == hash(frozen)
+    variables = Net().init(jax.random.key(0), X, train=False)
+    stats = copied(variables, X)["batch_stats"]
+    assert moved(stats["head_bn"]["mean"], 0) == (where == "backbone")
+    assert copied.__name__ == "run_net"
+
+
+def test_what_equal_frozen_functions_are():
+    def make(function=run_net, where=("backbone",), **flags):
+        return jaxbn.freeze(function, where, **flags)
+
+    others = [
+        make(where="backbone"),
+        make(where=None),
+        make(bias=False),
+        make(loss_fn),
+        jaxbn.unfreeze(run_net, ("backbone",)),
+        jaxbn.freeze(make(), ("backbone",)),
+        run_net,
+    ]
+    assert make() == make(where=["backbone"])
+    assert hash(make()) == hash(make(where=["backbone"]))
+    for place, other in enumerate(others):
+        assert make() != other
+        assert other not in others[:place]
+
+
+def test_equal_functions_are_traced_once():
+    variables = Net().init(jax.random.key(0), X, train=False)
+    make = lambda **flags: jaxbn.freeze(run_net, ["backbone"], **flags)  # noqa: E731
+
+    def count(function):
+        TRACES.clear()
+        function(variables, X)
+        return len(TRACES)
+
+    first = make()  # `jit` forgets the traces of a function that is gone.
+    assert count(jax.jit(first)) == 1
+    assert count(jax.jit(make())) == 0
+    assert count(jax.jit(copy.deepcopy(first))) == 0
+    assert count(jax.jit(make(bias=False))) == 1
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_jitted_function_is_traced_once_for_equal_rules(same):
+    net, traces = Net(), []
+    variables = net.init(jax.random.key(0), X, train=False)
+
+    @jax.jit
+    def run(variables):
+        traces.append(1)
+        return net.apply(variables, X, train=True, mutable=["batch_stats"])[1]
+
+    def make(where):
+        # Nothing says that the two functions are equal, but their rules are.
+        return jaxbn.freeze(run if same else lambda variables: run(variables), where)
+
+    for where, number in ((["backbone"], 1), (["backbone"], 1), (["head_bn"], 2)):
+        frozen = make(where)
+        for _ in range(2):
+            stats = frozen(variables)["batch_stats"]
+            assert moved(stats["head_bn"]["mean"], 0) == (where != ["head_bn"])
+            assert moved(stats["backbone"]["bn"]["mean"], 0) == (where != ["backbone"])
+        assert len(traces) == number
+
+
+def test_layers_of_another_function_with_equal_rules_do_not_count():
+    net, other = Net(), Jitted()
+    variables = net.init(jax.random.key(0), X, train=False)
+    jaxbn.freeze(lambda: net.apply(variables, X, train=False), "head_bn")()
+    given = other.init(jax.random.key(0), X)
+    call = jaxbn.freeze(
+        lambda: other.apply(given, X, mutable=["batch_stats"]), "head_bn"
+    )
+    with pytest.raises(ValueError, match=r"got 'head_bn'; the layers .*\['bn'\]"):
+        call()
 
 
 def test_recalibration_leaves_frozen_layers_alone():

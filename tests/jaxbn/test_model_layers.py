@@ -27,6 +27,35 @@ class Model(nnx.Module):
         return self.theirs(inner(self.a, self.many[0](x=self.also_a(x))))
 
 
+def test_whose_a_layer_is(monkeypatch):
+    rngs = nnx.Rngs(0)
+    ours = linen.BatchNorm(), jaxbn.nnx.BatchNorm(3, rngs=rngs)
+    theirs = nn.BatchNorm(), nnx.BatchNorm(3, rngs=rngs)
+    others = nn.LayerNorm(), nnx.LayerNorm(3, rngs=rngs), None, nn.BatchNorm
+    for _ in range(2):  # Before and after jaxbn's classes take the place of Flax's.
+        assert [*map(model_layers.is_ours, (*ours, *theirs, *others))] == (
+            [True] * 2 + [False] * 6
+        )
+        assert [*map(model_layers.is_flax, (*ours, *theirs, *others))] == (
+            [False] * 2 + [True] * 2 + [False] * 4
+        )
+        monkeypatch.setattr("flax.linen.BatchNorm", linen.BatchNorm)
+        monkeypatch.setattr("flax.nnx.BatchNorm", jaxbn.nnx.BatchNorm)
+
+
+def test_a_layer_that_is_a_subclass_of_both_is_ours():
+    class Both(linen.BatchNorm, nn.BatchNorm):
+        pass
+
+    class NnxBoth(jaxbn.nnx.BatchNorm, nnx.BatchNorm):
+        pass
+
+    for layer in (Both(), NnxBoth(3, rngs=nnx.Rngs(0))):
+        assert model_layers.is_ours(layer)
+        assert not model_layers.is_flax(layer)
+        assert model_layers.base_class(layer).__module__.startswith("jaxbn.")
+
+
 def test_layers_of_an_nnx_model():
     model = Model()
     assert set(model_layers.nnx_layers(model)) == {("a",), ("theirs",), ("many", "0")}

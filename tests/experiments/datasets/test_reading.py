@@ -31,12 +31,6 @@ def test_unknown_name(tmp_path):
         datasets.load("cifar", "train", tmp_path)
 
 
-def test_binarize():
-    images = np.array([[[0, 127], [128, 255]]], np.uint8)[..., None]
-    np.testing.assert_array_equal(datasets.binarize(images), [[0, 0, 1, 1]])
-    np.testing.assert_array_equal(datasets.binarize(images, ink=1), [[0, 1, 1, 1]])
-
-
 def test_origin_of_the_embedded_set(tmp_path):
     assert datasets.origin("digits", tmp_path) == "bundled with scikit-learn"
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from experiments import output
-from experiments.figure1 import paper
+from experiments.figure1 import figure, paper
 from experiments.figure1 import report as figure1_report
 from experiments.figure1 import study as figure1
 from experiments.networks import mlp
@@ -44,6 +44,16 @@ class TestSummary:
 
     def test_distance_only_for_the_papers_data(self):
         assert "distance_to_paper" not in self.make("digits")
+
+    @pytest.mark.parametrize(
+        ("dataset", "title"),
+        [("mnist", "binarised MNIST"), ("digits", "grey 8x8 digits")],
+    )
+    def test_pages_say_how_images_are_read(self, dataset, title):
+        result = self.make(dataset)
+        heading, *_ = figure1_report.table(result).splitlines()
+        assert heading == f"Test accuracy, mean of 2 seed(s), {title}:"
+        assert figure.draw(result).get_suptitle() == f"{title}, 2 seeds"
 
     @pytest.mark.parametrize("dataset", ["mnist", "digits"])
     def test_equal_results_give_equal_pages(self, dataset, tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import __main__ as main
+from experiments import datasets
 from experiments.figure1 import study as figure1
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -33,6 +34,7 @@ class TestOptions:
             ("--learning-rate -1", "`learning_rate` must be positive"),
             ("--learning-rate nan", "`learning_rate` must be positive"),
             ("--bn-momentum 2", r"`bn_momentum` must lie in \[0, 1\], got 2"),
+            ("--ink 128", "`ink` must be left out for grey 8x8 digits: .* got 128"),
             ("--out setup.cfg/x", "`out` must be a folder that can be written"),
         ],
     )
@@ -42,6 +44,39 @@ class TestOptions:
         options = ["--data-dir", str(tmp_path / "data"), *options.split()]
         with pytest.raises(SystemExit, match=f"^ValueError: {message}"):
             main.main(["figure1", *options])
+
+
+class TestImages:
+    """What the networks are trained and evaluated on."""
+
+    def shades(self, monkeypatch, **options):
+        """The different pixel values of each set of images that a run is given."""
+        given = []
+
+        def keep(runs, plan, train, held_out, kept, workers):
+            given.extend([train["image"], held_out["image"], held_out["population"]])
+            return {}
+
+        monkeypatch.setattr(figure1.recording, "train", keep)
+        figure1.train(figure1.Figure1(**options))
+        return [np.unique(images).tolist() for images in given]
+
+    def test_digits_are_grey(self, monkeypatch, tmp_path):
+        for shades in self.shades(monkeypatch, data_dir=tmp_path):
+            assert len(shades) == 17
+
+    def test_mnist_is_binary(self, monkeypatch):
+        images = np.arange(6 * 784, dtype=np.int64) % 256
+        images = images.reshape(6, 28, 28, 1).astype(np.uint8)
+        labels = np.zeros(6, np.int32)
+        monkeypatch.setattr(datasets.reading, "load", lambda *_: (images, labels))
+        for shades in self.shades(monkeypatch, dataset="mnist"):
+            assert shades == [0, 1]
+
+    def test_a_threshold_decides_only_the_numbers_of_binary_images(self):
+        for dataset, ink in (("mnist", 64), ("digits", None)):
+            config = figure1.Figure1(dataset=dataset)
+            assert figure1.identity(config)["hp"]["ink"] == ink
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ X = 100 + np.random.default_rng(0).standard_normal((4, 8, 2)).astype(np.float32)
 @pytest.mark.parametrize("name", estimators.NAMES)
 def test_equals_one_update_by_the_whole(name):
     estimator = estimators.named(name, 0.9, True)
-    collect = passes.accumulating(estimator)
+    collect = passes.Accumulating(estimator)
     start = estimator.update(estimator.init(2, jnp.float32), jaxbn.batch_moments(-X[0]))
     passed = passes.before_the_first(estimator, start)
     for part in (X[0, :3], X[0, 3:], X[1]):
@@ -27,7 +27,7 @@ def test_equals_one_update_by_the_whole(name):
 
 
 def test_scan_and_no_gradient():
-    collect = passes.accumulating(estimators.ema(0.9))
+    collect = passes.Accumulating(estimators.ema(0.9))
 
     @jax.jit
     def scanned(x):
@@ -45,7 +45,7 @@ def test_scan_and_no_gradient():
 
 
 def test_nothing_collected_moves_nothing():
-    collect = passes.accumulating(estimators.ema(0.9))
+    collect = passes.Accumulating(estimators.ema(0.9))
     passed = collect.init(2, jnp.float32)
     empty = jaxbn.batch_moments(jnp.ones((0, 2)))
     chex.assert_trees_all_equal(collect.update(passed, empty).moved, passed.state)

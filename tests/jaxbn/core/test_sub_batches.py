@@ -37,16 +37,13 @@ def test_parts_of_a_batch(style, size):
         assert_matches(actual, expected, stats, mask)
 
 
-@pytest.mark.parametrize("pool_groups", [True, False])
-def test_parts_of_a_batch_on_an_explicit_mesh(pool_groups):
+def test_parts_of_a_batch_on_an_explicit_mesh():
     x, _ = make_batch(channels=4)
     stats = jaxbn.init_batch_stats(4)
 
     @jax.jit
     def train(x):
-        return jaxbn.batch_norm_train(
-            x, None, None, stats, group_size=4, pool_groups=pool_groups
-        )
+        return jaxbn.batch_norm_train(x, None, None, stats, group_size=4)
 
     mesh = jax.make_mesh((4, 2), ("data", "model"))
     split = jax.device_put(x, jax.NamedSharding(mesh, jax.P("data", "model")))

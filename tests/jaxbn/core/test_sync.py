@@ -8,7 +8,7 @@ import pytest
 from absl.testing import parameterized
 
 import jaxbn
-from jaxbn.core import sync
+from jaxbn.core import estimators, sync
 from tests import reference, styles
 from tests.whole_batch import (
     BIAS,
@@ -112,18 +112,27 @@ def test_many_devices_alone_add_up_sums(style, loc, monkeypatch):
 
 
 class GroupTest(chex.TestCase):
-    @parameterized.parameters("single device", "vmap")
-    def test_mean_of_the_groups(self, style):
-        x, dy = make_batch()
-        mask = np.ones((len(x), 1), bool)
-        stats = jaxbn.init_batch_stats(3)
+    @parameterized.product(
+        style=("single device", "vmap", "shard_map", "jit Auto", "jit Explicit"),
+        name=estimators.NAMES,
+    )
+    def test_an_empty_group_counts_nothing(self, style, name):
+        """Some groups are masked out; the others are the population."""
+        size = {"vmap": 2, "shard_map": 2, "jit Explicit": 4}.get(style, 8)
+        x, dy = make_batch(loc=5)
+        mask = np.arange(len(x))[:, None] >= 8
+        estimator = estimators.named(name, 0.5, True)
         actual = styles.run(
-            style, x, mask, dy, SCALE, BIAS, stats, momentum=0.0, pool_groups=False,
-            group_size=8 if style == "single device" else 2,
+            style, x, mask, np.where(mask, dy, 0).astype(np.float32), SCALE, BIAS,
+            estimator.init(3, jnp.float32), momentum=0.5, estimator=name,
+            group_size=size,
         ).stats  # fmt: skip
-        parts = x.astype(np.float64).reshape(4, 8, 3)
-        np.testing.assert_allclose(actual.mean, parts.mean((0, 1)), rtol=1e-5)
-        np.testing.assert_allclose(actual.var, parts.var(1, ddof=1).mean(0), rtol=1e-5)
+        batch = x[8:].astype(np.float64)
+        mean, var = batch.mean(0), batch.var(0, ddof=1)
+        if name == "ema":
+            mean, var = 0.5 * mean, 0.5 + 0.5 * var
+        np.testing.assert_allclose(actual.mean, mean, rtol=1e-5)
+        np.testing.assert_allclose(actual.var, var, rtol=1e-5)
 
     def test_forward_mode_within_groups(self):
         x, dx = (a.reshape(8, ROWS, 3) for a in make_batch())

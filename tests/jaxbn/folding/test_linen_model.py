@@ -225,8 +225,80 @@ def test_folded_variables_can_be_folded_again_and_are_not_trained():
     )
     with pytest.raises(ValueError, match="has removed the statistics"):
         train.apply(new, X)
-    with pytest.raises(ValueError, match="has removed the statistics"):
+    with pytest.raises(ValueError, match="evaluation mode, got layer 'layers_1'"):
         jaxbn.fold(train, variables, X, call)
+    with pytest.raises(ValueError, match="evaluation mode, got layer 'layers_1'"):
+        jaxbn.fold(train, new, X, call)
+
+
+class Asking(nn.Module):
+    """Trains if the collection is mutable, as some networks of others do."""
+
+    collection: str = "batch_stats"
+
+    @nn.compact
+    def __call__(self, x):
+        evaluates = not self.is_mutable_collection(self.collection)
+        calls = self.variable("cache", "calls", jnp.zeros, ())
+        if self.is_mutable_collection("cache"):
+            calls.value += 1.0
+        y = linen.BatchNorm(evaluates, momentum=0.5)(nn.Dense(4)(x))
+        return linen.BatchNorm(name="last")(nn.relu(y), evaluates)
+
+
+@pytest.mark.parametrize(
+    "collection", ["batch_stats", "batch_moments", "batch_sync", "folded", "params"]
+)
+def test_a_model_that_asks_what_is_mutable_is_evaluated(collection):
+    net = Asking(collection)
+    variables = random_values.like(net.init(jax.random.key(0), X))
+    if collection not in variables:
+        variables[collection] = {"other": jnp.zeros(())}
+    new, report = jaxbn.fold(net, variables, X, call)
+    assert [row.place for row in report.layers] == ["before", "affine"]
+    expected = net.apply(variables, X)
+    # Float32 rounding of two layers, relative to the largest output.
+    atol = 3e-6 * float(jnp.max(jnp.abs(expected)))
+    np.testing.assert_allclose(net.apply(new, X), expected, atol=atol)
+
+
+TRAINING = {
+    "jaxbn's": linen.BatchNorm(False),
+    "without updates": linen.BatchNorm(False, update_running_average=False),
+    "updates in evaluation": linen.BatchNorm(True, update_running_average=True),
+    "with a policy": linen.BatchNorm(
+        False, group_size=1, sync=jaxbn.sync_policies.Stale(0.5)
+    ),
+    "Flax's": nn.BatchNorm(False),
+}
+
+
+@pytest.mark.parametrize("kind", TRAINING)
+def test_a_layer_in_training_mode_is_named(kind):
+    net = nn.Sequential([nn.Dense(4), norm(), Wrapped(TRAINING[kind])])
+    variables = net.init(jax.random.key(0), X)
+    message = "`call` must run the model in evaluation mode, got layer 'layers_2/inner'"
+    with pytest.raises(ValueError, match=message):
+        jaxbn.fold(net, variables, X, call)
+
+
+class Wrapped(nn.Module):
+    inner: nn.Module
+
+    def __call__(self, x):
+        return self.inner(x)
+
+
+def test_frozen_layers_are_evaluated_in_any_mode():
+    train = nn.Sequential([nn.Dense(4), linen.BatchNorm(False), nn.relu])
+    variables = random_values.like(train.init(jax.random.key(0), X))
+    frozen = jaxbn.freeze(call)
+    new, report = jaxbn.fold(train, variables, X, frozen)
+    assert [row.place for row in report.layers] == ["before"]
+    evaluated = train.clone(layers=[train.layers[0], norm(), nn.relu])
+    np.testing.assert_allclose(
+        evaluated.apply(new, X), evaluated.apply(variables, X), atol=1e-4
+    )
 
 
 class Vmapped(nn.Module):

@@ -56,7 +56,7 @@ def test_tree_keeps_structure_dtypes_and_what_has_no_counterpart():
     stats = made["batch_stats"]["bn"]
     np.testing.assert_allclose(stats["mean"], BN["running_mean"], rtol=1e-6)
     assert stats["mean"].dtype == np.float32
-    np.testing.assert_array_equal(stats["batches"], 0)
+    np.testing.assert_array_equal(stats["weight"], 0)
 
 
 def test_every_difference_is_listed():

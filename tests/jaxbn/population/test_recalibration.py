@@ -280,7 +280,7 @@ def test_layers_of_flax_are_told():
             return linen.BatchNorm(False)(nn.BatchNorm(False, name="theirs")(x))
 
     variables = Mixed().init(jax.random.key(0), X)
-    with pytest.raises(ValueError, match=r"\['theirs'\] could not be collected"):
+    with pytest.raises(ValueError, match=r"layer 'theirs' could not be collected"):
         jaxbn.recalibrate(Mixed(), variables, PARTS, lambda model, x: model(x))
 
 

@@ -35,17 +35,16 @@ def test_in_other_words(policy, options):
     chex.assert_trees_all_close(stats, expected_stats, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("pool_groups", [True, False])
-def test_local_running_statistics_are_pooled_or_not(pool_groups):
+def test_local_running_statistics_are_those_of_all():
     def mapped(**options):
         def one(x):
-            return run(x, axis_name="d", pool_groups=pool_groups, **options)
+            return run(x, axis_name="d", **options)
 
         return jax.vmap(one, axis_name="d")(X.reshape(4, 2, 3))
 
     made, expected = mapped(sync=sync_policies.Local()), mapped(group_size="local")
     chex.assert_trees_all_equal(made, expected)
-    of_parts = run(group_size=2, pool_groups=pool_groups)[1]
+    of_parts = run(group_size=2)[1]
     for stats, part in zip(made[1], of_parts, strict=True):
         np.testing.assert_allclose(stats, np.stack([part] * 4), rtol=1e-5, atol=1e-6)
 

@@ -163,7 +163,7 @@ def test_layers_of_flax_are_told():
         def __call__(self, x, train, mask=None):
             return nn.BatchNorm(name="theirs")(x, use_running_average=not train)
 
-    with pytest.raises(ValueError, match=r"\['theirs'\] could not be collected"):
+    with pytest.raises(ValueError, match=r"layer 'theirs' could not be collected"):
         step(BATCH, Theirs(), micro_batches=2)
 
 

@@ -1,0 +1,337 @@
+"""jaxbn's layers in models of others, in the place of Flax's."""
+
+import copy
+import functools
+import importlib.util
+import pickle
+import sys
+import types
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import jaxbn
+import jaxbn.nnx
+from jaxbn import linen, model_layers, patching, training
+
+FLAX_LINEN, FLAX_NNX = nn.BatchNorm, nnx.BatchNorm
+X = np.random.default_rng(0).standard_normal((16, 3)).astype(np.float32)
+BATCH = {"x": X, "y": np.arange(16) % 4}
+
+# The code of a package that knows nothing of jaxbn.
+SOURCE = """
+import functools
+from typing import Any
+
+from flax import linen as nn
+from flax import nnx
+
+
+class Net(nn.Module):
+    norm: Any = functools.partial(
+        nn.BatchNorm, use_running_average=None, momentum=0.9, epsilon=1e-5
+    )
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Dense(4)(x)
+        x = nn.relu(self.norm(name="first")(x, use_running_average=not train))
+        return self.norm(name="last")(nn.Dense(4)(x), use_running_average=not train)
+
+
+class Model(nnx.Module):
+    def __init__(self, rngs, norm=functools.partial(nnx.BatchNorm, momentum=0.9)):
+        self.dense = nnx.Linear(3, 4, rngs=rngs)
+        self.first = norm(4, rngs=rngs)
+        self.head = nnx.Linear(4, 4, rngs=rngs)
+        self.last = norm(4, rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(self.head(nnx.relu(self.first(self.dense(x)))))
+
+
+class Subclass(nn.BatchNorm):
+    momentum: float = 0.5
+
+
+class NnxSubclass(nnx.BatchNorm):
+    pass
+"""
+
+
+def import_package(name="third_party"):
+    module = types.ModuleType(name)
+    exec(SOURCE, vars(module))
+    return module
+
+
+@pytest.fixture(
+    params=[
+        "assigned",
+        pytest.param("undone, with defaults", marks=pytest.mark.exhaustive),
+        pytest.param("patched", marks=pytest.mark.exhaustive),
+    ]
+)
+def package(request, monkeypatch):
+    """The package, and the options with which its layers are made."""
+    if request.param == "assigned":
+        monkeypatch.setattr("flax.linen.BatchNorm", linen.BatchNorm)
+        monkeypatch.setattr("flax.nnx.BatchNorm", jaxbn.nnx.BatchNorm)
+        yield import_package(), {}
+        return
+    undone = request.param != "patched"
+    options = {"unbiased": False} if undone else {}
+    with jaxbn.patch_flax(**options) as patch:
+        made = import_package()
+        if undone:
+            patch.undo()
+        yield made, options
+
+
+def train(model, x):
+    return model(x, train=True)
+
+
+def evaluate(model, x):
+    return model(x, train=False)
+
+
+def loss_fn(model, batch, train):
+    logits = model(batch["x"], train=train)
+    return {"loss": optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"])}
+
+
+def nnx_loss_fn(model, batch, train):
+    return loss_fn(lambda x, train: model(x), batch, train)
+
+
+def linen_results(net):
+    """Returns what all tools make of a network."""
+    variables = net.init(jax.random.key(0), X, train=False)
+    _, new = net.apply(variables, X, train=True, mutable=["batch_stats"])
+    variables = {**variables, **new}
+    given = variables
+    for part in (X[:4], X[4:]):
+        _, made = net.apply(given, part, train=True, mutable=["batch_moments"])
+        given = {**given, **made}
+    folded, report = jaxbn.fold(net, variables, X, evaluate)
+    assert [row.place for row in report.layers] == ["before", "before"]
+
+    def trained(loss_fn, **options):
+        copied = jax.tree.map(jnp.copy, variables)  # A step donates its state.
+        state = training.TrainState.create(net.apply, copied, optax.sgd(0.1))
+        new, metrics = training.make_train_step(loss_fn, **options)(state, BATCH)
+        return new.params, new.batch_stats, metrics
+
+    return {
+        "moved": new,
+        "recalibrated": jaxbn.recalibrate(net, variables, [X[:4], X], train),
+        "layer by layer": jaxbn.recalibrate(
+            net, variables, [X[:4], X], train, layer_by_layer=True
+        ),
+        "diagnosis": jaxbn.diagnose(net, variables, X, train),
+        "collected": jaxbn.move_batch_stats(
+            variables["batch_stats"], given["batch_moments"]
+        ),
+        "folded": folded,
+        "report": report,
+        "trained": trained(loss_fn, micro_batches=4),
+        "frozen": trained(jaxbn.freeze(loss_fn, "first", bias=False)),
+    }
+
+
+def nnx_results(model):
+    """Returns what all tools make of a model."""
+    model(X)
+    collected, trained = nnx.clone(model), nnx.clone(model)
+    with jaxbn.collecting(collected):
+        collected(X[:4]), collected(X[4:])
+    jaxbn.freeze(trained, "first", bias=False)
+    optimizer = nnx.Optimizer(trained, optax.sgd(0.1), wrt=nnx.Param)
+    training.make_nnx_train_step(nnx_loss_fn)(trained, optimizer, BATCH)
+    call = lambda model, x: model(x)  # noqa: E731
+    models = {
+        "moved": model,
+        "recalibrated": jaxbn.recalibrate(model, None, [X[:4], X], call),
+        "layer by layer": jaxbn.recalibrate(
+            model, None, [X[:4], X], call, layer_by_layer=True
+        ),
+        "collected": collected,
+        "trained": trained,
+        "replaced": jaxbn.replace(model, momentum=0.25),
+    }
+    assert models["replaced"].first.momentum == 0.25
+    assert type(models["replaced"].first) is jaxbn.nnx.BatchNorm
+    folded, report = jaxbn.fold(model, None, X, call)
+    assert [row.place for row in report.layers] == ["before", "before"]
+    return {
+        **{name: nnx.to_pure_dict(nnx.state(each)) for name, each in models.items()},
+        "replaced, later": models["replaced"](X),
+        "diagnosis": jaxbn.diagnose(model, None, X, call),
+        "folded": nnx.to_pure_dict(nnx.state(folded)),
+        "report": report,
+    }
+
+
+def check_equal(results, expected):
+    for name in ("report", "diagnosis"):
+        assert str(results.pop(name)) == str(expected.pop(name))
+    chex.assert_trees_all_equal(results, expected)
+
+
+def test_all_tools_on_linen(package):
+    made, options = package
+    norm = functools.partial(linen.BatchNorm, momentum=0.9, **options)
+    check_equal(linen_results(made.Net()), linen_results(made.Net(norm=norm)))
+
+
+def test_all_tools_on_nnx(package):
+    made, options = package
+    norm = functools.partial(jaxbn.nnx.BatchNorm, momentum=0.9, **options)
+    model, ours = made.Model(nnx.Rngs(0)), made.Model(nnx.Rngs(0), norm)
+    check_equal(nnx_results(model), nnx_results(ours))
+
+
+def test_tools_still_know_the_layers_of_flax(package):
+    net = nn.Sequential([FLAX_LINEN(True), linen.BatchNorm(True)])
+    variables = net.init(jax.random.key(0), X)
+    call = lambda model, x: model(x)  # noqa: E731
+    report = jaxbn.fold(net, variables, X, call).report
+    assert [row.place for row in report.layers] == ["affine", "left"]
+    with pytest.raises(ValueError, match="got also Flax's"):
+        jaxbn.freeze(lambda: net.apply(variables, X))()
+    rngs = nnx.Rngs(0)
+    model = nnx.Sequential(FLAX_NNX(3, rngs=rngs), jaxbn.nnx.BatchNorm(3, rngs=rngs))
+    report = jaxbn.fold(model, None, X, call).report
+    assert [row.place for row in report.layers] == ["affine", "left"]
+    with pytest.raises(ValueError, match="got also Flax's"):
+        jaxbn.freeze(model)
+    with pytest.raises(ValueError, match="could not be collected"):
+        jaxbn.recalibrate(model, None, [X], call)
+
+
+def test_flax_is_known_whatever_was_patched_before_the_import(monkeypatch):
+    for name in ("linen", "linen.normalization"):
+        monkeypatch.setattr(f"flax.{name}.BatchNorm", linen.BatchNorm)
+    for name in ("nnx", "nnx.nn.normalization"):
+        monkeypatch.setattr(f"flax.{name}.BatchNorm", jaxbn.nnx.BatchNorm)
+    spec = importlib.util.spec_from_file_location("anew", model_layers.__file__)
+    anew = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(anew)
+    assert list(anew.LINEN) == [linen.BatchNorm, FLAX_LINEN]
+    assert list(anew.NNX) == [jaxbn.nnx.BatchNorm, FLAX_NNX]
+
+
+def test_it_lasts_until_the_end_of_the_block():
+    with jaxbn.patch_flax():
+        assert nn.BatchNorm is linen.BatchNorm
+        assert nnx.BatchNorm is jaxbn.nnx.BatchNorm
+        with pytest.raises(TypeError), jaxbn.patch_flax(momentum=0.5):
+            nn.BatchNorm(momentum=nn.BatchNorm().momentum / None)
+        assert nn.BatchNorm is linen.BatchNorm
+    assert (nn.BatchNorm, nnx.BatchNorm) == (FLAX_LINEN, FLAX_NNX)
+    patch = jaxbn.patch_flax()
+    assert nn.BatchNorm is linen.BatchNorm
+    for _ in range(2):
+        patch.undo()
+        assert (nn.BatchNorm, nnx.BatchNorm) == (FLAX_LINEN, FLAX_NNX)
+    with patch:
+        assert nn.BatchNorm is linen.BatchNorm
+    assert nn.BatchNorm is FLAX_LINEN
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(-1, 4), max_size=12))
+def test_patches_are_undone_in_any_order(steps):
+    """-1 makes a patch, another number undoes one of those that there are."""
+    active = []
+    try:
+        for step in steps:
+            if step < 0:
+                momentum = 0.5 + len(active) / 100
+                active.append((jaxbn.patch_flax(momentum=momentum), momentum))
+            elif step < len(active):
+                active.pop(step)[0].undo()
+            if active:
+                assert nn.BatchNorm().momentum == active[-1][1]
+                assert nnx.BatchNorm(3, rngs=nnx.Rngs(0)).momentum == active[-1][1]
+            else:
+                assert (nn.BatchNorm, nnx.BatchNorm) == (FLAX_LINEN, FLAX_NNX)
+    finally:
+        for patch, _ in active:
+            patch.undo()
+    assert (nn.BatchNorm, nnx.BatchNorm) == (FLAX_LINEN, FLAX_NNX)
+
+
+def test_defaults_are_those_of_layers_that_say_nothing():
+    groups = [[0, 1], [2, 3]]
+    options = {"unbiased": False, "axis": [-1], "axis_index_groups": groups}
+    with jaxbn.patch_flax(activation="relu", **options):
+        layers = nn.BatchNorm(), nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+        others = (
+            nn.BatchNorm(True, 1, unbiased=True),
+            nnx.BatchNorm(3, axis=1, unbiased=True, rngs=nnx.Rngs(0)),
+        )
+        package = import_package()
+    for layer in layers:
+        assert (layer.unbiased, layer.activation) == (False, "relu")
+        assert (layer.axis, layer.axis_index_groups) == ((-1,), ((0, 1), (2, 3)))
+        assert layer.momentum == 0.99
+    for layer in others:
+        assert (layer.unbiased, layer.axis) == (True, 1)
+    assert (package.Subclass().momentum, package.Subclass().unbiased) == (0.5, False)
+    assert package.NnxSubclass(3, rngs=nnx.Rngs(0)).unbiased is False
+    assert hash(layers[0]) is not None
+    with jaxbn.patch_flax(**options, activation="relu"):
+        assert nn.BatchNorm is type(layers[0])  # Traces of it can be used again.
+
+
+def test_options_of_one_layer_and_of_none():
+    metadata = {"note": "of the scale"}
+    with jaxbn.patch_flax(scale_metadata=metadata, momentum=np.ones(())):
+        assert nn.BatchNorm().momentum == 1
+        layer = nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+    assert layer.scale.get_metadata()["note"] == "of the scale"
+    for name in ("momentun", "num_features", "rngs", "name", "parent"):
+        with pytest.raises(TypeError, match=rf"'momentum'.*got \['{name}'\]"):
+            jaxbn.patch_flax(**{name: 3})
+    assert nn.BatchNorm is FLAX_LINEN
+
+
+@pytest.mark.parametrize("options", [{}, {"unbiased": False, "dtype": jnp.bfloat16}])
+def test_layers_and_models_are_copied_and_pickled(monkeypatch, options):
+    with jaxbn.patch_flax(**options):
+        package = import_package()
+        layer = nn.BatchNorm(momentum=0.5)
+    monkeypatch.setitem(sys.modules, "third_party", package)
+    for made in (layer, package.Net(), package.Subclass(axis=1)):
+        # A `functools.partial`, the field of `Net`, is equal to itself only.
+        assert repr(copy.deepcopy(made)) == repr(made)
+        assert repr(pickle.loads(pickle.dumps(made))) == repr(made)
+        assert type(pickle.loads(pickle.dumps(made))) is type(made)
+    model = package.Model(nnx.Rngs(0))
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert type(other.first) is type(model.first)
+        np.testing.assert_array_equal(other(X), nnx.clone(model)(X))
+    assert pickle.loads(pickle.dumps(package.NnxSubclass)) is package.NnxSubclass
+
+
+def test_what_is_pickled_needs_no_patch():
+    pickled = pickle.dumps(patching.with_defaults(linen.BatchNorm, {"momentum": 0.5}))
+    patching._remembered.cache_clear()  # As in another process.
+    assert pickle.loads(pickled)().momentum == 0.5
+
+
+def test_code_that_was_imported_before_keeps_the_layer_of_flax():
+    package = import_package()
+    with jaxbn.patch_flax():
+        assert package.Net().norm.func is FLAX_LINEN
+        assert import_package().Net().norm.func is linen.BatchNorm

@@ -1,0 +1,217 @@
+"""Running statistics that came in half precision go on in float32, with one warning."""
+
+import warnings
+
+import flax.linen as nn
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import jaxbn
+import jaxbn.nnx
+from jaxbn import estimators, linen, training
+
+HALF = ("bfloat16", "float16")
+MESSAGE = r"running statistics came in (bfloat16|float16), in which a moving average st"
+
+
+def cast(tree, dtype):
+    """Every floating number of a tree in another dtype, as users cast variables."""
+
+    def leaf_cast(leaf):
+        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+        return leaf.astype(dtype) if floating else leaf
+
+    return jax.tree.map(leaf_cast, tree)
+
+
+def function(dtype, name, x, steps, momentum):
+    estimator = estimators.named(name, momentum, True)
+    state = cast(estimator.init(2, jnp.float32), dtype)
+
+    def step(state):
+        return jaxbn.batch_norm_train(
+            x, None, None, state, estimator=name, momentum=momentum
+        )[1]
+
+    state = jax.jit(step)(state)
+    return jax.lax.fori_loop(1, steps, lambda i, state: step(state), state)._asdict()
+
+
+def of_linen(dtype, name, x, steps, momentum):
+    layer = linen.BatchNorm(False, statistics=name, momentum=momentum)
+    variables = cast(layer.init(jax.random.key(0), x), dtype)
+
+    def step(stats):
+        given = variables | {"batch_stats": stats}
+        return layer.apply(given, x, mutable=["batch_stats"])[1]["batch_stats"]
+
+    stats = jax.jit(step)(variables["batch_stats"])
+    return jax.lax.fori_loop(1, steps, lambda i, stats: step(stats), stats)
+
+
+def of_nnx(dtype, name, x, steps, momentum):
+    layer = jaxbn.nnx.BatchNorm(2, statistics=name, momentum=momentum, rngs=nnx.Rngs(0))
+    graph, state = nnx.split(layer)
+    state = cast(state, dtype)
+
+    def step(state):
+        layer = nnx.merge(graph, state)
+        layer(x)
+        return nnx.state(layer)
+
+    state = jax.jit(step)(state)
+    state = jax.lax.fori_loop(1, steps, lambda i, state: step(state), state)
+    return {name: leaf.get_value() for name, leaf in state.items()}
+
+
+FORMS = {"function": function, "linen": of_linen, "nnx": of_nnx}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@hypothesis.given(
+    dtype=st.sampled_from(HALF),
+    name=st.sampled_from(estimators.NAMES),
+    loc=st.sampled_from([2.99, 99.97]),
+    momentum=st.sampled_from([0.9, 0.99]),
+)
+@hypothesis.settings(deadline=None, max_examples=12)
+def test_follows_the_batches(form, dtype, name, loc, momentum):
+    """After many steps on one batch its own moments are left, and the dtype is wide."""
+    rng = np.random.default_rng(0)
+    x = (loc + 2 * rng.standard_normal((64, 2))).astype(np.float32)
+    with pytest.warns(UserWarning, match=MESSAGE) as caught:
+        stats = FORMS[form](dtype, name, x, 1000, momentum)
+    assert len([each for each in caught if "stalls" in str(each.message)]) == 1
+    mean, var = x.astype(np.float64).mean(0), x.astype(np.float64).var(0, ddof=1)
+    left = momentum**1000 if name == "ema" else 0  # Of the initial 0 and 1.
+    for field in ("mean", "var"):
+        assert stats[field].dtype == jnp.float32
+    # 1,000 roundings to float32.
+    np.testing.assert_allclose(stats["mean"], (1 - left) * mean, rtol=1e-4)
+    np.testing.assert_allclose(stats["var"], left + (1 - left) * var, rtol=1e-4)
+    state_dtypes = {leaf.dtype for name, leaf in stats.items() if name in STATE}
+    assert state_dtypes == {jnp.dtype("float32")}
+
+
+STATE = ("mean", "var", "weight", "means", "variances")
+
+
+def test_float64_and_float32_come_back_as_they_are():
+    x = np.ones((4, 2), np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for dtype in ("float32", "float64"):
+            with jax.enable_x64(True):
+                stats = jaxbn.init_batch_stats(2, dtype)
+                _, new = jaxbn.batch_norm_train(x, None, None, stats)
+                assert {new.mean.dtype, new.var.dtype} == {jnp.dtype(dtype)}
+
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=True):
+        for _ in range(3):
+            x = linen.BatchNorm(not train)(nn.Dense(4)(x))
+        return x
+
+
+X = (3 + np.random.default_rng(0).standard_normal((8, 4))).astype(np.float32)
+
+
+def loss_fn(model, batch, train):
+    return {"loss": jnp.sum(model(batch["x"], train) ** 2, -1)}
+
+
+def half_state(dtype="bfloat16"):
+    variables = Net().init(jax.random.key(0), X)
+    variables["batch_stats"] = cast(variables["batch_stats"], dtype)
+    return training.TrainState.create(Net().apply, variables, optax.sgd(0.0))
+
+
+def test_one_warning_of_a_model():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        training.make_train_step(loss_fn)(half_state(), {"x": X})
+    assert [each.filename for each in caught] == [__file__]
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_a_train_step_returns_float32(micro_batches):
+    step = training.make_train_step(loss_fn, micro_batches=micro_batches)
+    with pytest.warns(UserWarning, match=MESSAGE):
+        state, _ = step(half_state(), {"x": X})
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(state.batch_stats)}
+    assert dtypes == {jnp.dtype("float32")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step(state, {"x": X})
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_a_loop_cannot_carry_it(dtype):
+    stats = jaxbn.init_batch_stats(4, dtype)
+
+    def step(stats, _):
+        return jaxbn.batch_norm_train(X, None, None, stats)[::-1]
+
+    message = MESSAGE + r".*`lax.scan` cannot carry.*Before the loop, leave.*cast it ba"
+    with pytest.raises(TypeError, match=message):
+        jax.lax.scan(step, stats, length=3)
+    steps = training.make_multi_step(loss_fn)
+    with pytest.raises(TypeError, match=message):
+        steps(half_state(dtype), {"x": np.stack([X, X])})
+
+
+def test_stacked_layers_need_not_carry_it():
+    class Cell(nn.Module):
+        @nn.compact
+        def __call__(self, x, _):
+            return linen.BatchNorm(False)(x), None
+
+    axes = {"params": 0, "batch_stats": 0}
+    net = nn.scan(Cell, variable_axes=axes, split_rngs={"params": True}, length=3)()
+    variables = net.init(jax.random.key(0), X, None)
+    half = {**variables, "batch_stats": cast(variables["batch_stats"], "bfloat16")}
+    with pytest.warns(UserWarning, match=MESSAGE):
+        _, new = net.apply(half, X, None, mutable=["batch_stats"])
+    _, expected = net.apply(variables, X, None, mutable=["batch_stats"])
+    for leaf, other in zip(*map(jax.tree.leaves, (new, expected)), strict=True):
+        assert leaf.dtype == jnp.float32
+        np.testing.assert_array_equal(leaf, other)
+
+
+@pytest.mark.parametrize("kind", ["linen", "nnx"])
+def test_collected_passes(kind):
+    if kind == "linen":
+        layer = linen.BatchNorm(False)
+        variables = cast(layer.init(jax.random.key(0), X), "bfloat16")
+        with pytest.warns(UserWarning, match=MESSAGE):
+            _, made = layer.apply(variables, X, mutable=["batch_moments"])
+        moments = made["batch_moments"]
+        mean = jaxbn.move_batch_stats(variables["batch_stats"], moments)["mean"]
+    else:
+        layer = jaxbn.nnx.BatchNorm(4, rngs=nnx.Rngs(0))
+        nnx.update(layer, cast(nnx.state(layer), "bfloat16"))
+        with pytest.warns(UserWarning, match=MESSAGE), jaxbn.collecting(layer):
+            layer(X)
+        mean = layer.mean[...]
+    assert mean.dtype == jnp.float32
+    np.testing.assert_allclose(mean, 0.01 * X.mean(0), rtol=1e-5)
+
+
+def test_an_option_of_flax_keeps_half_precision():
+    """`force_float32_reductions=False` asks for it."""
+    layer = linen.BatchNorm(
+        False, param_dtype=jnp.bfloat16, force_float32_reductions=False
+    )
+    variables = layer.init(jax.random.key(0), X)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, new = layer.apply(variables, X, mutable=["batch_stats"])
+    assert new["batch_stats"]["mean"].dtype == jnp.bfloat16

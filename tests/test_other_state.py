@@ -1,0 +1,170 @@
+"""Passes that collect moments move the state of other modules as passes always do."""
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import jaxbn
+import jaxbn.nnx
+from jaxbn import linen, training
+
+X = (2 + np.random.default_rng(0).standard_normal((12, 4))).astype(np.float32)
+PASSES, STEPS = 3, 4
+PARTS = [X[i::PASSES] for i in range(PASSES)]
+
+
+class Counter(nn.Module):
+    """Counts examples in the collection that running statistics have."""
+
+    @nn.compact
+    def __call__(self, x):
+        seen = self.variable("batch_stats", "examples_seen", lambda: jnp.int32(0))
+        if not self.is_initializing():
+            seen.value += len(x)
+        return x
+
+
+class CountingNorm(linen.BatchNorm):
+    """A layer that keeps a counter beside its own statistics."""
+
+    @nn.compact
+    def __call__(self, x, *args, **kwargs):
+        seen = self.variable("batch_stats", "examples_seen", lambda: jnp.int32(0))
+        if not self.is_initializing():
+            seen.value += len(x)
+        return super().__call__(x, *args, **kwargs)
+
+
+class Average(nn.Module):
+    """Keeps a running mean and variance of its own, as normalisers of input do."""
+
+    @nn.compact
+    def __call__(self, x):
+        mean = self.variable("batch_stats", "mean", jnp.zeros, x.shape[-1])
+        var = self.variable("batch_stats", "var", jnp.ones, x.shape[-1])
+        if not self.is_initializing():
+            mean.value += 0.5 * (x.mean(0) - mean.value)
+            var.value += 0.5 * (x.var(0) - var.value)
+        return x
+
+
+class Net(nn.Module):
+    norm: type = CountingNorm
+
+    @nn.compact
+    def __call__(self, x):
+        x = Average()(Counter()(x))
+        x = nn.SpectralNorm(nn.Dense(5))(x, update_stats=True)
+        x = self.norm(use_running_average=False, momentum=0.9, name="norm")(x)
+        return linen.BatchNorm(False, momentum=0.5, name="second")(x)
+
+
+def loss_fn(model, batch, train):
+    return {"loss": jnp.sum(model(batch["x"]) ** 2, -1)}
+
+
+def one_by_one(net, variables):
+    """Passes of a model with Flax's kind of update: every layer moves in each."""
+    for _ in range(STEPS):
+        for part in PARTS:
+            _, new = net.apply(variables, part, mutable=["batch_stats"])
+            variables = variables | new
+    return variables["batch_stats"]
+
+
+def by_micro_batches(net, variables):
+    state = training.TrainState.create(net.apply, variables, optax.sgd(0.0))
+    step = training.make_train_step(loss_fn, micro_batches=PASSES)
+    for _ in range(STEPS):
+        state, _ = step(state, {"x": X})
+    return state.batch_stats
+
+
+def by_hand(net, variables):
+    for _ in range(STEPS):
+        for part in PARTS:
+            _, new = net.apply(
+                variables, part, mutable=["batch_stats", "batch_moments"]
+            )
+            variables = variables | new
+        moments = variables.pop("batch_moments")
+        moved = jaxbn.move_batch_stats(variables["batch_stats"], moments)
+        variables = variables | {"batch_stats": moved}
+    return variables["batch_stats"]
+
+
+def without_layers(stats):
+    """The state of all other modules."""
+    stats = {**stats, "norm": {"examples_seen": stats["norm"]["examples_seen"]}}
+    stats.pop("second")
+    return stats
+
+
+@pytest.mark.parametrize("tool", [by_micro_batches, by_hand])
+def test_of_linen(tool):
+    variables = Net().init(jax.random.key(0), X)
+    stats = tool(Net(), jax.tree.map(jnp.copy, variables))
+    expected = one_by_one(Net(), variables)
+    chex.assert_trees_all_close(
+        without_layers(stats), without_layers(expected), rtol=1e-5, atol=1e-6
+    )
+    assert int(stats["Counter_0"]["examples_seen"]) == STEPS * len(X)
+    assert int(stats["norm"]["examples_seen"]) == STEPS * len(X)
+    (sigma,) = (
+        leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(stats)
+        if "sigma" in jax.tree_util.keystr(path)
+    )
+    kernel = np.asarray(variables["params"]["Dense_0"]["kernel"], np.float64)
+    # The power iteration has come near the largest singular value.
+    np.testing.assert_allclose(sigma, np.linalg.norm(kernel, 2), rtol=0.02)
+    # What standardises each part has the mean 0 in all of them, once per step.
+    np.testing.assert_allclose(stats["second"]["mean"], 0, atol=1e-5)
+    moved = stats["second"]["var"] - 1
+    assert np.all(np.abs(moved) < np.abs(expected["second"]["var"] - 1))
+
+
+def test_frozen_dicts_stay():
+    variables = nn.FrozenDict(Net().init(jax.random.key(0), X))
+    stats = by_micro_batches(Net(), variables)
+    thawed = by_micro_batches(Net(), variables.unfreeze())
+    chex.assert_trees_all_equal(dict(nn.FrozenDict(stats).unfreeze()), thawed)
+
+
+def test_a_model_without_layers_of_jaxbn():
+    """Only the gradient is taken in parts."""
+    variables = Counter().init(jax.random.key(0), X)
+    variables["params"] = {}
+    stats = by_micro_batches(Counter(), variables)
+    assert int(stats["examples_seen"]) == STEPS * len(X)
+
+
+class NnxNet(nnx.Module):
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.seen = nnx.BatchStat(jnp.int32(0))
+        self.spectral = nnx.SpectralNorm(nnx.Linear(4, 5, rngs=rngs), rngs=rngs)
+        self.norm = jaxbn.nnx.BatchNorm(5, momentum=0.9, rngs=rngs)
+
+    def __call__(self, x):
+        self.seen[...] += len(x)
+        return self.norm(self.spectral(x, update_stats=True))
+
+
+def test_of_nnx():
+    model, expected = NnxNet(), NnxNet()
+    for _ in range(STEPS):
+        with jaxbn.collecting(model):
+            for part in PARTS:
+                model(part)
+        for part in PARTS:
+            expected(part)
+    assert int(model.seen[...]) == STEPS * len(X)
+    part, other = (nnx.state(m.spectral) for m in (model, expected))
+    chex.assert_trees_all_close(part, other, rtol=1e-6)
+    assert np.all(model.norm.mean[...] != expected.norm.mean[...])
