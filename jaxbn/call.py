@@ -146,7 +146,10 @@ class Call(NamedTuple):
         """
         axis, size = self.axis, self.x.shape[self.axis]
         each = self.examples or size
-        counts = jnp.arange(size) % each < math.ceil(fraction * each)
+        # A size that `jax.export` does not know is an array here.
+        known = isinstance(each, int)
+        number = math.ceil(fraction * each) if known else jnp.ceil(fraction * each)
+        counts = jnp.arange(size) % each < number
         mask = counts.reshape([-1 if a == axis else 1 for a in range(self.x.ndim)])
         return self._replace(mask=mask if self.mask is None else self.mask & mask)
 

@@ -10,12 +10,15 @@ from jaxbn.core import estimators, reduction, running
 from jaxbn.core import moments as moments_lib
 from jaxbn.core.estimators import Estimator
 
-Statistics = estimators.Name | Estimator
-"""Options of that kind: a name, or an estimator with settings of its own."""
+EstimatorOrName = estimators.Name | Estimator
+"""What an option `estimator` takes: a name, or an estimator with its own settings."""
 
 
 def as_estimator(
-    name: str, value: Statistics | None, momentum: jax.typing.ArrayLike, unbiased: bool
+    name: str,
+    value: EstimatorOrName | None,
+    momentum: jax.typing.ArrayLike,
+    unbiased: bool,
 ) -> Estimator:
     """The estimator itself.
 
@@ -134,7 +137,7 @@ def state_type(estimator: Estimator) -> type[Any]:
     state = jax.eval_shape(lambda: estimator.init(1, jnp.float32))
     if not {"mean", "var"} <= set(getattr(state, "_fields", ())):
         raise TypeError(
-            "`statistics` of a layer must be an estimator whose state is a "
+            "`estimator` of a layer must be an estimator whose state is a "
             "`NamedTuple` with the fields `mean` and `var`, got "
             f"{type(state).__name__}."
         )

@@ -37,7 +37,7 @@ def batch_norm_train(
     variance: reduction.Variance = "auto",
     use_fast_variance: bool = False,
     force_float32_reductions: bool = True,
-    estimator: estimation.Statistics | None = None,
+    estimator: estimation.EstimatorOrName | None = None,
     sync: sync_policies.Policy | None = None,
 ) -> tuple[jax.Array, running.BatchStats]:
     """Normalises a batch by its own statistics and moves the running ones.

@@ -72,7 +72,7 @@ of weight decay (`training.weight_decay_mask`).
 which may not be those of the data: after few steps, with tiny batches, on other data,
 with averaged weights (EMA, SWA), or because the new ones were never kept. `diagnose`
 says in which layer; `recalibrate` takes those of data, for the weights that it is
-given; with `statistics="debiased"` they are right from the first batch on.
+given; with `estimator="debiased"` they are right from the first batch on.
 
   >>> def call(model, x):
   ...     return model(x, train=True)
@@ -149,12 +149,13 @@ metrics; `pad_batch` makes it:
   >>> int(metrics["loss"].count)
   13
 
-**How do I fine-tune with frozen statistics?** Three switches, in the constructor or the
-call: `use_running_average=True` normalises by the running statistics,
-`update_running_average` moves them (default: when the batch normalises itself),
-`train_affine=False` passes no gradient to scale and bias. In a model that is given,
-`freeze` makes these choices by path, whatever its mode: of an NNX model in place, of a
-Linen model in the function that runs it. `unfreeze` undoes it, for some layers or all.
+**How do I fine-tune with frozen statistics?** A layer has two switches, in the
+constructor or the call. `use_running_average=True` normalises by the running
+statistics, and `update_running_average` moves them (default: when the batch normalises
+itself). In a model that is given, `freeze` makes these choices by path, whatever its
+mode, and passes no gradient to scale and bias. It changes an NNX model in place, and
+for a Linen model it returns the function that runs it. `unfreeze` undoes it, for some
+layers or all.
 
   >>> frozen = jaxbn.freeze(loss_fn, "BatchNorm_0", bias=False)  # Its bias is trained.
   >>> new, _ = training.make_train_step(frozen)(begin(net), {"x": x, "y": y})
@@ -253,7 +254,7 @@ file; `from_keras` and `from_haiku` are beside it.
   weight, bias                          `params`: scale, bias
   running_mean, running_var             `batch_stats`: mean, var (unbiased, as there)
   momentum=0.1, None                    momentum=0.9 (0.99 by default),
-                                        statistics="cumulative"
+                                        estimator="cumulative"
   [N, C, H, W]                          [N, H, W, C], or axis=1
   model.train(), model.eval()           use_running_average=False, True
   track_running_stats=False             use_running_average=False,

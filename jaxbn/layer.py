@@ -52,7 +52,7 @@ class Layer(Protocol):
     variance: Any
     use_fast_variance: Any
     force_float32_reductions: Any
-    statistics: Any
+    estimator: Any
     unbiased: Any
     sync: Any
 
@@ -86,7 +86,7 @@ def as_channels(num_features: int | Sequence[int]) -> tuple[int, ...]:
 def estimator(layer: Layer) -> estimators.Estimator:
     """How the running statistics of a layer follow the batches."""
     return estimation.as_estimator(
-        "statistics", layer.statistics, layer.momentum, layer.unbiased
+        "estimator", layer.estimator, layer.momentum, layer.unbiased
     )
 
 
@@ -96,7 +96,7 @@ def state_type(layer: Layer) -> type[Any]:
     Raises:
       TypeError: if the estimator keeps another kind of state.
     """
-    if layer.statistics == "ema":
+    if layer.estimator == "ema":
         return running.BatchStats
     return estimation.state_type(estimator(layer))
 
@@ -205,7 +205,7 @@ def apply(
                 residual=residual,
                 dtype=dtype,
                 # The default needs no check of its state at every call.
-                estimator=follow if collecting or layer.statistics != "ema" else None,
+                estimator=follow if collecting or layer.estimator != "ema" else None,
                 **groups,
                 **{option: getattr(layer, option) for option in _OPTIONS},
             )

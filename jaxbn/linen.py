@@ -23,7 +23,7 @@ from flax.linen import dtypes, initializers
 
 from jaxbn import checks, folded, layer, moments_collection, switches, sync_policies
 from jaxbn.core import moments, reduction
-from jaxbn.estimation import Statistics
+from jaxbn.estimation import EstimatorOrName
 from jaxbn.grouping import GroupSize
 
 
@@ -33,10 +33,10 @@ class BatchNorm(nn.Module):
     All fields of Flax's layer, in its order and with its meaning. Two defaults differ:
     the running variance is the unbiased one, and the variance is the stable one.
 
-    Three things that Flax ties together can be chosen one by one, in the constructor or
-    the call: the statistics that normalise (`use_running_average`), whether the running
-    ones move (`update_running_average`), whether scale and bias are trained
-    (`train_affine`).
+    Two things that Flax ties together can be chosen one by one, in the constructor or
+    the call: the statistics that normalise (`use_running_average`), and whether the
+    running ones move (`update_running_average`). `jaxbn.freeze` stops the training of
+    scale and bias.
 
     While initialising, nothing is updated and no mapped axis needs to be bound.
 
@@ -71,8 +71,7 @@ class BatchNorm(nn.Module):
       in_place: keep the result for the backward pass instead of the input, for
         activation None and "leaky_relu". See `jaxbn.batch_norm_train`.
       update_running_average: default: exactly when the batch normalises itself.
-      train_affine: False passes no gradient to scale and bias.
-      statistics: how the running statistics follow the batches: "ema"; "debiased", the
+      estimator: how the running statistics follow the batches: "ema"; "debiased", the
         same without the initial values, right from the first batch on; "cumulative",
         the average over all batches; "window", over the last hundred; or one of
         `jaxbn.estimators` with settings of its own. All but "ema" keep further
@@ -105,8 +104,7 @@ class BatchNorm(nn.Module):
     in_place: bool = dataclasses.field(default=False, kw_only=True)
     variance: reduction.Variance = dataclasses.field(default="auto", kw_only=True)
     update_running_average: bool | None = dataclasses.field(default=None, kw_only=True)
-    train_affine: bool = dataclasses.field(default=True, kw_only=True)
-    statistics: Statistics = dataclasses.field(default="ema", kw_only=True)
+    estimator: EstimatorOrName = dataclasses.field(default="ema", kw_only=True)
     sync: sync_policies.Policy | None = dataclasses.field(default=None, kw_only=True)
 
     @nn.compact
@@ -118,7 +116,6 @@ class BatchNorm(nn.Module):
         mask: jax.typing.ArrayLike | None = None,
         residual: jax.typing.ArrayLike | None = None,
         update_running_average: bool | None = None,
-        train_affine: bool | None = None,
     ) -> jax.Array:
         """Normalises `x`.
 
@@ -128,7 +125,6 @@ class BatchNorm(nn.Module):
           mask: broadcastable to `x`, True where an element counts for the statistics.
           residual: of the shape of `x`, added before the activation.
           update_running_average: overrides the class.
-          train_affine: overrides the class.
 
         Returns:
           `y` of the shape of `x`.
@@ -143,7 +139,6 @@ class BatchNorm(nn.Module):
                 "use_running_average", self.use_running_average, use_running_average
             ),
             update_running_average,
-            train_affine,
             switches.FROZEN.get(),
         )
         x = jnp.asarray(x)

@@ -104,7 +104,7 @@ def _before_the_first_pass(batch_stats: Any, shapes: Any, path: tuple[str, ...])
 def move_batch_stats(batch_stats: Any, batch_moments: Any) -> Any:
     """Returns the running statistics after one update by the moments of all passes.
 
-    Every layer moves as it does in training, by its own momentum and `statistics`.
+    Every layer moves as it does in training, by its own momentum and `estimator`.
     Layers that collected nothing keep what they have, and so do other modules.
 
     Args:

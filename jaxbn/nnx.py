@@ -23,7 +23,7 @@ from jax.nn import initializers
 
 from jaxbn import checks, layer, nnx_variables, switches, sync_policies
 from jaxbn.core import reduction
-from jaxbn.estimation import Statistics
+from jaxbn.estimation import EstimatorOrName
 from jaxbn.grouping import GroupSize
 
 _NO_METADATA: Mapping[str, Any] = MappingProxyType({})
@@ -97,8 +97,7 @@ class BatchNorm(nnx.Module):
         in_place: bool = False,
         variance: reduction.Variance = "auto",
         update_running_average: bool | None = None,
-        train_affine: bool = True,
-        statistics: Statistics = "ema",
+        estimator: EstimatorOrName = "ema",
         sync: sync_policies.Policy | None = None,
     ):
         self.num_features = num_features
@@ -123,9 +122,8 @@ class BatchNorm(nnx.Module):
         self.in_place = in_place
         self.variance = variance
         self.update_running_average = update_running_average
-        self.train_affine = train_affine
         self.frozen = switches.Frozen()  # Set by `jaxbn.freeze`.
-        self.statistics = statistics
+        self.estimator = estimator
         self.sync = sync
 
         shape = layer.as_channels(num_features)
@@ -153,7 +151,6 @@ class BatchNorm(nnx.Module):
         mask: jax.typing.ArrayLike | None = None,
         residual: jax.typing.ArrayLike | None = None,
         update_running_average: bool | None = None,
-        train_affine: bool | None = None,
     ) -> jax.Array:
         """Normalises `x`, and moves the running statistics where that is asked for.
 
@@ -163,7 +160,6 @@ class BatchNorm(nnx.Module):
           mask: broadcastable to `x`, True where an element counts for the statistics.
           residual: of the shape of `x`, added before the activation.
           update_running_average: overrides the attribute.
-          train_affine: overrides the attribute.
 
         Returns:
           `y` of the shape of `x`.
@@ -180,7 +176,7 @@ class BatchNorm(nnx.Module):
                 "None in both; or call `train()` or `eval()` of the model."
             )
         on = switches.switches(
-            self, use_running_average, update_running_average, train_affine, self.frozen
+            self, use_running_average, update_running_average, self.frozen
         )
         x = jnp.asarray(x)
         scale, bias = (None if p is None else p[...] for p in (self.scale, self.bias))
@@ -222,18 +218,14 @@ class BatchNorm(nnx.Module):
         self,
         use_running_average: bool | None = None,
         update_running_average: bool | None = None,
-        train_affine: bool | None = None,
     ) -> None:
         """Sets what is given; called by `nnx.view`, described by `nnx.view_info`.
 
         Args:
           use_running_average: normalise by the running statistics.
           update_running_average: move them.
-          train_affine: pass gradients to scale and bias.
         """
         if use_running_average is not None:
             self.use_running_average = use_running_average
         if update_running_average is not None:
             self.update_running_average = update_running_average
-        if train_affine is not None:
-            self.train_affine = train_affine

@@ -30,7 +30,6 @@ class Layer(Protocol):
     """The fields of a layer that are read here."""
 
     update_running_average: Any
-    train_affine: Any
 
 
 class Switches(NamedTuple):
@@ -46,7 +45,6 @@ def switches(
     layer: Layer,
     use_running_average: bool,
     update_running_average: bool | None,
-    train_affine: bool | None,
     frozen: Frozen,
 ) -> Switches:
     """The switches of one call: what it says, else the layer, else the default.
@@ -60,13 +58,11 @@ def switches(
     if update_running_average is None:
         update_running_average = not use
     update = _as_bool("update_running_average", update_running_average)
-    affine = layer.train_affine if train_affine is None else train_affine
-    affine = _as_bool("train_affine", affine)
     return Switches(
         use or frozen.statistics,
         update and not frozen.updates,
-        affine and not frozen.scale,
-        affine and not frozen.bias,
+        not frozen.scale,
+        not frozen.bias,
     )
 
 

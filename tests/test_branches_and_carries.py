@@ -20,12 +20,12 @@ COLLECTIONS = ["batch_stats", "batch_moments"]
 class Cell(nn.Module):
     """A layer with the signature that `nn.scan` needs."""
 
-    statistics: str = "ema"
+    estimator: str = "ema"
 
     @nn.compact
     def __call__(self, x, _=None):
         x = nn.Dense(4)(x)
-        return linen.BatchNorm(False, momentum=0.9, statistics=self.statistics)(x), None
+        return linen.BatchNorm(False, momentum=0.9, estimator=self.estimator)(x), None
 
 
 def call(cell, x):
@@ -37,10 +37,10 @@ class Branches(nn.Module):
 
     transformed: bool
     kind: str
-    statistics: str = "ema"
+    estimator: str = "ema"
 
     def setup(self):
-        self.cells = [Cell(self.statistics), Cell(self.statistics)]
+        self.cells = [Cell(self.estimator), Cell(self.estimator)]
 
     def __call__(self, x, index=1):
         if self.is_initializing():
@@ -59,10 +59,10 @@ class Repeated(nn.Module):
 
     transformed: bool
     kind: str
-    statistics: str = "ema"
+    estimator: str = "ema"
 
     def setup(self):
-        self.cell = Cell(self.statistics)
+        self.cell = Cell(self.estimator)
 
     def __call__(self, x):
         if not self.transformed or self.is_initializing():
@@ -95,9 +95,9 @@ KINDS = {
 }
 
 
-def make(kind, statistics="ema"):
+def make(kind, estimator="ema"):
     """The model, the same without a transformation, and variables of both."""
-    pair = [KINDS[kind](transformed, kind, statistics) for transformed in (True, False)]
+    pair = [KINDS[kind](transformed, kind, estimator) for transformed in (True, False)]
     return *pair, pair[1].init(jax.random.key(0), X)
 
 
@@ -152,16 +152,16 @@ CASES = [
     for tool in TOOLS
     if (kind, tool) != ("while_loop", "accumulated")
 ] + [
-    (kind, tool, statistics)
+    (kind, tool, estimator)
     for kind in ("switch", "scan")
     for tool in ("collected", "accumulated")
-    for statistics in ("debiased", "window")
+    for estimator in ("debiased", "window")
 ]
 
 
-@pytest.mark.parametrize(("kind", "tool", "statistics"), CASES)
-def test_equals_the_unrolled_model(kind, tool, statistics):
-    model, unrolled, variables = make(kind, statistics)
+@pytest.mark.parametrize(("kind", "tool", "estimator"), CASES)
+def test_equals_the_unrolled_model(kind, tool, estimator):
+    model, unrolled, variables = make(kind, estimator)
     new = TOOLS[tool](model, variables)
     expected = TOOLS[tool](unrolled, variables)
     chex.assert_trees_all_close(new, expected, rtol=1e-4, atol=1e-5)

@@ -356,7 +356,7 @@ def test_double_precision():
 
 def test_view_info():
     ours, theirs = (nnx.view_info(make(layer)) for layer in (our_layer, flax_layer))
-    for name in ("use_running_average", "update_running_average", "train_affine"):
+    for name in ("use_running_average", "update_running_average"):
         assert f"{name}: bool | None = None" in ours
     assert "use_running_average: bool | None = None" in theirs
 

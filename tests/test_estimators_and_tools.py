@@ -83,7 +83,7 @@ def test_statistics_that_were_set_are_established(name, before, mean, log_var):
 
 @pytest.mark.parametrize("name", OWN)
 def test_recalibrated_statistics_go_on(name):
-    layer = linen.BatchNorm(False, statistics=OWN[name])
+    layer = linen.BatchNorm(False, estimator=OWN[name])
     variables = layer.init(jax.random.key(0), X[0])
     variables["batch_stats"] = trained(name)._asdict()
     new = jaxbn.recalibrate(layer, variables, [FAR], lambda layer, x: layer(x))
@@ -173,11 +173,11 @@ REPLACED = [(old, new) for old in OWN for new in OWN]
 @pytest.mark.parametrize(("old", "new"), REPLACED)
 def test_replaced_layers_go_on(old, new):
     """What was trained counts as established, whichever estimator follows."""
-    layer = jaxbn.nnx.BatchNorm(2, statistics=OWN[old], rngs=nnx.Rngs(0))
+    layer = jaxbn.nnx.BatchNorm(2, estimator=OWN[old], rngs=nnx.Rngs(0))
     for x in X:
         layer(x)
     mean, var = np.array(layer.mean[...]), np.array(layer.var[...])
-    model = jaxbn.replace(nnx.Sequential(layer), statistics=OWN[new])
+    model = jaxbn.replace(nnx.Sequential(layer), estimator=OWN[new])
     model(X[0])
     after = jaxbn.BatchStats(*(model.layers[0].mean[...], model.layers[0].var[...]))
     if old == new:
@@ -190,7 +190,7 @@ def test_replaced_layers_go_on(old, new):
 @pytest.mark.parametrize("name", ["debiased", "cumulative", "window"])
 def test_a_replaced_layer_that_was_never_trained_begins_with_its_first_batch(name):
     model = nnx.Sequential(nnx.BatchNorm(2, rngs=nnx.Rngs(0)))
-    model = jaxbn.replace(model, statistics=name)
+    model = jaxbn.replace(model, estimator=name)
     model(X[0])
     mean = X[0].astype(np.float64).mean(0)
     np.testing.assert_allclose(model.layers[0].mean[...], mean, rtol=1e-5)
@@ -200,7 +200,7 @@ def test_a_replaced_layer_that_was_never_trained_begins_with_its_first_batch(nam
 def test_a_checkpoint_of_the_default_goes_on(name):
     """It has no more than `mean` and `var`, and so has one of Flax."""
     stats = {"mean": jnp.full(2, 100.0), "var": jnp.full(2, 9.0)}
-    layer = linen.BatchNorm(False, statistics=OWN[name])
+    layer = linen.BatchNorm(False, estimator=OWN[name])
     variables = {**layer.init(jax.random.key(0), X[0]), "batch_stats": stats}
     _, new = layer.apply(variables, X[0], mutable=["batch_stats"])
     after = jaxbn.BatchStats(new["batch_stats"]["mean"], new["batch_stats"]["var"])
@@ -214,9 +214,9 @@ def test_reset_of_an_nnx_state_leaves_parameters(name):
             super().__init__(*args, **kwargs)
             self.gate = nnx.Param(jnp.full(2, 7.0))
 
-    layer = Gated(2, statistics=name, rngs=nnx.Rngs(0))
+    layer = Gated(2, estimator=name, rngs=nnx.Rngs(0))
     layer.scale[...], layer.bias[...] = jnp.full(2, 3.0), jnp.full(2, 4.0)
-    fresh = nnx.state(jaxbn.nnx.BatchNorm(2, statistics=name, rngs=nnx.Rngs(0)))
+    fresh = nnx.state(jaxbn.nnx.BatchNorm(2, estimator=name, rngs=nnx.Rngs(0)))
     layer(X[0])
     state = nnx.state(layer)
     kept = {"scale": 3.0, "bias": 4.0, "gate": 7.0}
@@ -243,7 +243,7 @@ def _array(leaf):
 
 @pytest.mark.parametrize("name", OWN)
 def test_sync_of_an_nnx_state_leaves_parameters(name):
-    layer = jaxbn.nnx.BatchNorm(2, statistics=name, rngs=nnx.Rngs(0))
+    layer = jaxbn.nnx.BatchNorm(2, estimator=name, rngs=nnx.Rngs(0))
     layer(X[0])
     state = nnx.state(layer)
     stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf + 2]), state)
@@ -259,7 +259,7 @@ def test_carried_by_scan_and_by_value_and_grad(name):
     """All leaves are floating-point numbers, as the states of most tools are."""
     state = trained(name)
     assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype("float32")}
-    layer = jaxbn.nnx.BatchNorm(2, statistics=name, rngs=nnx.Rngs(0))
+    layer = jaxbn.nnx.BatchNorm(2, estimator=name, rngs=nnx.Rngs(0))
 
     def loss(layer):
         return jnp.sum(layer(X[0]) ** 2)
@@ -298,7 +298,7 @@ def test_equal_settings_are_equal(name):
     "copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))]
 )
 def test_a_copied_model_is_the_same_static_argument(name, copied):
-    layer = jaxbn.nnx.BatchNorm(2, statistics=EQUAL[name](), rngs=nnx.Rngs(0))
+    layer = jaxbn.nnx.BatchNorm(2, estimator=EQUAL[name](), rngs=nnx.Rngs(0))
     traces = []
 
     @nnx.jit
@@ -320,7 +320,7 @@ def test_a_copied_model_is_the_same_static_argument(name, copied):
 
 @pytest.mark.parametrize("name", OWN)
 def test_a_linen_layer_with_equal_settings_is_equal(name):
-    one, other = (linen.BatchNorm(False, statistics=EQUAL[name]()) for _ in range(2))
+    one, other = (linen.BatchNorm(False, estimator=EQUAL[name]()) for _ in range(2))
     assert one == other
     assert hash(one) == hash(other)
     traces = []

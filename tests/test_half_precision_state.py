@@ -44,7 +44,7 @@ def function(dtype, name, x, steps, momentum):
 
 
 def of_linen(dtype, name, x, steps, momentum):
-    layer = linen.BatchNorm(False, statistics=name, momentum=momentum)
+    layer = linen.BatchNorm(False, estimator=name, momentum=momentum)
     variables = cast(layer.init(jax.random.key(0), x), dtype)
 
     def step(stats):
@@ -56,7 +56,7 @@ def of_linen(dtype, name, x, steps, momentum):
 
 
 def of_nnx(dtype, name, x, steps, momentum):
-    layer = jaxbn.nnx.BatchNorm(2, statistics=name, momentum=momentum, rngs=nnx.Rngs(0))
+    layer = jaxbn.nnx.BatchNorm(2, estimator=name, momentum=momentum, rngs=nnx.Rngs(0))
     graph, state = nnx.split(layer)
     state = cast(state, dtype)
 

@@ -50,14 +50,14 @@ class Net(nn.Module):
     dropout: float = 0.0
     use_bias: bool = False
     group_size: int | None = None
-    statistics: tuple[str, str] = ("ema", "debiased")
+    estimators: tuple[str, str] = ("ema", "debiased")
 
     @nn.compact
     def __call__(self, x, train):
-        for statistics in self.statistics:
+        for estimator in self.estimators:
             x = nn.Dense(16, use_bias=self.use_bias)(x)
             norm = linen.BatchNorm(
-                statistics=statistics, group_size=self.group_size, **BN
+                estimator=estimator, group_size=self.group_size, **BN
             )
             x = norm(x, use_running_average=not train)
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
@@ -177,10 +177,10 @@ class Model(nnx.Module):
     def __init__(self, rngs):
         options = {"use_bias": False, "rngs": rngs}
         self.Dense_0 = nnx.Linear(6, 16, **options)
-        self.BatchNorm_0 = jaxbn.nnx.BatchNorm(16, rngs=rngs, statistics="ema", **BN)
+        self.BatchNorm_0 = jaxbn.nnx.BatchNorm(16, rngs=rngs, estimator="ema", **BN)
         self.Dense_1 = nnx.Linear(16, 16, **options)
         self.BatchNorm_1 = jaxbn.nnx.BatchNorm(
-            16, rngs=rngs, statistics="debiased", **BN
+            16, rngs=rngs, estimator="debiased", **BN
         )
         self.Dense_2 = nnx.Linear(16, 3, rngs=rngs)
 
@@ -224,7 +224,7 @@ def test_order_of_examples_but_for_rounding():
 @pytest.mark.exhaustive
 def test_micro_batches_are_groups_of_the_whole_batch_but_for_rounding():
     """Not the whole batch itself: each part is normalised by its own statistics."""
-    net = Net(statistics=("ema", "ema"))
+    net = Net(estimators=("ema", "ema"))
     actual = trained(net, micro_batches=4)
     # A part has every fourth example; groups are of neighbours.
     order = np.arange(32).reshape(8, 4).T.ravel()

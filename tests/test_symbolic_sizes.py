@@ -254,6 +254,18 @@ def test_a_mapped_axis(monkeypatch, max_rows):
     assert_exports(jax.vmap(shard, axis_name="devices"), make)
 
 
+def test_a_part_of_the_examples_of_a_mapped_axis():
+    def train(x):
+        def one(x):
+            return jaxbn.batch_norm_train(
+                x, None, None, STATS, axis_name="d", sync=sync_policies.Sampled(0.5)
+            )
+
+        return jax.vmap(one, axis_name="d")(x)
+
+    assert_exports(train, lambda array, b, h, w: array(4, b, 3))
+
+
 def test_inference_and_moments():
     def make(array, b, h, w):
         return array(b, h, w, 3), array(b, h, 1, 1, dtype="bool")

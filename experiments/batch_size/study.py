@@ -129,7 +129,7 @@ def measure(config: BatchSize) -> dict[str, Any]:
 def _runs(config: BatchSize, batch_size: int, pixels: int) -> list[recording.Run]:
     made = {
         "BN": functools.partial(
-            linen.BatchNorm, momentum=config.momentum, statistics="debiased"
+            linen.BatchNorm, momentum=config.momentum, estimator="debiased"
         ),
         "GN": norms.group(config.groups),
         "LN": norms.LAYER,

@@ -60,7 +60,7 @@ def diagnose(
 
     The model runs once, in training mode, and nothing is changed. What a layer is given
     is normalised by the statistics of its valid elements (`mask` of its call), and by
-    those that it would use in evaluation, of whatever estimator (`statistics`). Groups
+    those that it would use in evaluation, whatever the `estimator` is. Groups
     (`group_size`, `axis_index_groups`) are left out: the statistics are those of the
     whole batch. Build a model whose layers have an `axis_name` without it.
 

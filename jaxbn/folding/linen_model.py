@@ -162,7 +162,6 @@ def _check_evaluation(made: model_layers.Call, path: str) -> None:
             layer,
             evaluates,
             options.get("update_running_average"),
-            options.get("train_affine"),
             freezing.frozen_now(path),
         )
         evaluates = on.use_running_average and not on.update_running_average

@@ -47,7 +47,6 @@ class FoldedBatchNorm(nnx.Module):
         mask: jax.typing.ArrayLike | None = None,
         residual: jax.typing.ArrayLike | None = None,
         update_running_average: bool | None = None,
-        train_affine: bool | None = None,
     ) -> jax.Array:
         """The output of the layer in evaluation.
 
@@ -57,12 +56,11 @@ class FoldedBatchNorm(nnx.Module):
           mask: not needed in evaluation.
           residual: of the shape of `x`, added before the activation.
           update_running_average: must not be True.
-          train_affine: there is nothing left to train.
 
         Raises:
           ValueError: in training.
         """
-        del mask, train_affine
+        del mask
         if use_running_average is None:
             use_running_average = self.use_running_average
         x = jnp.asarray(x)

@@ -21,12 +21,11 @@ neither a kernel nor an embedding is taken for a normalisation. What a name cann
 stays with the user: transposed convolutions, and a dense layer after a flattened image,
 whose order of channels and places differs between the layouts.
 
-What `statistics` other than "ema" keep beside mean and variance stays as the template
-has it. Give a new layer some before it trains on, or its first batch takes the place of
-what was imported: `weight` 1 for "debiased", the number of batches for "cumulative".
+What an `estimator` other than "ema" keeps beside mean and variance stays as the
+template has it. Imported statistics count as established: the next batch moves them.
 
 Hyperparameters: PyTorch's momentum is the weight of the NEW value, 1 - ours
-(`momentum_from_torch`), and None means `statistics="cumulative"`. Keras's is ours, and
+(`momentum_from_torch`), and None means `estimator="cumulative"`. Keras's is ours, and
 its epsilon is 1e-3 by default. Both have the variance that is stable; PyTorch moves its
 running variance by the unbiased one, as jaxbn, Keras by the biased one
 (`unbiased=False`).

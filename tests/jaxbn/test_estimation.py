@@ -43,7 +43,7 @@ def function(name):
 
 
 def linen(name):
-    layer = jaxbn.linen.BatchNorm(momentum=0.9, statistics=name)
+    layer = jaxbn.linen.BatchNorm(momentum=0.9, estimator=name)
     variables = layer.init(jax.random.key(0), BATCHES[0], use_running_average=True)
     for x in BATCHES:
         _, updates = layer.apply(
@@ -55,7 +55,7 @@ def linen(name):
 
 
 def in_nnx(name):
-    layer = jaxbn.nnx.BatchNorm(2, momentum=0.9, statistics=name, rngs=nnx.Rngs(0))
+    layer = jaxbn.nnx.BatchNorm(2, momentum=0.9, estimator=name, rngs=nnx.Rngs(0))
     for x in BATCHES:
         layer(x)
     layer.eval()
@@ -97,21 +97,21 @@ def test_flax_takes_the_estimate_from_the_checkpoint(name):
 
 @pytest.mark.parametrize("name", estimators.NAMES)
 def test_reset(name):
-    layer = jaxbn.linen.BatchNorm(False, statistics=name)
+    layer = jaxbn.linen.BatchNorm(False, estimator=name)
     fresh = layer.init(jax.random.key(0), BATCHES[0])
     _, used = layer.apply(fresh, BATCHES[0], mutable=["batch_stats"])
     tree = {"net": {"bn": used["batch_stats"]}, "step": jnp.array(7)}
     reset = jaxbn.reset_batch_stats(tree)
     chex.assert_trees_all_equal(reset["net"]["bn"], fresh["batch_stats"])
     assert int(reset["step"]) == 7
-    state = nnx.state(jaxbn.nnx.BatchNorm(2, statistics=name, rngs=nnx.Rngs(0)))
+    state = nnx.state(jaxbn.nnx.BatchNorm(2, estimator=name, rngs=nnx.Rngs(0)))
     chex.assert_trees_all_equal(
         jaxbn.reset_batch_stats({"bn": state})["bn"]["mean"], state["mean"]
     )
 
 
 def test_an_estimator_with_settings_of_its_own():
-    layer = jaxbn.linen.BatchNorm(False, statistics=estimators.window(2))
+    layer = jaxbn.linen.BatchNorm(False, estimator=estimators.window(2))
     variables = layer.init(jax.random.key(0), BATCHES[0])
     for x in BATCHES:
         _, updates = layer.apply(variables, x, mutable=["batch_stats"])
@@ -123,7 +123,7 @@ def test_an_estimator_with_settings_of_its_own():
 
 
 def test_state_of_complex_input():
-    layer = jaxbn.linen.BatchNorm(False, statistics="debiased")
+    layer = jaxbn.linen.BatchNorm(False, estimator="debiased")
     x = BATCHES[0] + 1j * BATCHES[1]
     variables = layer.init(jax.random.key(0), x)
     _, updates = layer.apply(variables, x, mutable=["batch_stats"])
@@ -167,8 +167,8 @@ def test_errors():
         train(estimator=Strange)
     strange = Strange()
     with pytest.raises(TypeError, match=r"`NamedTuple` with the fields .* got NoPair"):
-        jaxbn.linen.BatchNorm(False, statistics=strange).init(
+        jaxbn.linen.BatchNorm(False, estimator=strange).init(
             jax.random.key(0), BATCHES[0]
         )
-    with pytest.raises(ValueError, match=r"`statistics` must be one of .* got 'mean'"):
-        jaxbn.nnx.BatchNorm(2, statistics="mean", rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"`estimator` must be one of .* got 'mean'"):
+        jaxbn.nnx.BatchNorm(2, estimator="mean", rngs=nnx.Rngs(0))

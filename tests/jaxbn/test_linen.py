@@ -192,23 +192,6 @@ class LayerTest(chex.TestCase):
         variables = layer.init(jax.random.key(0), X)
         jaxbn.testing.assert_standardized(layer.apply(variables, X))
 
-    @parameterized.product(train_affine=(True, False), in_call=(True, False))
-    def test_training_of_scale_and_bias(self, train_affine, in_call):
-        options = {"train_affine": train_affine}
-        layer = BatchNorm(use_running_average=True, **({} if in_call else options))
-        variables = layer.init(jax.random.key(0), X)
-
-        def loss(params, x):
-            y = layer.apply(
-                {**variables, "params": params}, x, **(options if in_call else {})
-            )
-            return jnp.sum(jnp.sin(y))
-
-        grads, dx = jax.grad(loss, (0, 1))(variables["params"], X)
-        for leaf in jax.tree.leaves(grads):
-            assert np.any(np.asarray(leaf) != 0) == train_affine
-        assert np.any(np.asarray(dx) != 0)
-
     def test_scan_over_layers_with_remat_equals_layers_in_a_row(self):
         stacked = nn.scan(
             nn.remat(Block),

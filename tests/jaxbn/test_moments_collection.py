@@ -27,7 +27,7 @@ class Net(nn.Module):
         options = {"use_running_average": not train, "axis_name": self.axis_name}
         twice = linen.BatchNorm(momentum=0.5, name="twice", **options)
         x = twice(2 * twice(x) + 1)
-        x = linen.BatchNorm(statistics="debiased", name="other", **options)(x)
+        x = linen.BatchNorm(estimator="debiased", name="other", **options)(x)
         return linen.BatchNorm(
             True, update_running_average=False, name="frozen", axis_name=self.axis_name
         )(x)
@@ -130,10 +130,10 @@ def test_over_devices():
     chex.assert_trees_all_close(each, collect(variables, [X]), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("statistics", ["ema", estimators.window(3)])
-def test_gan_takes_both_halves_or_the_first(statistics):
+@pytest.mark.parametrize("estimator", ["ema", estimators.window(3)])
+def test_gan_takes_both_halves_or_the_first(estimator):
     """Generated and real images in one network: merge, or take one of them."""
-    layer = linen.BatchNorm(False, momentum=0.0, statistics=statistics)
+    layer = linen.BatchNorm(False, momentum=0.0, estimator=estimator)
     real, fake = X[:8], 5 * X[8:]
     variables = layer.init(jax.random.key(0), real)
     _, first = layer.apply(variables, real, mutable=["batch_moments"])

@@ -138,9 +138,6 @@ class LikeFlaxTest(chex.TestCase):
         scale, bias = np.asarray(layer.scale[...]), np.asarray(layer.bias[...])
         jaxbn.testing.assert_standardized((np.asarray(frozen(X)) - bias) / scale)
         chex.assert_trees_all_equal(nnx.state(layer, nnx.BatchStat), before)
-        fixed = nnx.view(layer, train_affine=False)
-        grads = nnx.grad(lambda layer: jnp.sum(layer(X) ** 3))(fixed)
-        assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(grads))
         layer.train()
         assert layer.use_running_average is False
 
@@ -286,11 +283,11 @@ def test_input_of_another_size():
 
 
 @pytest.mark.parametrize(
-    ("param_dtype", "statistics"),
+    ("param_dtype", "estimator"),
     [(jnp.complex64, "ema"), (jnp.float32, "ema"), (jnp.float32, "window")],
 )
-def test_complex_input(param_dtype, statistics):
-    options = {"param_dtype": param_dtype, "momentum": 0.0, "statistics": statistics}
+def test_complex_input(param_dtype, estimator):
+    options = {"param_dtype": param_dtype, "momentum": 0.0, "estimator": estimator}
     layer = jaxbn.nnx.BatchNorm(3, **options, rngs=nnx.Rngs(0))
     x = X + 1j * X[::-1]
     y = layer(x, use_running_average=True)  # As Flax's from the first call on.

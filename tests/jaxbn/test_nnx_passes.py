@@ -16,8 +16,8 @@ X = 3 + np.random.default_rng(0).standard_normal((16, 4)).astype(np.float32)
 PARTS = (X[:2], X[2:9], X[9:])
 OPTIONS = {
     "twice": {"momentum": 0.5},
-    "other": {"statistics": "debiased"},
-    "window": {"statistics": "window"},
+    "other": {"estimator": "debiased"},
+    "window": {"estimator": "window"},
     "frozen": {"use_running_average": True, "update_running_average": False},
 }
 

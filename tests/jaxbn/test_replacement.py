@@ -30,7 +30,7 @@ class Net(nnx.Module):
 def test_options_of_all_layers():
     model = Net()
     model(X)
-    new = jaxbn.replace(model, momentum=0.5, unbiased=False, statistics="debiased")
+    new = jaxbn.replace(model, momentum=0.5, unbiased=False, estimator="debiased")
     assert isinstance(new.flax, BatchNorm)
     assert new.twice is new.layers[1]
     assert (new.flax.momentum, model.flax.momentum) == (0.5, 0.7)

@@ -108,7 +108,7 @@ def test_what_evaluation_would_use(kind):
     """An estimator whose estimate is not what stands in its first two fields."""
     doubled = Doubled()
     if kind == "linen":
-        layer = linen.BatchNorm(False, statistics=doubled)
+        layer = linen.BatchNorm(False, estimator=doubled)
         variables = layer.init(jax.random.key(0), X)
         stats = {"mean": jnp.ones(3), "var": jnp.full(3, 5.0)}
         variables = {**variables, "batch_stats": stats}
@@ -116,7 +116,7 @@ def test_what_evaluation_would_use(kind):
         (found,) = visited(calls.of_linen, layer, *given)
         evaluated = layer.clone(use_running_average=True).apply(variables, X)
     else:
-        layer = jaxbn.nnx.BatchNorm(3, statistics=doubled, rngs=nnx.Rngs(0))
+        layer = jaxbn.nnx.BatchNorm(3, estimator=doubled, rngs=nnx.Rngs(0))
         layer.mean[...], layer.var[...] = jnp.ones(3), jnp.full(3, 5.0)
         (found,) = visited(calls.of_nnx, layer, X, lambda model, x: model(x))
         evaluated = layer(X, use_running_average=True)

@@ -132,7 +132,7 @@ def test_activation_residual_and_options_of_the_layer():
         def __call__(self, x):
             y = nn.Dense(4)(x)
             y = norm(activation="silu", use_scale=False)(y, residual=x)
-            y = norm(use_bias=False, statistics="debiased")(nn.Dense(3)(y))
+            y = norm(use_bias=False, estimator="debiased")(nn.Dense(3)(y))
             return norm(use_scale=False, use_bias=False, dtype=jnp.bfloat16)(nn.relu(y))
 
     new, places = folded(Net())

@@ -14,7 +14,7 @@ X = jnp.arange(6.0).reshape(2, 3)
 def test_it_takes_what_the_layer_took():
     norm = BatchNorm(3, activation="relu", rngs=nnx.Rngs(0))
     layer = FoldedBatchNorm(norm, jnp.array([1.0, -1.0, 2.0]), jnp.ones(3))
-    y = layer(X, True, mask=X > 0, residual=-X, train_affine=False)
+    y = layer(X, True, mask=X > 0, residual=-X)
     np.testing.assert_array_equal(y, np.maximum(X * jnp.array([[0, -2, 1]]) + 1, 0))
     assert isinstance(nnx.state(layer), nnx.State)
 

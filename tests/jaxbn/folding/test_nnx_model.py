@@ -23,7 +23,7 @@ class Net(nnx.Module):
         self.relu = BatchNorm(8, activation="relu", rngs=rngs)
         self.transposed = nnx.ConvTranspose(8, 6, (3, 3), rngs=rngs)
         self.bare = BatchNorm(6, use_scale=False, use_bias=False)
-        debiased = BatchNorm(6, statistics="debiased", rngs=rngs)
+        debiased = BatchNorm(6, estimator="debiased", rngs=rngs)
         self.head = nnx.List([debiased, nnx.Linear(6, 4, rngs=rngs)])
         self.shared = nnx.Linear(4, 4, rngs=rngs)
         self.twice = BatchNorm(4, rngs=rngs)
@@ -74,7 +74,7 @@ def test_a_whole_model():
 
 
 def test_the_statistics_of_an_estimator_are_those_of_evaluation():
-    model = nnx.Sequential(BatchNorm(3, statistics="debiased", rngs=nnx.Rngs(0)))
+    model = nnx.Sequential(BatchNorm(3, estimator="debiased", rngs=nnx.Rngs(0)))
     model(X)  # One batch, of which the debiased estimate is that batch's own.
     model.eval()
     new, _ = jaxbn.fold(model, None, X, call)

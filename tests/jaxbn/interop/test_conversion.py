@@ -49,7 +49,7 @@ def test_names_without_a_prefix_and_embeddings():
 
 
 def test_tree_keeps_structure_dtypes_and_what_has_no_counterpart():
-    layer = jaxbn.linen.BatchNorm(use_running_average=True, statistics="window")
+    layer = jaxbn.linen.BatchNorm(use_running_average=True, estimator="window")
     template = layer.init(jax.random.key(0), np.ones((2, 3)))
     weights = prefixed("bn", BN) | {"bn.num_batches_tracked": np.array(7)}
     made = interop.from_torch(weights, {"params": {"bn": template["params"]}, "batch_stats": {"bn": template["batch_stats"]}}, {"bn": "bn"})  # fmt: skip # noqa: E501

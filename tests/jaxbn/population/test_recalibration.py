@@ -43,10 +43,10 @@ def train(model, x):
     return model(x, use_running_average=False)
 
 
-@pytest.mark.parametrize("statistics", ["ema", "debiased", "window"])
+@pytest.mark.parametrize("estimator", ["ema", "debiased", "window"])
 @pytest.mark.parametrize("pooling", ["mean", "pooled"])
-def test_of_one_layer(pooling, statistics):
-    layer, variables = layer_and_variables(statistics=statistics)
+def test_of_one_layer(pooling, estimator):
+    layer, variables = layer_and_variables(estimator=estimator)
     before = jax.tree.map(np.array, variables)
     new = jaxbn.recalibrate(layer, variables, iter(PARTS), train, pooling=pooling)
     mean, var = weighted_mean(PARTS)
@@ -187,7 +187,7 @@ class Model(nnx.Module):
 
     def __init__(self):
         make = functools.partial(jaxbn.nnx.BatchNorm, 3, rngs=nnx.Rngs(0))
-        self.twice, self.last = make(), make(statistics="debiased")
+        self.twice, self.last = make(), make(estimator="debiased")
         self.frozen = make(use_running_average=True, update_running_average=False)
 
     def __call__(self, x):
@@ -297,7 +297,7 @@ class Deep(nn.Module):
         x = linen.BatchNorm(name="first", activation="relu")(x, **average)
         self.variable("cache", "seen", lambda: jnp.zeros(())).value += 1
         x = linen.BatchNorm(True, update_running_average=False, name="frozen")(x)
-        x = linen.BatchNorm(name="second", statistics="debiased")(
+        x = linen.BatchNorm(name="second", estimator="debiased")(
             x @ WEIGHTS[0], **average
         )
         x = twice(jnp.tanh(x) @ WEIGHTS[1], **average)
@@ -311,7 +311,7 @@ class DeepModel(nnx.Module):
         make = functools.partial(jaxbn.nnx.BatchNorm, 3, rngs=nnx.Rngs(0))
         self.twice, self.first = make(momentum=0.5), make(activation="relu")
         self.frozen = make(update_running_average=False)
-        self.second = make(statistics="debiased")
+        self.second = make(estimator="debiased")
 
     def __call__(self, x):
         x = self.frozen(self.first(x), use_running_average=True)
