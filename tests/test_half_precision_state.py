@@ -80,7 +80,7 @@ FORMS = {"function": function, "linen": of_linen, "nnx": of_nnx}
     loc=st.sampled_from([2.99, 99.97]),
     momentum=st.sampled_from([0.9, 0.99]),
 )
-@hypothesis.settings(deadline=None, max_examples=12)
+@hypothesis.settings(deadline=None, max_examples=6)
 def test_follows_the_batches(form, dtype, name, loc, momentum):
     """After many steps on one batch its own moments are left, and the dtype is wide."""
     rng = np.random.default_rng(0)

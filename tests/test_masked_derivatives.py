@@ -206,7 +206,9 @@ def test_of_the_op(activation, has_residual, in_place, mask, of_x, of_residual):
     assert_right(actual, expected(activation, has_residual, mask))
 
 
-@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize(
+    "mask", [pytest.param("examples", marks=pytest.mark.exhaustive), "elements"]
+)
 @pytest.mark.parametrize(
     ("policy", "group_size"),
     [

@@ -6,8 +6,6 @@ Outputs, as `runs/...` or a name in a temporary folder, do not follow these patt
 import pathlib
 import re
 
-import pytest
-
 ROOT = pathlib.Path(__file__).parent.parent
 FOLDERS = ("experiments", "jaxbn", "tests")
 FILES = [
@@ -40,10 +38,13 @@ def missing(text, folder=None):
     return found
 
 
-@pytest.mark.parametrize("path", FILES, ids=str)
-def test_named_files_exist(path):
-    folder = path.parent if path.suffix == ".md" else None
-    assert missing((ROOT / path).read_text(), folder) == []
+def test_named_files_exist():
+    found = {}
+    for path in FILES:
+        folder = path.parent if path.suffix == ".md" else None
+        if gone := missing((ROOT / path).read_text(), folder):
+            found[str(path)] = gone
+    assert found == {}
 
 
 def test_a_file_that_is_not_there_is_found():

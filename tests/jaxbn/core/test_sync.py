@@ -113,8 +113,8 @@ def test_many_devices_alone_add_up_sums(style, loc, monkeypatch):
 
 class GroupTest(chex.TestCase):
     @parameterized.product(
-        style=("single device", "vmap", "shard_map", "jit Auto", "jit Explicit"),
-        name=estimators.NAMES,
+        style=("vmap", "shard_map", "jit Explicit"),
+        name=("debiased", "window"),
     )
     def test_an_empty_group_counts_nothing(self, style, name):
         """Some groups are masked out; the others are the population."""
@@ -129,8 +129,6 @@ class GroupTest(chex.TestCase):
         ).stats  # fmt: skip
         batch = x[8:].astype(np.float64)
         mean, var = batch.mean(0), batch.var(0, ddof=1)
-        if name == "ema":
-            mean, var = 0.5 * mean, 0.5 + 0.5 * var
         np.testing.assert_allclose(actual.mean, mean, rtol=1e-5)
         np.testing.assert_allclose(actual.var, var, rtol=1e-5)
 
