@@ -1,4 +1,7 @@
-"""`python -m experiments` lists the studies, `python -m experiments STUDY` runs one."""
+"""Lists the studies (`python -m experiments`) or runs one of them.
+
+`python -m experiments STUDY` runs a study.
+"""
 
 import sys
 
@@ -15,13 +18,13 @@ COMMANDS = studies.STUDIES | {
 
 
 def main(arguments: list[str]) -> None:
-    """Runs the command that `arguments` name, or lists all of them."""
+    """Runs the command that `arguments` name, or lists all commands."""
     if not arguments:
         print("Usage: python -m experiments STUDY [--help] [OPTIONS]\n")
         for name, command in sorted(COMMANDS.items()):
             print(f"  {name:20} {command.__doc__.splitlines()[0]}")
         return
-    absl.logging.set_verbosity(absl.logging.ERROR)  # TFDS and orbax tell a lot.
+    absl.logging.set_verbosity(absl.logging.ERROR)  # TFDS and orbax print a lot.
     command = tyro.extras.subcommand_cli_from_dict(
         COMMANDS,
         prog="python -m experiments",

@@ -1,6 +1,6 @@
-"""Which examples make which mini-batch: a function of seed and step alone.
+"""Chooses the examples of each mini-batch, as a function of seed and step alone.
 
-So that a run that was resumed sees the batches that it would have seen.
+A run that is resumed gets the same batches as one that was not killed.
 """
 
 import numpy as np
@@ -16,25 +16,25 @@ def indices(
     replacement: bool = False,
     fixed: bool = False,
 ) -> np.ndarray:
-    """Of the mini-batches `start` to `start + steps`.
+    """Returns the indices of the examples of `steps` mini-batches.
 
     Args:
-      seed: of the run.
-      examples: in the data set.
-      batch_size: of each mini-batch.
+      seed: the seed of the run.
+      examples: the number of examples in the data set.
+      batch_size: the examples of a mini-batch.
       start: the first step.
-      steps: how many.
-      replacement: draw with replacement; else one permutation per epoch, whose
-        remainder is dropped.
-      fixed: the same examples always come together, in the mini-batches of the first
-        permutation; only their order changes from epoch to epoch.
+      steps: the number of steps.
+      replacement: True to draw with replacement. Otherwise every epoch has a
+        permutation, whose remainder is dropped.
+      fixed: True to keep the mini-batches of the first permutation; only their order
+        changes from epoch to epoch.
 
     Returns:
-      `[steps, batch_size]`, int32.
+      The indices, `[steps, batch_size]`, int32.
 
     Raises:
-      ValueError: if a batch is larger than the data set, or mini-batches shall be both
-        fixed and drawn with replacement.
+      ValueError: if a batch is larger than the data set, or both `replacement` and
+        `fixed` are True.
     """
     if replacement and fixed:
         raise ValueError("`replacement` and `fixed` must not both be True.")

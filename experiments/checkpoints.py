@@ -1,4 +1,4 @@
-"""Progress of a study on disk, so that a killed run goes on where it was."""
+"""Keeps the progress of a study on disk, so that a killed run can be resumed."""
 
 import contextlib
 import pathlib
@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 
 _OPTIONS = ocp.CheckpointManagerOptions(
     max_to_keep=2,
-    cleanup_tmp_directories=True,  # Half-written when a run was killed.
+    cleanup_tmp_directories=True,  # A killed run may leave half-written ones.
     enable_async_checkpointing=False,
 )
 
@@ -23,10 +23,10 @@ _OPTIONS = ocp.CheckpointManagerOptions(
 class Checkpoints:
     """The last two checkpoints of one run, written atomically by orbax.
 
-    Where several processes run together, all call every method at the same step.
+    If several processes run together, all call every method at the same step.
 
     Args:
-      directory: of this run alone; made if there is none.
+      directory: a directory for this run alone; it is made if there is none.
     """
 
     def __init__(self, directory: pathlib.Path):
@@ -34,40 +34,45 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self._directory, options=_OPTIONS)
 
     def save(self, step: int, tree: Any) -> None:
-        """Writes a checkpoint; of the older ones, one is kept."""
+        """Writes a checkpoint and keeps one older one."""
         args = ocp.args.StandardSave(_without_keys(tree))
         with _undisturbed():
-            if step in self._manager.all_steps():  # It could not be read.
+            # A checkpoint of this step is one that could not be read.
+            if step in self._manager.all_steps():
                 self._manager.delete(step)
-            # Forced: a later one that could not be read may be in the way.
+            # `force` writes even if there is a later one that could not be read.
             self._manager.save(step, args=args, force=True)
 
     def restore(self, template: Any) -> Any | None:
-        """The newest checkpoint that can be read into `template`, or None.
+        """Returns the newest checkpoint that can be read into `template`, or None.
 
-        Says which it ignores; they stay until the run comes to their step.
+        It prints a line for each unreadable checkpoint. These stay on disk until the
+        run reaches their step.
         """
         args = ocp.args.StandardRestore(_without_keys(template))
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 restored = self._manager.restore(step, args=args)
-            except Exception as error:  # Whatever a damaged file makes orbax raise.
+            except Exception as error:  # orbax raises many kinds for damaged files.
                 print(f"Ignored an unreadable checkpoint: {step} ({error}).")
             else:
                 return _with_keys(restored, template)
         return None
 
     def clear(self) -> None:
-        """Removes everything."""
+        """Removes all checkpoints of the run."""
         self._manager.close()
         shutil.rmtree(self._directory, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Ctrl-C waits for the end: orbax could lose it, or leave threads that complain."""
+    """Delays Ctrl-C to the end of the block.
+
+    Otherwise orbax could lose the signal, or leave threads that print errors.
+    """
     if threading.current_thread() is not threading.main_thread():
-        yield  # Only the main thread hears it.
+        yield  # Only the main thread receives the signal.
         return
     pressed = []
     before = signal.signal(signal.SIGINT, lambda *heard: pressed.append(heard))
@@ -84,7 +89,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _without_keys(tree: Any) -> Any:
-    """PRNG keys as the integers they are made of, which orbax can write."""
+    """Replaces PRNG keys by their integers, which orbax can write."""
     return jax.tree.map(
         lambda leaf: np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf),
         tree,

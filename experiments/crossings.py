@@ -1,6 +1,6 @@
-"""Where a curve of accuracy reaches the best of another.
+"""Finds the step at which a curve of accuracy reaches the best of another.
 
-A run is what the JSON holds of one configuration: `step`, `[records]`, and `accuracy`,
+A run is the entry of one configuration in a JSON: `step`, `[records]`, and `accuracy`,
 `[records][seeds]`.
 """
 
@@ -13,17 +13,17 @@ Run = Mapping[str, Any]
 
 
 def mean(run: Run) -> np.ndarray:
-    """Accuracy over the seeds, `[records]`."""
+    """Returns the mean accuracy over the seeds, `[records]`."""
     return np.mean(run["accuracy"], 1)
 
 
 def best(run: Run) -> float:
-    """The highest mean accuracy."""
+    """Returns the highest mean accuracy."""
     return float(mean(run).max())
 
 
 def first(steps: Sequence[int], accuracy: np.ndarray, target: float) -> int | None:
-    """The first step at which an accuracy is at least `target`, None if there is none.
+    """Returns the first step with an accuracy of at least `target`, or None.
 
     Example:
       >>> first([10, 20, 30], np.array([0.5, 0.8, 0.7]), 0.7)
@@ -34,17 +34,21 @@ def first(steps: Sequence[int], accuracy: np.ndarray, target: float) -> int | No
 
 
 def steps_to(run: Run, target: float) -> int | None:
-    """The first recorded step at which the mean accuracy is at least `target`."""
+    """Returns the first recorded step with a mean accuracy of at least `target`."""
     return first(run["step"], mean(run), target)
 
 
 def steps_of_seeds(run: Run, target: float) -> list[int | None]:
-    """The same of each seed alone."""
+    """Returns for each seed the first step with an accuracy of at least `target`."""
     return [first(run["step"], each, target) for each in np.array(run["accuracy"]).T]
 
 
 def times_fewer(run: Run, baseline: Run) -> float | None:
-    """Steps of `baseline` to its best mean accuracy, over those of `run` to it."""
+    """Returns how many times fewer steps than `baseline` a run takes.
+
+    Both are steps to the best mean accuracy of `baseline`. The result is None if `run`
+    does not reach it.
+    """
     target = best(baseline)
     steps, longer = steps_to(run, target), steps_to(baseline, target)
     return None if steps is None or longer is None else longer / steps

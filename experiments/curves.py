@@ -1,4 +1,4 @@
-"""The curve of several seeds, as all figures draw it."""
+"""Draws the curve of several seeds, in the style of all figures."""
 
 from typing import Any
 
@@ -7,14 +7,14 @@ from matplotlib.axes import Axes
 
 
 def draw(axes: Axes, x: Any, seeds: Any, style: str = "-", **line: Any) -> None:
-    """Their mean as a line, their range as a band around it.
+    """Draws the mean of seeds as a line, and their range as a band around it.
 
     Args:
-      axes: to draw into.
-      x: `[points]`.
-      seeds: `[points, seeds]`; where one is None or NaN there is a gap.
-      style: of the line.
-      **line: its other properties, the `color` among them.
+      axes: the axes to draw into.
+      x: the places of the points, `[points]`.
+      seeds: the values, `[points, seeds]`; there is a gap where one is None or NaN.
+      style: the style of the line.
+      **line: other properties of the line; `color` is required.
     """
     values = np.array(seeds, np.float64)
     axes.plot(x, values.mean(1), style, **line)

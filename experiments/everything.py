@@ -1,4 +1,4 @@
-"""Every study at its small setting, one after another, each in a process of its own."""
+"""Runs every study at its small setting, one after another, in its own process."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ from experiments import output, studies
 
 Commands = Mapping[str, Sequence[str]]
 
-# They have no small setting: one needs MNIST and 25 minutes, one a GPU.
+# These have no small setting. The first needs MNIST and 25 minutes, the second a GPU.
 _LEFT_OUT = ("figure1_sweep", "device")
 
 
@@ -24,10 +24,10 @@ class Everything:
     """A folder in it for each study; those that ended there well are not run again."""
 
     def run(self) -> None:
-        """Runs what has not been run, and writes `all.json` after each study.
+        """Runs the studies that are not done, and writes `all.json` after each.
 
         Raises:
-          SystemExit: naming the studies that failed.
+          SystemExit: if studies failed; the message names them.
         """
         output.check_folder(self.out)
         try:
@@ -39,7 +39,7 @@ class Everything:
 
 
 def commands(out: pathlib.Path) -> dict[str, list[str]]:
-    """By study, the command that runs it at its small setting."""
+    """Returns for each study the command that runs it at its small setting."""
     made = {}
     for name, study in sorted(studies.STUDIES.items()):
         if name in _LEFT_OUT:
@@ -47,7 +47,8 @@ def commands(out: pathlib.Path) -> dict[str, list[str]]:
         small = any(field.name == "quick" for field in dataclasses.fields(study))
         made[name] = [
             *(sys.executable, "-m", "experiments", name, "--out", str(out / name)),
-            *(["--quick"] if small else []),  # The default is small where it is not.
+            # A study without the option `--quick` is small by default.
+            *(["--quick"] if small else []),
         ]
     return made
 
@@ -56,12 +57,13 @@ def run(todo: Commands, out: pathlib.Path) -> list[str]:
     """Runs commands one after another, and prints a line for each.
 
     Args:
-      todo: by the name of the study. What a command prints goes to `<name>.log`.
-      out: folder of the logs and of `all.json`, which has the minutes of each that
-        ended well; a command that it names is not run again.
+      todo: the commands by name of the study; the output of a command goes to
+        `<name>.log`.
+      out: the folder of the logs and of `all.json`. That file has the minutes of each
+        command that succeeded; these commands are not run again.
 
     Returns:
-      The names of those that failed.
+      The names of the commands that failed.
     """
     path = out / "all.json"
     minutes: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
@@ -85,7 +87,7 @@ def run(todo: Commands, out: pathlib.Path) -> list[str]:
 
 
 def _error(command: Sequence[str], log: pathlib.Path) -> str | None:
-    """What a command said last if it failed, None if it did not."""
+    """Runs a command; returns its last line of output if it failed, or else None."""
     with log.open("w") as file:
         done = subprocess.run(command, stdout=file, stderr=file, check=False)
     if not done.returncode:

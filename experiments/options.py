@@ -1,4 +1,4 @@
-"""What the options of every study with trainings share."""
+"""Handles the options of studies: small settings, identities and checks."""
 
 import contextlib
 import dataclasses
@@ -11,13 +11,13 @@ Config = TypeVar("Config")
 
 
 def quick(config: Config, settings: Mapping[str, Any]) -> Config:
-    """The options with those of the small setting, where `config.quick` asks for it.
+    """Returns the options with those of the small setting if `config.quick` is True.
 
-    Options that were given, that is, differ from their defaults, stay.
+    Options that differ from their defaults stay.
 
     Args:
       config: a dataclass of options, with a field `quick`.
-      settings: of the small setting, by the name of the option.
+      settings: the options of the small setting, by name.
     """
     if not config.quick:
         return config
@@ -31,7 +31,10 @@ def quick(config: Config, settings: Mapping[str, Any]) -> Config:
 
 
 def identity(config: Any) -> dict[str, Any]:
-    """What decides the numbers: everything but where files lie, as JSON holds it."""
+    """Returns the options that decide the numbers, as JSON holds them.
+
+    These are all but the folders.
+    """
     fields = dataclasses.asdict(config)
     for name in ("data_dir", "out"):
         fields.pop(name, None)
@@ -39,10 +42,10 @@ def identity(config: Any) -> dict[str, Any]:
 
 
 def check_at_least(config: Any, **least: float) -> None:
-    """Checks numbers, or every number of a tuple, before any work.
+    """Checks lower bounds of numbers, or of every number of a tuple.
 
     Raises:
-      ValueError: naming the option, what it must be and what it is.
+      ValueError: if an option is wrong; the message says what it must be.
     """
     for name, bound in least.items():
         value = getattr(config, name)
@@ -55,7 +58,7 @@ def check_positive(config: Any, *names: str) -> None:
     """Checks that numbers are positive and finite.
 
     Raises:
-      ValueError: naming the option, what it must be and what it is.
+      ValueError: if an option is wrong; the message says what it must be.
     """
     for name in names:
         value = getattr(config, name)
@@ -64,10 +67,10 @@ def check_positive(config: Any, *names: str) -> None:
 
 
 def check_among(config: Any, known: Iterable[Any], *names: str) -> None:
-    """Checks that what was chosen, one thing or a tuple of one or more, is known.
+    """Checks that a value, or every value of a tuple that is not empty, is known.
 
     Raises:
-      ValueError: naming the option, what it must be and what it is.
+      ValueError: if an option is wrong; the message says what it must be.
     """
     known = tuple(known)
     for name in names:
@@ -78,10 +81,10 @@ def check_among(config: Any, known: Iterable[Any], *names: str) -> None:
 
 
 def check_weights(config: Any, *names: str) -> None:
-    """Checks that numbers, of averages above all, lie in [0, 1].
+    """Checks that numbers, such as the weights of averages, lie in [0, 1].
 
     Raises:
-      ValueError: naming the option, what it must be and what it is.
+      ValueError: if an option is wrong; the message says what it must be.
     """
     for name in names:
         value = getattr(config, name)
@@ -91,7 +94,7 @@ def check_weights(config: Any, *names: str) -> None:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Turns Ctrl-C into one line."""
+    """Ends the program with one line on Ctrl-C."""
     try:
         yield
     except KeyboardInterrupt:

@@ -1,6 +1,7 @@
-"""What studies write: JSON, Markdown and figures, each file whole or not at all.
+"""Writes the results of studies: JSON, Markdown and figures, each file atomically.
 
-A study writes a JSON with `write_result`; `write_pages` makes the rest from it alone.
+A study writes a JSON with `write_result`. `write_pages` writes the other files from the
+JSON alone.
 """
 
 import hashlib
@@ -28,7 +29,7 @@ def check_folder(path: pathlib.Path) -> None:
     """Makes a folder for results.
 
     Raises:
-      ValueError: if there cannot be one, or nothing can be written into it.
+      ValueError: if the folder cannot be made or written.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -40,20 +41,20 @@ def check_folder(path: pathlib.Path) -> None:
 
 
 def write_result(path: pathlib.Path, study: str, config: Any, result: Result) -> None:
-    """Writes the JSON of a study, with what made it.
+    """Writes the JSON of a study, with its provenance.
 
     Args:
-      path: of the JSON; `write_pages` gives its other files the same name.
-      study: the command that made it, as `python -m experiments` lists it.
+      path: the path of the JSON; `write_pages` gives its other files the same name.
+      study: the name of the study, as `python -m experiments` lists it.
       config: the dataclass of its options.
-      result: all else, with the `device` where another process measured.
+      result: the other content, with the `device` if another process measured.
     """
     about = provenance.of(study, config, result.get("device"))
     write_json(path, {"study": study, **about, **result})
 
 
 def write_json(path: pathlib.Path, result: Result) -> None:
-    """Writes `result` with sorted keys: equal results give equal files."""
+    """Writes `result` with sorted keys, so that equal results give equal files."""
     write_text(path, json.dumps(result, sort_keys=True, indent=1) + "\n")
 
 
@@ -62,12 +63,13 @@ def write_pages(
     table: Callable[[Result], str],
     figures: Mapping[str, Callable[[Result], Any]],
 ) -> str:
-    """Writes `.md` and `.png` beside the JSON at `path`, from what it holds.
+    """Writes `.md` and `.png` beside the JSON at `path`, from its content.
 
     Args:
-      path: of the JSON.
-      table: makes the text (Markdown).
-      figures: make the figures; a name is added to that of the JSON.
+      path: the path of the JSON.
+      table: a function that makes the text (Markdown).
+      figures: functions that make the figures; their names are added to that of the
+        JSON.
 
     Returns:
       The text.
@@ -82,7 +84,10 @@ def write_pages(
 
 
 def digest(content: bytes) -> str:
-    """Of a JSON; its figures carry it, so that a stale one can be told."""
+    """Returns the digest of a JSON.
+
+    Its figures contain it, so that a stale figure can be detected.
+    """
     return hashlib.sha256(content).hexdigest()
 
 
@@ -92,14 +97,14 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 
 def plain(values: Any, digits: int = 4) -> Any:
-    """Numbers as JSON holds them.
+    """Returns numbers in the form of JSON.
 
     Args:
       values: an array of any shape.
-      digits: significant ones that are kept.
+      digits: the number of significant digits to keep.
 
     Returns:
-      Nested lists; None for what is not finite.
+      Nested lists, with None for values that are not finite.
     """
     if np.ndim(values):
         return [plain(value, digits) for value in values]
@@ -111,12 +116,12 @@ def plain(values: Any, digits: int = 4) -> Any:
 
 
 def spread(seeds: np.ndarray) -> str:
-    """The mean over seeds, and half of their range."""
+    """Returns the mean over seeds and half of their range, as text."""
     return f"{seeds.mean():.4f} ± {np.ptp(seeds) / 2:.4f}"
 
 
 def markdown(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
-    """A table."""
+    """Returns a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
@@ -125,12 +130,12 @@ def save(path: pathlib.Path, figure: Any, source: str) -> None:
     """Writes a figure as PNG and closes it.
 
     Args:
-      path: of the PNG.
-      figure: of matplotlib.
-      source: written into the file as its `Source`.
+      path: the path of the PNG.
+      figure: a figure of matplotlib.
+      source: the text to write into the file as its `Source`.
     """
     buffer = io.BytesIO()
-    # No version in the file: equal results give equal files.
+    # The version of matplotlib is left out, so that equal results give equal files.
     metadata = {"Software": None, "Source": source}
     figure.savefig(buffer, format="png", dpi=110, metadata=metadata)
     plt.close(figure)

@@ -1,4 +1,4 @@
-"""Makes every results page again from its JSON, and the tables that READMEs quote."""
+"""Writes every results page again from its JSON, and the tables in READMEs."""
 
 import dataclasses
 import json
@@ -64,11 +64,12 @@ WRITERS: dict[str, Callable[[pathlib.Path], str]] = {
     "sync_policies": sync_policies.write,
     "whitening": whitening.write,
 }
-"""By the `study` that a JSON names."""
+"""The functions that write pages, by the `study` that a JSON names."""
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-# <!-- table FILE: words that its paragraph starts with -->, the table, <!-- end -->.
+# It matches `<!-- table FILE: first words of a paragraph -->`, the table, and
+# `<!-- end -->`.
 _QUOTED = re.compile(
     r"(?P<start><!-- table (?P<file>\S+): (?P<title>.+?) -->\n)"
     r"(?P<table>.*?)(?P<end><!-- end -->)",
@@ -84,7 +85,7 @@ class Pages:
     """The project."""
 
     def run(self) -> None:
-        """Writes them, and prints their names."""
+        """Writes the pages and READMEs, and prints their names."""
         for path in results(self.root):
             WRITERS[json.loads(path.read_text())["study"]](path)
             print(path.with_suffix(".md").relative_to(self.root))
@@ -96,22 +97,22 @@ class Pages:
 
 
 def results(root: pathlib.Path) -> list[pathlib.Path]:
-    """The JSON of every study."""
+    """Returns the JSON files of all studies."""
     return sorted(root.glob("experiments/*/results/*.json"))
 
 
 def readmes(root: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Every README that may quote a table."""
+    """Yields every README that may quote a table."""
     yield root / "README.md"
     yield from sorted(root.glob("experiments/**/README.md"))
 
 
 def fill(text: str, folder: pathlib.Path) -> str:
-    """`text` with the tables that it quotes as they are in the results.
+    """Returns `text` with its quoted tables replaced by those of the results.
 
     Args:
       text: Markdown; `<!-- table FILE: TITLE -->` and `<!-- end -->` enclose a table.
-      folder: that file names are relative to.
+      folder: the folder that file names are relative to.
 
     Raises:
       ValueError: if a file has no such table.
@@ -125,7 +126,7 @@ def fill(text: str, folder: pathlib.Path) -> str:
 
 
 def table(page: str, title: str) -> str:
-    """The first table after the paragraph that starts with `title`."""
+    """Returns the first table after the paragraph that starts with `title`."""
     paragraphs = page.split("\n\n")
     for place, paragraph in enumerate(paragraphs):
         if paragraph.startswith(title):

@@ -1,4 +1,4 @@
-"""One network on eight devices in every parallel style: the same running statistics."""
+"""Trains a network on eight devices in every parallel style and prints statistics."""
 
 import flax.linen as nn
 import jax
@@ -28,7 +28,7 @@ on_shards = {"mesh": mesh, "in_specs": (whole, part), "out_specs": whole}
 each = {"axis_name": "d", "in_axes": (None, 0), "out_axes": None}
 options = {jax.jit: {}, jax.shard_map: on_shards, jax.pmap: each, jax.vmap: each}
 for style, arguments in options.items():
-    axis_name = "d" if arguments else None  # Under jit statistics are global anyway.
+    axis_name = "d" if arguments else None  # Under jit, statistics are always global.
     net, data = Net(axis_name), 3 + np.random.default_rng(0).normal(size=(20, 64, 4))
     variables = net.init(jax.random.key(0), data[0], train=False)
     state = training.TrainState.create(net.apply, variables, optax.sgd(0.01))

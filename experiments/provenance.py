@@ -1,4 +1,4 @@
-"""What made a result: the command, the device, the versions."""
+"""Describes the provenance of a result: the command, the device and the versions."""
 
 import dataclasses
 import importlib.metadata
@@ -13,12 +13,13 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
 def of(study: str, config: Any, device: str | None = None) -> dict[str, Any]:
-    """What a JSON says of its making.
+    """Returns the provenance for the JSON of a study.
 
     Args:
-      study: the command, as `python -m experiments` lists it.
+      study: the name of the study, as `python -m experiments` lists it.
       config: the dataclass of its options.
-      device: what was measured; default: the first device of JAX, in this process.
+      device: the device that was measured; the default is the first device of JAX in
+        this process.
     """
     return {
         "command": command(study, config),
@@ -28,7 +29,7 @@ def of(study: str, config: Any, device: str | None = None) -> dict[str, Any]:
 
 
 def line(result: Mapping[str, Any]) -> str:
-    """The same as the first line of a page."""
+    """Returns the provenance of a result as the first line of a page."""
     parts = [f"Made by `{result['command']}`", *filter(None, [result.get("device")])]
     versions = result.get("versions", {})
     parts += [f"{name} {versions[name]}" for name in sorted(versions)]
@@ -36,9 +37,9 @@ def line(result: Mapping[str, Any]) -> str:
 
 
 def command(study: str, config: Any) -> str:
-    """The command line of these options, without those at their defaults.
+    """Returns the command line of these options, without those at their defaults.
 
-    Folders are left out: they decide no number.
+    Folders are left out, because they do not change the numbers.
     """
     return " ".join(["python -m experiments", study, *_options(config)])
 
@@ -63,7 +64,10 @@ def _options(config: Any) -> Iterator[str]:
 
 
 def device_name() -> str:
-    """The first device of JAX; processor and cores where that is the CPU."""
+    """Returns the name of the first device of JAX.
+
+    For a CPU it is the name of the processor and the number of cores.
+    """
     kind = jax.devices()[0].device_kind
     if kind != "cpu":
         return kind
@@ -76,6 +80,6 @@ def device_name() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that decide numbers."""
+    """Returns the versions of Python and of the packages that change the numbers."""
     installed = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {"python": platform.python_version(), **installed}

@@ -1,6 +1,6 @@
-"""Training that records: several seeds side by side, resumed where it was killed.
+"""Trains several seeds side by side, takes records, and resumes killed runs.
 
-A study says what is trained (`Run`) and when a record is taken (`Plan`); `train` gives
+A study defines the trainings (`Run`) and the times of records (`Plan`). `train` returns
 the records of every run, `[records, seeds, ...]`.
 """
 
@@ -20,44 +20,44 @@ import tqdm
 from experiments import batches, checkpoints
 from jaxbn import training
 
-Records = dict[str, np.ndarray]  # By name, `[records, seeds, ...]`.
-State = Any  # A tree of arrays: `jaxbn.training.TrainState` or any other.
+Records = dict[str, np.ndarray]  # Arrays `[records, seeds, ...]` by name.
+State = Any  # A tree of arrays, such as `jaxbn.training.TrainState`.
 Batch = Mapping[str, jax.Array]
 
 
 class Run(NamedTuple):
-    """One configuration of a study; the functions are of one seed, and traced."""
+    """A configuration of a study; its functions handle one seed, and are traced."""
 
-    name: str  # Its own in the study; with it the checkpoint is found again.
-    init: Callable[..., State]  # Of a key; and of a value, where side by side.
-    step: Callable[[State, Batch], State]  # Of a mini-batch.
-    record: Callable[[State, Batch], Mapping[str, jax.Array]]  # Of what is held out.
+    name: str  # It is unique in the study, and identifies the checkpoint.
+    init: Callable[..., State]  # It takes a key, and a value if side by side.
+    step: Callable[[State, Batch], State]  # It takes a mini-batch.
+    record: Callable[[State, Batch], Mapping[str, jax.Array]]  # It takes held-out data.
     batch_size: int
-    replacement: bool = False  # Draw mini-batches with it.
-    fixed: bool = False  # The same examples always come together.
+    replacement: bool = False  # True: mini-batches are drawn with replacement.
+    fixed: bool = False  # True: mini-batches always have the same examples.
     convolves: bool = False
 
 
 def gradient_step(loss_fn: Any, **settings: Any) -> Callable[[State, Batch], State]:
-    """The step of a run that trains by a loss.
+    """Returns the step of a run that minimises a loss.
 
     Args:
-      loss_fn: as `jaxbn.training.make_train_step` takes it.
-      **settings: others that it takes.
+      loss_fn: the loss function, as in `jaxbn.training.make_train_step`.
+      **settings: other arguments of `make_train_step`.
     """
     train_step = training.make_train_step(loss_fn, **settings)
     return lambda state, batch: train_step(state, batch)[0]
 
 
 def side_by_side(run: Run, values: Any) -> Run:
-    """A run of one copy per value, all in one program and with the same mini-batches.
+    """Returns a run of one copy per value, in one program with the same mini-batches.
 
     Args:
-      run: its `init` takes a key and a value: a learning rate, an initial scale.
-      values: arrays `[copies, ...]`.
+      run: a run whose `init` takes a key and a value, such as a learning rate.
+      values: the values of the copies, arrays `[copies, ...]`.
 
     Returns:
-      Its records are `[records, seeds, copies, ...]`.
+      A run with records `[records, seeds, copies, ...]`.
     """
     return run._replace(
         init=lambda key: jax.vmap(run.init, (None, 0))(key, values),
@@ -68,7 +68,7 @@ def side_by_side(run: Run, values: Any) -> Run:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How long, how often, how many."""
+    """The numbers of steps, records, seeds and checkpoints."""
 
     steps: int
     """Mini-batches per run."""
@@ -81,25 +81,25 @@ class Plan:
 
 
 class Kept(NamedTuple):
-    """Where what is kept of trainings lies, until it is forgotten."""
+    """The place of the checkpoints of a study."""
 
     folder: pathlib.Path
-    name: str  # Of the study.
-    identity: Any  # What decides the numbers, as JSON can write it.
+    name: str  # The name of the study.
+    identity: Any  # The options that decide the numbers, in the form of JSON.
 
     def of(self, run: Run) -> checkpoints.Checkpoints:
-        """The checkpoints of one run."""
+        """Returns the checkpoints of a run."""
         return self.named(run.name)
 
     def named(self, name: str) -> checkpoints.Checkpoints:
-        """The checkpoints of the run of that name."""
+        """Returns the checkpoints of the run with the given name."""
         text = json.dumps([self.identity, name], sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         folder = self.folder / "checkpoints"
         return checkpoints.Checkpoints(folder / f"{self.name}_{digest}")
 
     def forget(self, runs: Iterable[Run]) -> None:
-        """Removes everything of these runs."""
+        """Removes the checkpoints of these runs."""
         for run in runs:
             self.of(run).clear()
 
@@ -108,7 +108,7 @@ def check(plan: Plan) -> None:
     """Checks a plan before any work.
 
     Raises:
-      ValueError: naming the option, what it must be and what it is.
+      ValueError: if an option is wrong; the message says what it must be.
     """
     for name, value in dataclasses.asdict(plan).items():
         if value < 1:
@@ -123,7 +123,7 @@ def check(plan: Plan) -> None:
 
 
 def recorded_steps(plan: Plan) -> np.ndarray:
-    """The steps after which records are taken, `[records]`."""
+    """Returns the steps after which records are taken, `[records]`."""
     return np.arange(plan.record_every, plan.steps + 1, plan.record_every)
 
 
@@ -135,24 +135,24 @@ def train(
     kept: Kept,
     workers: int = 1,
 ) -> dict[str, Records]:
-    """The records of every run.
+    """Trains all runs and returns their records.
 
     Args:
-      runs: what to train.
-      plan: of all runs.
+      runs: the runs to train.
+      plan: the plan of all runs.
       data: the training set, arrays `[N, ...]` by name; a mini-batch has rows of them.
-      held_out: what records are taken of, arrays by name.
-      kept: a run that is done is kept there, and one that was killed goes on from its
-        last checkpoint.
-      workers: runs that are trained at the same time. XLA:CPU runs small programs on
-        little more than one core.
+      held_out: the data for records, arrays by name.
+      kept: the place of the checkpoints. It keeps runs that are done; a run that was
+        killed resumes from its last checkpoint.
+      workers: the number of runs that are trained at the same time. XLA:CPU runs small
+        programs on little more than one core.
 
     Returns:
-      By name of the run.
+      The records by name of the run.
 
     Raises:
-      ValueError: as `check`, or if a batch is larger than the data set, or two runs
-        have one name.
+      ValueError: as in `check`, or if a batch is larger than the data set, or two runs
+        have the same name.
     """
     check(plan)
     names = [run.name for run in runs]
@@ -174,7 +174,7 @@ def train(
                     bar.update(training.done)
             while going := [each for each in trainings if each.done < plan.steps]:
                 list(pool.map(_Training.advance, going))
-                for training in going:  # Here, where the user can interrupt.
+                for training in going:  # The main thread saves; Ctrl-C reaches it.
                     training.save_in_time()
                 bar.update(plan.record_every * len(going))
             found |= {each.run.name: each.records for each in trainings}
@@ -182,12 +182,12 @@ def train(
 
 
 class _Training:
-    """One run, as far as it has come."""
+    """The training of one run, and its progress."""
 
     def __init__(self, run: Run, plan: Plan, data: Batch, held_out: Batch, kept: Kept):
         self.run, self.plan = run, plan
         self.examples = len(next(iter(data.values())))
-        self._indices(0)  # Complains of a batch that is too large.
+        self._indices(0)  # It raises an error if a batch is too large.
         keys = jax.vmap(jax.random.key)(jnp.arange(plan.seeds))
         self.states = jax.jit(jax.vmap(run.init))(keys)
         record = jax.vmap(run.record, (0, None))
@@ -200,12 +200,12 @@ class _Training:
         if (found := self.saved.restore(self._tree())) is not None:
             self.states, self.records = found["states"], found["records"]
             self.done = int(found["step"])
-        # XLA:CPU runs convolutions that stand in a loop ten times slower.
+        # XLA:CPU runs convolutions in a loop ten times slower.
         one_by_one = run.convolves and jax.default_backend() == "cpu"
         self._advance = (_one_by_one if one_by_one else _scanned)(run, data, held_out)
 
     def advance(self) -> None:
-        """Trains until the next record, and takes it."""
+        """Trains until the next record and takes it."""
         self.states, record = jax.block_until_ready(
             self._advance(self.states, self._indices(self.done))
         )
@@ -214,7 +214,7 @@ class _Training:
         self.done += self.plan.record_every
 
     def save_in_time(self) -> None:
-        """Writes a checkpoint if it is time for one."""
+        """Writes a checkpoint if one is due."""
         ends = self.done == self.plan.steps
         if ends or self.done % self.plan.checkpoint_every == 0:
             self.saved.save(self.done, self._tree())
@@ -224,7 +224,7 @@ class _Training:
         return {"states": self.states, "records": self.records, "step": done}
 
     def _indices(self, start: int) -> np.ndarray:
-        """Of the steps until the next record, `[seeds, steps, batch]`."""
+        """Returns the examples until the next record, `[seeds, steps, batch]`."""
         of_seed = [
             batches.indices(
                 seed,
@@ -241,11 +241,11 @@ class _Training:
 
 
 Advance = Callable[[State, np.ndarray], tuple[State, Mapping[str, jax.Array]]]
-"""Trains all seeds by `[seeds, steps, batch]` examples, then takes a record of each."""
+"""Trains all seeds on examples `[seeds, steps, batch]`, then takes a record of each."""
 
 
 def _scanned(run: Run, data: Batch, held_out: Batch) -> Advance:
-    """In one program."""
+    """Trains in one program."""
 
     def one_seed(state: State, indices: jax.Array, data: Batch, held_out: Batch) -> Any:
         def body(state: State, rows: jax.Array) -> tuple[State, None]:
@@ -259,7 +259,10 @@ def _scanned(run: Run, data: Batch, held_out: Batch) -> Advance:
 
 
 def _one_by_one(run: Run, data: Batch, held_out: Batch) -> Advance:
-    """In a program for each step and seed; under `vmap` convolutions take longer."""
+    """Trains with one program call for each step and seed.
+
+    Convolutions take longer under `vmap`.
+    """
 
     def one_seed(state: State, rows: jax.Array, data: Batch) -> State:
         return run.step(state, _rows(data, rows))

@@ -1,16 +1,16 @@
-"""What the records of a training say at its beginning and at its end."""
+"""Sums up the records of a training at its beginning and at its end."""
 
 import numpy as np
 
 
 def quarters(records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Means over the first and over the last quarter of the records.
+    """Returns means over the first and over the last quarter of the records.
 
-    At a constant learning rate the accuracy of one record is points away from that of
-    the next, so that the last one alone says little.
+    At a constant learning rate the accuracies of two consecutive records can differ by
+    points, so that the last one alone says little.
 
     Args:
-      records: `[records, ...]`.
+      records: the values of the records, `[records, ...]`.
 
     Returns:
       Two arrays `[...]`.

@@ -1,4 +1,4 @@
-"""What `run` of a study does once its options are settled and checked."""
+"""Runs a study once its options are checked."""
 
 import pathlib
 from collections.abc import Callable
@@ -16,14 +16,14 @@ def run(
 ) -> None:
     """Measures, writes the JSON, makes its pages and prints their text.
 
-    Ctrl-C in between ends the program with one line.
+    Ctrl-C during the measurement ends the program with one line.
 
     Args:
-      study: as `python -m experiments` lists it.
+      study: the name of the study, as `python -m experiments` lists it.
       given: the dataclass of its options, as they were given; its `out` is the folder.
-      measure: gives what the JSON holds.
-      write: makes the pages of a JSON, and returns their text.
-      file: name of the JSON without suffix; default: that of the study.
+      measure: a function that returns the content of the JSON.
+      write: a function that writes the pages of a JSON and returns their text.
+      file: the name of the JSON without suffix; the default is that of the study.
 
     Raises:
       ValueError: if nothing can be written into the folder.

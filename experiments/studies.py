@@ -1,4 +1,4 @@
-"""All studies, by the names that `python -m experiments` knows them by."""
+"""All studies, by their names in `python -m experiments`."""
 
 from typing import Any
 

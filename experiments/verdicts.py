@@ -1,4 +1,4 @@
-"""The words in which a study says whether a claim holds."""
+"""Puts into words whether the claims of a study hold."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,23 +8,23 @@ HOLDS, PARTLY, NOT = "holds", "holds partly", "does not hold here"
 
 
 def of(*parts: bool) -> str:
-    """Of the parts of a claim, each of which was found to hold or not."""
+    """Returns the verdict on a claim in words; each part is True if it holds."""
     if all(parts):
         return HOLDS
     return PARTLY if any(parts) else NOT
 
 
 def table(claims: Mapping[str, Sequence[bool]]) -> str:
-    """Claims and whether their parts were found to hold, as Markdown."""
+    """Returns claims and their verdicts as Markdown."""
     rows = [[claim, f"**{of(*parts)}**"] for claim, parts in claims.items()]
     return "Verdicts:\n\n" + output.markdown(["claim", "verdict"], rows)
 
 
 def expected(found: Mapping[str, bool], remark: str = "") -> str:
-    """What was expected and whether it was found, as Markdown with the verdict.
+    """Returns the verdict, and a table of expected statements, as Markdown.
 
     Args:
-      found: by what was expected.
+      found: the expected statements; each is True if it holds.
       remark: sentences after the verdict.
     """
     rows = [[words, "yes" if held else "no"] for words, held in found.items()]

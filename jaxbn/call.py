@@ -1,8 +1,9 @@
-"""One call of Batch Normalization in training: everything but whose moments are used.
+"""The checked arguments of a training call; a policy decides which moments normalise.
 
-A batch is held by workers: the devices along a mapped axis or, without an axis name,
-parts of the array. The methods normalise by the moments of all workers, of groups of
-them, of each alone, or by others; policies in `jaxbn.sync_policies` choose.
+Workers hold the batch: the devices along a mapped axis or, without an axis name, parts
+of the array. The methods normalise by the moments of all workers, of groups of workers,
+of each worker alone, or by other statistics. The policies in `jaxbn.sync_policies`
+choose among these methods.
 """
 
 import math
@@ -27,24 +28,24 @@ class Call(NamedTuple):
     bias: jax.Array
     mask: jax.Array | None
     residual: jax.Array | None
-    batch_stats: running.BatchStats  # The running statistics of before.
-    examples: int | None = None  # Per worker, where parts of the array are workers.
+    batch_stats: running.BatchStats  # The running statistics before this call.
+    examples: int | None = None  # Per worker, if parts of the array are workers.
 
     @property
     def workers(self) -> int:
-        """How many there are: devices along the axis, or parts of the array."""
+        """The number of workers: devices along the axis, or parts of the array."""
         if self.how.devices is not None:
             return self.how.devices.size
         return 1 if self.examples is None else self.x.shape[self.axis] // self.examples
 
     @property
     def axis(self) -> int:
-        """The first axis of `x` that is reduced: that of the examples."""
+        """The axis of the examples, which is the first axis of `x` that is reduced."""
         axes = reduction.reduction_axes(self.x.ndim, self.how.feature_axes)
         return axes[0]
 
     def normalized(self) -> tuple[jax.Array, Moments]:
-        """Normalised as `how` and `examples` say, by one op with its own derivative.
+        """Normalises as `how` and `examples` specify, as one op with a derivative rule.
 
         Returns:
           `y`, of the shape of `x`, and the moments: `[C]` each, or `[groups, C]` where
@@ -65,7 +66,7 @@ class Call(NamedTuple):
         return y.reshape(self.x.shape), moments
 
     def by_all(self) -> tuple[jax.Array, Moments]:
-        """Normalised by the moments of all workers: exact synchronisation.
+        """Normalises by the moments of all workers: exact synchronisation.
 
         Returns:
           `y`, of the shape of `x`, and these moments, `[C]` each.
@@ -73,11 +74,12 @@ class Call(NamedTuple):
         return self._replace(examples=None).normalized()
 
     def by_groups(self, size: int) -> tuple[jax.Array, Moments]:
-        """Normalised by the moments of groups of so many neighbouring workers.
+        """Normalises by the moments of groups of `size` neighbouring workers.
 
         Returns:
-          `y`, and the moments of every group, `[groups, C]` each, known to all workers;
-          or `[1, C]` of all together, where each group is a single device.
+          `y`, and the moments of every group, `[groups, C]` each, which all workers
+          have. If each group is a single device: the moments of all devices together,
+          `[1, C]`.
 
         Raises:
           ValueError: if there are no workers, or `size` does not divide them.
@@ -99,21 +101,21 @@ class Call(NamedTuple):
         return y, moments if rows else jax.tree.map(lambda part: part[None], moments)
 
     def by_statistics(self, mean: jax.Array, var: jax.Array) -> jax.Array:
-        """Normalised by given statistics, `[C]`; no gradient goes through them."""
+        """Normalises by given statistics, `[C]`; no gradient flows through them."""
         mean, var = jax.lax.stop_gradient((mean, var))
         return _standardized(self, mean, var)
 
     def by(self, merge: Callable[[Moments], Moments]) -> jax.Array:
-        """Normalised by whatever a function makes of each worker's own moments.
+        """Normalises by moments that `merge` computes from each worker's own moments.
 
-        The gradient flows through the function and the moments that it is given.
+        The gradient flows through `merge` and through the moments that it receives.
 
         Args:
-          merge: from moments `[workers here, C]`, which a device has one of, to others
-            of the same shape.
+          merge: a function from moments of shape `[workers, C]` to moments of the same
+            shape. If the workers are devices, the first axis has size 1.
 
         Raises:
-          ValueError: if there are no workers, or for layers that work in place.
+          ValueError: if there are no workers, or if the layer works in place.
         """
         self._check_workers()
         if self.output.in_place:
@@ -139,14 +141,15 @@ class Call(NamedTuple):
         return y.reshape(self.x.shape)
 
     def counting(self, fraction: float) -> "Call":
-        """The same, with the first examples of every worker in the moments alone.
+        """Returns a call whose moments use only the first examples of every worker.
 
         Args:
-          fraction: of its examples, rounded up.
+          fraction: the fraction of a worker's examples to use; the number is rounded
+            up.
         """
         axis, size = self.axis, self.x.shape[self.axis]
         each = self.examples or size
-        # A size that `jax.export` does not know is an array here.
+        # With a symbolic size from `jax.export` this product is an array.
         known = isinstance(each, int)
         number = math.ceil(fraction * each) if known else jnp.ceil(fraction * each)
         counts = jnp.arange(size) % each < number
@@ -154,7 +157,7 @@ class Call(NamedTuple):
         return self._replace(mask=mask if self.mask is None else self.mask & mask)
 
     def holding(self, still: jax.Array) -> "Call":
-        """The same, with no gradient to `x` in the channels where `still`, `[C]`."""
+        """Returns a call without a gradient to `x` in channels where `still`, `[C]`."""
         expand = affine.expander(self.how.feature_axes, self.x)
         x = jnp.where(expand(still), jax.lax.stop_gradient(self.x), self.x)
         return self._replace(x=x)
@@ -168,14 +171,14 @@ class Call(NamedTuple):
 
 
 def _warn_of_single_values(x: jax.Array, how: reduction.Reduction) -> None:
-    """Warns where the shapes leave one value per channel in the whole group."""
+    """Warns if the shapes leave one value per channel in the whole group."""
     axes = reduction.reduction_axes(x.ndim, how.feature_axes)
     count = math.prod(x.shape[a] for a in axes)
     if how.devices is not None:
         groups = how.devices.groups
         count *= len(groups[0]) if groups else how.devices.size
     if count == 1:
-        # Without the name of the layer, so that a model warns once.
+        # The message does not name the layer, so that a model warns once.
         call_site.warn(
             "`BatchNorm` got one value per channel, which has no variance: its output "
             "is the bias and its running statistics stay as they are. Drop the last "
@@ -186,7 +189,7 @@ def _warn_of_single_values(x: jax.Array, how: reduction.Reduction) -> None:
 
 def _standardized(call: Call, mean: jax.Array, var: jax.Array) -> jax.Array:
     x, mask = call.x, call.mask
-    if mask is not None:  # What is not finite would reach derivatives by a factor of 0.
+    if mask is not None:  # 0 times NaN is NaN, also in derivatives.
         expand = affine.expander(call.how.feature_axes, x)
         x = jnp.where(mask | jnp.isfinite(x), x, expand(mean).astype(x.dtype))
     return normalize.standardize(
@@ -203,7 +206,12 @@ def _standardized(call: Call, mean: jax.Array, var: jax.Array) -> jax.Array:
 
 
 def _apart(call: Call) -> tuple[Call, int]:
-    """The parts of the array as one more axis of channels, and its place among them."""
+    """Makes the parts of the array an additional channel axis.
+
+    Returns:
+      The call, and the position of the new axis among the channel axes. If the array
+      has no parts, the call is unchanged.
+    """
     if call.examples is None:
         return call, 0
     x, mask, feature_axes, position = sub_batches.split(

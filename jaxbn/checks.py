@@ -1,8 +1,8 @@
-"""Every error that an array or an option of a user can cause, and its text.
+"""Checks the arrays and options that users give, and holds the texts of the errors.
 
-`check_...` only raises; `as_...` also converts to what the core expects. All of it is
-static: shapes, dtypes, and values that are known while tracing. Groups
-of devices and of examples are checked in `grouping`.
+`check_...` only raises; `as_...` also converts to what the core expects. All checks are
+static: they use shapes, dtypes, and values that are known while tracing. `grouping`
+checks groups of devices and of examples.
 """
 
 import operator
@@ -19,7 +19,7 @@ from jaxbn.core import affine, reduction, running
 
 
 class Arrays(NamedTuple):
-    """Input and parameters, of the dtypes and shapes that the core expects."""
+    """Input and parameters, with the dtypes and shapes that the core expects."""
 
     x: jax.Array  # [N, ..., C], inexact
     scale: jax.Array  # [C]
@@ -34,7 +34,7 @@ def as_arrays(
     batch_stats: running.BatchStats,
     axis: int | Sequence[int],
 ) -> Arrays:
-    """Input and parameters as arrays, with the channel axes of `x`."""
+    """Returns input and parameters as arrays, with the channel axes of `x`."""
     if not isinstance(batch_stats, running.BatchStats):
         raise TypeError(
             f"`batch_stats` must be a `BatchStats`, got {type(batch_stats).__name__}; "
@@ -63,7 +63,7 @@ def as_arrays(
             f"{jnp.result_type(batch_stats.mean)}; make it with "
             "`init_batch_stats(shape, x.dtype)`."
         )
-    # On a mesh of Explicit axes parameters may be split otherwise than the input.
+    # On a mesh of Explicit axes the parameters may be split differently from `x`.
     scale, bias = (
         reduction.split_as_channels(each, x, feature_axes) for each in (scale, bias)
     )
@@ -73,7 +73,7 @@ def as_arrays(
 def check_features(
     x: jax.Array, axis: int | Sequence[int], shape: tuple[int, ...]
 ) -> None:
-    """Raises a ValueError where the channels are not those of the layer."""
+    """Raises a ValueError if the channels are not those of the layer."""
     if tuple(x.shape[a] for a in as_feature_axes(axis, x.ndim)) != shape:
         raise ValueError(
             f"`x` must have channels of shape {shape} on axis {axis}, as "
@@ -82,7 +82,7 @@ def check_features(
 
 
 def as_feature_axes(axis: int | Sequence[int], ndim: int) -> tuple[int, ...]:
-    """Channel axes as ascending non-negative integers."""
+    """Returns the channel axes as ascending non-negative integers."""
     if ndim == 0:
         raise ValueError("`x` must have a channel axis, got a scalar.")
     given = axis if isinstance(axis, Sequence) else (axis,)
@@ -102,10 +102,10 @@ def as_feature_axes(axis: int | Sequence[int], ndim: int) -> tuple[int, ...]:
 def as_mask(
     mask: jax.typing.ArrayLike | None, shape: tuple[int, ...]
 ) -> jax.Array | None:
-    """The mask as booleans with as many axes as `shape`, of `x`.
+    """Returns the mask as booleans with as many axes as `x`, whose shape is `shape`.
 
-    NumPy's rule of broadcasting, except where the mask has fewer axes than `x` and
-    could belong to the first of them as well.
+    The mask broadcasts by NumPy's rule. If it has fewer axes than `x` and could also
+    belong to the first of them, it is rejected.
     """
     if mask is None:
         return None
@@ -118,7 +118,7 @@ def as_mask(
             "`mask[..., None]`."
         )
     leading = shape[: mask.ndim]
-    several = mask.size not in (0, 1)  # No comparison: a size may be symbolic.
+    several = mask.size not in (0, 1)  # `> 1` may fail for a symbolic size.
     if mask.ndim < len(shape) and several and _broadcasts(mask.shape, leading):
         raise ValueError(
             f"`mask` of shape {mask.shape} could belong to the first or to the last "
@@ -137,7 +137,7 @@ def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
 def as_residual(
     residual: jax.typing.ArrayLike | None, x: jax.Array
 ) -> jax.Array | None:
-    """The residual as an array."""
+    """Returns the residual as an array, or None."""
     if residual is None:
         return None
     residual = jnp.asarray(residual)
@@ -158,7 +158,7 @@ def as_output(
     activation: str | None,
     in_place: bool = False,
 ) -> affine.Output:
-    """What to put out; the dtype is that of `x` where none is given."""
+    """Returns the settings of the output; the default dtype is that of `x`."""
     check_activation(x, activation, in_place)
     dtype = jnp.dtype(x.dtype if dtype is None else dtype)
     if not jnp.issubdtype(dtype, jnp.inexact):
@@ -169,7 +169,7 @@ def as_output(
 
 
 def check_activation(x: jax.Array, activation: str | None, in_place: bool) -> None:
-    """Whether there is such an activation, for `x` and `in_place`."""
+    """Checks that the activation exists and fits `x` and `in_place`."""
     if activation not in (None, *affine.ACTIVATIONS):
         raise ValueError(
             f"`activation` must be None or one of {sorted(affine.ACTIVATIONS)}, got "
@@ -191,7 +191,7 @@ def check_activation(x: jax.Array, activation: str | None, in_place: bool) -> No
 
 
 def as_epsilon(epsilon: float) -> float:
-    """As a Python number: no derivative with respect to it is taken."""
+    """Returns epsilon as a Python number: no derivative is taken with respect to it."""
     if isinstance(epsilon, jax.core.Tracer):
         raise TypeError(
             f"`epsilon` must be a number known when tracing, got {epsilon}; close over "
@@ -207,7 +207,7 @@ def as_epsilon(epsilon: float) -> float:
 def check_channels(
     name: str, array: jax.typing.ArrayLike, shape: tuple[int, ...]
 ) -> None:
-    """Whether an array has one value for each channel of `x`."""
+    """Checks that an array has one value for each channel of `x`."""
     if np.shape(array) != shape:
         raise ValueError(
             f"`{name}` must have the shape {shape} of the channels of `x`, got "
@@ -216,7 +216,7 @@ def check_channels(
 
 
 def check_momentum(momentum: jax.typing.ArrayLike) -> None:
-    """Whether it is a weight, where its value is known."""
+    """Checks that momentum is a number in [0, 1], if its value is known."""
     if isinstance(momentum, jax.core.Tracer):
         return
     value = np.asarray(momentum)
@@ -235,7 +235,7 @@ def check_momentum(momentum: jax.typing.ArrayLike) -> None:
 def as_variance(
     variance: reduction.Variance, use_fast_variance: bool
 ) -> reduction.Variance:
-    """The form of the variance; `use_fast_variance` stands for "fast"."""
+    """Returns the form of the variance: "fast" if `use_fast_variance` is set."""
     known = typing.get_args(reduction.Variance)
     if variance not in known:
         raise ValueError(f"`variance` must be one of {list(known)}, got {variance!r}.")

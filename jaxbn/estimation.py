@@ -1,4 +1,4 @@
-"""Which estimator of the population a user asks for, and the state that it keeps."""
+"""The estimator of population statistics that a user requests, and its state."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from jaxbn.core import moments as moments_lib
 from jaxbn.core.estimators import Estimator
 
 EstimatorOrName = estimators.Name | Estimator
-"""What an option `estimator` takes: a name, or an estimator with its own settings."""
+"""The type of the option `estimator`: a name, or an estimator with its settings."""
 
 
 def as_estimator(
@@ -20,17 +20,17 @@ def as_estimator(
     momentum: jax.typing.ArrayLike,
     unbiased: bool,
 ) -> Estimator:
-    """The estimator itself.
+    """Returns the estimator that an option requests.
 
     Args:
-      name: of the option, for messages.
-      value: one of `estimators.NAMES`, or an estimator; None: "ema".
-      momentum: of those that are named and have one.
-      unbiased: of those that are named.
+      name: the name of the option, for messages.
+      value: one of `estimators.NAMES`, or an estimator. None means "ema".
+      momentum: the momentum of a named estimator that has one.
+      unbiased: the setting of a named estimator.
 
     Raises:
-      ValueError: for an unknown name, or a momentum outside [0, 1].
-      TypeError: if it is neither a name nor an estimator.
+      ValueError: if the name is unknown, or if momentum is outside [0, 1].
+      TypeError: if the value is neither a name nor an estimator.
     """
     value = "ema" if value is None else value
     if isinstance(value, Estimator) and not isinstance(value, type):
@@ -53,10 +53,10 @@ def moved(estimator: Estimator, state: Any, moments: moments_lib.Moments) -> Any
     """Returns the state of an estimator after one batch.
 
     Args:
-      estimator: how the state follows the batches.
+      estimator: the estimator that updates the state.
       state: the state before the batch.
-      moments: of the batch, `[C]`, or of each of its groups, `[groups, C]`, which are
-        merged: statistics are those of all groups together.
+      moments: the moments of the batch, `[C]`, or of each of its groups, `[groups, C]`.
+        Groups are merged: the statistics are those of all groups together.
     """
     with jax.named_scope("jaxbn.running"):
         if moments.mean.ndim > estimator.estimate(state).mean.ndim:
@@ -65,7 +65,7 @@ def moved(estimator: Estimator, state: Any, moments: moments_lib.Moments) -> Any
 
 
 def widened(state: Any) -> Any:
-    """Returns a state of which every number has float32 or a wider dtype.
+    """Returns a state in which every number has float32 or a wider dtype.
 
     A moving average stalls in half precision, where an old value plus a small step
     rounds to the old value. The state stays wide from then on.
@@ -75,7 +75,7 @@ def widened(state: Any) -> Any:
 
     Raises:
       TypeError: if the state has half precision in the body of `lax.scan` or another
-        loop, which cannot carry it out in another dtype.
+        loop, which cannot return it in another dtype.
 
     Warns:
       UserWarning: if the state has half precision.
@@ -107,10 +107,10 @@ def _wide_dtype(dtype: jnp.dtype) -> jnp.dtype:
 
 
 def check_state(estimator: Estimator, state: Any) -> None:
-    """Checks that a state is one of this estimator.
+    """Checks that a state belongs to this estimator.
 
     Raises:
-      TypeError: if it is of another type or structure.
+      TypeError: if it has another type or structure.
     """
     expected = jax.eval_shape(lambda: estimator.init(1, jnp.float32))
     if jax.tree.structure(state) != jax.tree.structure(expected):
@@ -121,7 +121,7 @@ def check_state(estimator: Estimator, state: Any) -> None:
 
 
 def as_batch_stats(state: Any) -> Any:
-    """Returns mean and variance of a state that has them; others as they are."""
+    """Returns mean and variance of a state that has them; any other state as it is."""
     fields = getattr(state, "_fields", ())
     if not {"mean", "var"} <= set(fields):
         return state
@@ -129,10 +129,10 @@ def as_batch_stats(state: Any) -> Any:
 
 
 def state_type(estimator: Estimator) -> type[Any]:
-    """The type of the state of an estimator that a layer can keep.
+    """Returns the type of the state of an estimator that a layer can keep.
 
     Raises:
-      TypeError: if it is no `NamedTuple` with the fields `mean` and `var`.
+      TypeError: if it is not a `NamedTuple` with the fields `mean` and `var`.
     """
     state = jax.eval_shape(lambda: estimator.init(1, jnp.float32))
     if not {"mean", "var"} <= set(getattr(state, "_fields", ())):
@@ -145,10 +145,10 @@ def state_type(estimator: Estimator) -> type[Any]:
 
 
 def as_complex(estimator: Estimator, state: Any) -> Any:
-    """The state as it is for complex inputs: complex where `init` makes it so.
+    """Returns the state for complex inputs: complex where `init` makes it complex.
 
-    Layers are made before the first input is seen, and a checkpoint may be of one that
-    had seen none.
+    A layer is created before it sees its first input, so its state may still be real. A
+    checkpoint may hold such a state too.
 
     Example:
       >>> ema = estimators.ema(momentum=0.9)
@@ -165,17 +165,19 @@ def as_complex(estimator: Estimator, state: Any) -> Any:
 
 
 def reset_batch_stats(tree: Any) -> Any:
-    """Returns the running statistics of all layers as before the first batch.
+    """Returns the running statistics of all layers as they are before the first batch.
 
-    Means become 0 and variances 1; what else an estimator keeps beside them becomes 0.
+    Means become 0 and variances 1. Everything else in the state of an estimator becomes
+    0.
 
     Args:
       tree: `BatchStats`, the state of an estimator, or a tree of variables in which
         every layer has the names `mean` and `var` side by side, such as the state of an
-        NNX model. Other leaves stay, `scale` and `bias` of a layer among them.
+        NNX model. Other leaves stay as they are, including `scale` and `bias` of a
+        layer.
 
     Returns:
-      The same structure, shapes, dtypes and shardings.
+      A tree of the same structure, shapes, dtypes and shardings.
 
     Example:
       >>> reset_batch_stats({"bn": {"mean": jnp.ones(1), "var": jnp.ones(1) * 3}})

@@ -1,7 +1,8 @@
-"""What `jaxbn.fold` leaves of a layer: an affine map, often only a bias, or nothing.
+"""A layer after `jaxbn.fold`: an affine map, often only a bias, or nothing at all.
 
-A Linen layer finds it in the collection `folded`, in the place of its parameters and
-statistics; in an NNX model `FoldedBatchNorm` takes the place of the layer.
+A Linen layer finds its scale and bias in the collection `folded`, in the place of its
+parameters and statistics. In an NNX model `FoldedBatchNorm` takes the place of the
+layer.
 """
 
 import functools
@@ -14,7 +15,7 @@ from jaxbn.core import affine, reduction
 
 COLLECTION = "folded"
 
-# Of the function below, by which `jaxbn.fold` finds the layers in a program.
+# The name of the function below; `jaxbn.fold` finds the layers in a program by it.
 NAME = "jaxbn_folded"
 
 
@@ -30,21 +31,21 @@ def apply(
     activation: str | None,
     dtype: jax.typing.DTypeLike,
 ) -> jax.Array:
-    """The output of a folded layer, `[N, ..., C]`.
+    """Returns the output of a folded layer, `[N, ..., C]`.
 
     Args:
       x: `[N, ..., C]`.
       scale: `[C]`, or None for 1.
       bias: `[C]`, or None for 0.
-      use_running_average: of the call.
-      update_running_average: of the call.
+      use_running_average: the switch of the call.
+      update_running_average: the switch of the call.
       axis: channel axis or axes of `x`.
-      residual: of the shape of `x`, or None.
-      activation: as `jaxbn.batch_norm_inference`.
-      dtype: of the output.
+      residual: an array of the shape of `x`, or None.
+      activation: as in `jaxbn.batch_norm_inference`.
+      dtype: the dtype of the output.
 
     Raises:
-      ValueError: if the call is one in training, or for what does not fit.
+      ValueError: if the call is one in training, or if an argument does not fit.
     """
     if not use_running_average or update_running_average:
         raise ValueError(
@@ -75,7 +76,7 @@ def jaxbn_folded(
     activation: str | None,
     dtype: jax.typing.DTypeLike,
 ) -> jax.Array:
-    """`activation(x * scale + bias + residual)`, in float32 or wider."""
+    """Computes `activation(x * scale + bias + residual)` in float32 or wider."""
     parts = [part for part in (scale, bias, residual) if part is not None]
     wide = affine.wide_dtype(x, *parts)
 

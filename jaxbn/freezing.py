@@ -37,31 +37,31 @@ def freeze(
 ) -> Target:
     """Freezes layers of jaxbn, whatever mode the model is in.
 
-    An NNX model is changed in place and stays frozen through `model.train()`; what is
-    frozen is no state, so freeze again what was restored from a checkpoint. Linen
-    modules have no state of their own: give the function that runs the model, such as
-    the `loss_fn` of a train step, and use the one that is returned.
+    An NNX model is changed in place and stays frozen through `model.train()`. A
+    checkpoint does not store what is frozen, so freeze a restored model again. Linen
+    modules have no state of their own. For them give the function that runs the model,
+    such as the `loss_fn` of a train step, and use the returned function.
 
-    No gradient reaches frozen parameters, but an optimiser may still move them, by
-    weight decay or momentum: see `jaxbn.training.frozen_mask`.
+    No gradient reaches frozen parameters, but an optimiser may still move them by
+    weight decay or momentum; see `jaxbn.training.frozen_mask`.
 
     Args:
       target: an NNX model, or a function that runs Linen models.
-      where: which layers; see `jaxbn.selection.Where`.
+      where: the layers to freeze; see `jaxbn.selection.Where`.
       statistics: normalise by the running statistics in training too.
       updates: do not move the running statistics.
       scale: do not train the scale.
       bias: do not train the bias.
 
     Returns:
-      The model, or the function that runs its models with frozen layers. It can be
-      pickled if the function and `where` can. Two of the same function and the same
-      rules are equal, so that `jax.jit` traces one of them.
+      The model, or a function that runs its models with frozen layers. This function
+      can be pickled if `target` and `where` can. Two such functions are equal if they
+      have the same `target` and the same rules, so that `jax.jit` traces only one.
 
     Raises:
-      ValueError: if `where` matches no layer, or one of Flax, which would go on
-        training; of a function when it is called.
-      TypeError: if `target` is neither, or a Linen module.
+      ValueError: if `where` matches no layer, or matches a layer of Flax, which would
+        go on training. A returned function raises it when it is called.
+      TypeError: if `target` is a Linen module, or neither an NNX model nor a function.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -88,32 +88,32 @@ def unfreeze(
     """Undoes `freeze`, for all layers or some of them.
 
     Args:
-      target: as `freeze`.
-      where: as `freeze`.
+      target: as in `freeze`.
+      where: the layers to unfreeze, as in `freeze`.
       statistics: let the mode of the model decide which statistics normalise.
-      updates: likewise whether the running ones move.
-      scale: train the scale, where the layer does.
-      bias: train the bias, where the layer does.
+      updates: let the mode of the model decide whether the running statistics move.
+      scale: train the scale, if the layer does.
+      bias: train the bias, if the layer does.
 
     Returns:
-      As `freeze`.
+      The model or a function, as in `freeze`.
 
     Raises:
-      ValueError, TypeError: as `freeze`.
+      ValueError, TypeError: as in `freeze`.
     """
     given = Frozen(statistics, updates, scale, bias)
     return _changed(target, where, given, False)
 
 
 class _Rule(NamedTuple):
-    """A choice of what is frozen or unfrozen, and where."""
+    """The arguments of one call of `freeze` or `unfreeze`."""
 
     where: Where
     given: Frozen
     value: bool
 
     def applied(self, frozen: Frozen) -> Frozen:
-        """`frozen` with what the rule says."""
+        """Returns `frozen` after the change by this rule."""
         pairs = zip(frozen, self.given, strict=True)
         return Frozen(*(self.value if given else old for old, given in pairs))
 
@@ -127,7 +127,7 @@ def _changed(target: Any, where: Where, given: Frozen, value: bool) -> Any:
             "`target` must be an NNX model, or a function that runs a Linen model, got "
             f"{type(target).__name__}; give your `loss_fn`, or what calls `apply`."
         )
-    selection.as_predicate(where)  # Raises if it is no such thing.
+    selection.as_predicate(where)  # Raises if its type is wrong.
     if isinstance(where, Sequence) and not isinstance(where, str):
         rule = rule._replace(where=tuple(where))  # A list has no hash.
     if isinstance(target, _Frozen):
@@ -160,7 +160,7 @@ def _check_ours(theirs: Iterable[str]) -> None:
 
 
 class _Frozen:
-    """A function whose Linen layers are frozen as the rules say, one after another."""
+    """A function whose Linen layers are frozen by rules, applied in their order."""
 
     def __init__(self, function: Callable[..., Any], rules: tuple[_Rule, ...]):
         functools.update_wrapper(self, function)
@@ -199,8 +199,8 @@ class _Frozen:
 
         token = _RULES.set(rules)
         try:
-            # Part of what `jit` looks a trace up by: one of layers that are not frozen,
-            # or of other rules, is not used again.
+            # The metadata is part of the key by which `jit` finds a trace. So it does
+            # not use a trace again that was made without these rules.
             with (
                 xla_metadata.set_xla_metadata(jaxbn_frozen=_number(rules)),
                 nn.intercept_methods(give_frozen),
@@ -216,8 +216,8 @@ class _Frozen:
     def _all_seen(self, rules: tuple[_Rule, ...]) -> frozenset[str]:
         """Returns the paths of all layers that the function runs.
 
-        Where `jit` uses a trace again, its layers are not seen again. A function with
-        the same rules has seen them when it was made.
+        If `jit` uses a trace again, the layers do not run again. A function with the
+        same rules has seen them when the trace was made.
         """
         mine = frozenset(self._seen)
         known = _SEEN.setdefault(rules, set())
@@ -226,16 +226,16 @@ class _Frozen:
 
 
 def frozen_now(path: str) -> Frozen:
-    """Returns what is frozen of a Linen layer by the functions that run at the moment.
+    """Returns what the functions that run at the moment freeze of a Linen layer.
 
     Args:
-      path: of the layer.
+      path: the path of the layer.
     """
     return _applied(_RULES.get(), path)
 
 
 def _applied(rules: tuple[_Rule, ...], path: str) -> Frozen:
-    """Returns what the rules freeze of a layer, one after another."""
+    """Returns what the rules freeze of a layer, applied in their order."""
     frozen = Frozen()
     for rule in rules:
         if selection.as_predicate(rule.where)(path):
@@ -244,14 +244,14 @@ def _applied(rules: tuple[_Rule, ...], path: str) -> Frozen:
 
 
 def _number(rules: tuple[_Rule, ...]) -> int:
-    """Returns the number of these rules in this process."""
+    """Returns a number that identifies these rules in this process."""
     return _NUMBERS.setdefault(rules, len(_NUMBERS))
 
 
-# The rules of all frozen functions that run, from the outermost to the innermost.
+# The rules of all frozen functions that run now, from the outermost to the innermost.
 _RULES: contextvars.ContextVar[tuple[_Rule, ...]] = contextvars.ContextVar(
     "_RULES", default=()
 )
 _NUMBERS: dict[tuple[_Rule, ...], int] = {}
-# The layers that functions have run, each function with the rules of the key.
+# For each tuple of rules, the paths of the layers that functions with them have run.
 _SEEN: dict[tuple[_Rule, ...], set[frozenset[str]]] = {}

@@ -2,8 +2,9 @@
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias
 
-Training takes `mean` and `var` from the batch and returns the moved running statistics;
-inference takes them from the running statistics. `x` is `[N, ..., C]`, the rest `[C]`.
+Training takes `mean` and `var` from the batch, and returns updated running statistics.
+Inference takes them from the running statistics. `x` is `[N, ..., C]`, the other arrays
+are `[C]`.
 """
 
 from collections.abc import Sequence
@@ -40,86 +41,94 @@ def batch_norm_train(
     estimator: estimation.EstimatorOrName | None = None,
     sync: sync_policies.Policy | None = None,
 ) -> tuple[jax.Array, running.BatchStats]:
-    """Normalises a batch by its own statistics and moves the running ones.
+    """Normalises a batch by its own statistics and updates the running statistics.
 
-    Differentiable in `x`, `scale` and `bias` to any order and in both modes; keeps `x`
-    in its own dtype and a few `[C]` arrays for the backward pass. No gradient flows
-    through the running statistics.
+    The result is differentiable in `x`, `scale` and `bias`, to any order, in forward
+    and reverse mode. The backward pass keeps `x` in its own dtype and a few `[C]`
+    arrays. No gradient flows through the running statistics.
 
     Args:
       x: `[N, ..., C]`; integers are promoted to float32.
       scale: `[C]`, or None for 1.
       bias: `[C]`, or None for 0.
       batch_stats: running statistics, `[C]` each, float32. Half precision is widened.
-      axis: channel axis or axes of `x`; all others are reduced. `C` then stands for
-        their sizes in ascending order.
+      axis: channel axis or axes of `x`; all others are reduced. With several, `C`
+        stands for their sizes, in ascending order of the axes.
       momentum: weight of the OLD running statistics.
-      epsilon: added to the variance, >= 0.
+      epsilon: a number >= 0 that is added to the variance.
       mask: True (or not 0) where an element counts for the statistics; broadcast to `x`
-        by NumPy's rule. Other elements are normalised as well; whatever they contain, NaN
-        too, reaches no other value, and no gradient as long as the loss leaves them out.
+        by NumPy's rule. The other elements are normalised as well. Their content, NaN
+        included, reaches no other value. It reaches no gradient as long as the loss
+        leaves them out.
       axis_name: axis or tuple of axes, bound by pmap, shard_map or vmap, over which the
-        batch is split; statistics are those of all shards together. Under plain jit,
-        with or without shardings, they are so by construction.
-      axis_index_groups: groups of indices along `axis_name` that share statistics, of
-        one size and all indices among them; in every parallel style.
-      group_size: with `axis_name`, the same for groups of that many neighbours; without,
-        examples per group: the batch is normalised in parts (Ghost Batch
-        Normalization), without a collective where parts follow the shards. "local": a
-        device each; under jit on a mesh of Explicit axes, or on one of a single axis,
-        on which `x` lies or that `jax.set_mesh` gives. The running statistics of groups
-        are those of the whole batch (law of total variance).
-      unbiased: move the running variance towards `var * m / (m - 1)` (the paper,
-        PyTorch), m counting the global batch; False: towards `var` (Flax).
-      residual: of the shape of `x`, added before the activation.
+        batch is split. The statistics are those of all shards together. Leave it out
+        under plain jit, with or without shardings: statistics are global there by
+        construction.
+      axis_index_groups: groups of indices along `axis_name` that share statistics, in
+        every parallel style. The groups have the same size, and every index is in one.
+      group_size: with `axis_name`, the number of neighbouring devices that share
+        statistics. Without, the number of examples that share them: the batch is
+        normalised in parts (Ghost Batch Normalization), without a collective where the
+        parts follow the shards. "local": each device is a group of its own. Under jit,
+        "local" needs a mesh on which `x` lies or which `jax.set_mesh` sets, with
+        Explicit axes or a single axis. The running statistics follow the whole batch,
+        not its groups (law of total variance).
+      unbiased: True moves the running variance towards `var * m / (m - 1)` (the paper,
+        PyTorch), where `m` counts the global batch. False moves it towards `var`
+        (Flax).
+      residual: an array of the shape of `x` that is added before the activation.
       activation: "relu", "leaky_relu" (0.01), "silu", "gelu" (tanh) or None. The
-        backward pass recomputes what its derivative needs: nothing more is kept.
-      in_place: keep `y` for the backward pass instead of `x` and solve it for `x_hat`
-        (Rota Bulo et al., 2018): saves memory where the next layer keeps `y` anyway.
-        For activation None and "leaky_relu"; a residual is kept too. Gradients see
-        `x_hat` with the rounding of `y`, or its overflow, magnified by
-        `(bias + residual) / scale`; a channel
-        whose scale is 0 gets no gradient for it, so do not start it there. Outside the
-        mask a `y` that equals the activated bias counts as a constant.
-      dtype: of `y`; default that of `x`.
-      variance: the form in which it is computed. "auto": the one that is cheapest where
-        the program runs, among those that are stable: "checked" (one pass, a second one
-        only where some channel needs it), "two_pass", "sliced" (the same for a TPU),
-        "shifted" (one pass about the mean of a part of `x`); see `jaxbn.core.forms`.
-        "unconditional": the cheapest of them but "checked". "fast" is
-        `E[x^2] - E[x]^2`, whatever that loses.
-      use_fast_variance: the same as `variance="fast"`.
-      force_float32_reductions: False squares half-precision `x`, and rounds its
-        moments, in its own dtype.
-      estimator: how the running statistics follow the batches: "ema" (the default), or "debiased",
-        "cumulative", "window" or any of `jaxbn.estimators`, whose state is then in the
-        place of a `BatchStats`. Those with settings of their own leave `momentum` and
-        `unbiased` aside.
-      sync: how devices, or parts of `group_size` examples without an axis name, share
-        their statistics: one of `jaxbn.sync_policies`. Default: those along `axis_name`
-        exactly, parts not at all. One that remembers earlier steps needs
-        `sync_policies.WithSync(batch_stats, state)` in the place of `batch_stats`.
+        backward pass recomputes what its derivative needs, and keeps nothing more.
+      in_place: keep `y` for the backward pass instead of `x`, and compute `x_hat` from
+        it (Rota Bulo et al., 2018). This saves memory where the next layer keeps `y`
+        anyway. It works for activation None and "leaky_relu". A residual is kept too.
+        The gradients use an `x_hat` with the rounding or the overflow of `y`, magnified
+        by `(bias + residual) / scale`. A scale of 0 gets no gradient, so do not start
+        with it. Outside the mask, a `y` that equals the activated bias counts as a
+        constant.
+      dtype: the dtype of `y`. Default: the dtype of `x`.
+      variance: the form in which the variance is computed; see `jaxbn.core.forms`.
+        "auto" is the stable form that is cheapest where the program runs. "checked"
+        makes one pass, and a second one only if some channel needs it. "two_pass"
+        always makes both. "sliced" does so too, in a way that suits a TPU. "shifted"
+        makes one pass about the mean of a part of `x`. "unconditional" is the cheapest
+        stable form other than "checked". "fast" is `E[x^2] - E[x]^2`, whatever
+        precision that loses.
+      use_fast_variance: True means `variance="fast"`.
+      force_float32_reductions: False squares `x` of half precision in its own dtype,
+        and rounds its moments to that dtype.
+      estimator: the rule by which the running statistics follow the batches: "ema" (the
+        default), "debiased", "cumulative", "window", or one of `jaxbn.estimators`. Its
+        state takes the place of a `BatchStats`. An estimator that is not given by name
+        has its own settings and ignores `momentum` and `unbiased`.
+      sync: a policy of `jaxbn.sync_policies`. It decides how devices share statistics
+        or, without an axis name, how parts of `group_size` examples do. Default:
+        devices along `axis_name` share them exactly, parts do not share them. A policy
+        that remembers earlier steps needs `sync_policies.WithSync(batch_stats, state)`
+        in the place of `batch_stats`.
 
     Returns:
-      `y` of the shape of `x`, and the new `BatchStats`, with unchanged shapes, and
-      unchanged dtypes but for half precision. A
-      channel keeps its statistics where the batch has fewer than two valid values for
-      it or where its moments are not finite.
+      `y` of the shape of `x`, and the new `BatchStats`. It has unchanged shapes, and
+      unchanged dtypes except where they are half precision. A channel keeps its
+      statistics where the batch has fewer than two valid values for it or where its
+      moments are not finite.
 
     Raises:
-      ValueError: if `axis` is out of range or repeated, if `scale`, `bias` or
-        `batch_stats` are not `[C]`, if `mask` does not broadcast, or has fewer
-        axes than `x` and fits its first as well as its last ones, if `momentum` (where known) is outside [0, 1] or `epsilon` negative, if
-        `axis_name` is not bound or `x` not split over it, if `axis_index_groups` comes
-        without it or with `group_size`, if groups overlap, differ in size or leave a
-        device out, or `group_size` does not divide the devices or the batch, if
-        `residual` has not the shape of `x`, `activation` is unknown or cannot be undone
-        `in_place`, or `variance` is unknown or contradicts `use_fast_variance`.
-      TypeError: if `batch_stats` is not a `BatchStats`, if `x` is complex and its mean
-        is not, or `x` is real and `scale`, `bias` or `residual` is not; if `x` is
-        complex and there is an `activation`; if `epsilon` is traced, `dtype` of
-        integers, `in_place` not a bool, or `group_size` neither an int nor "local"; if
-        a loop such as `lax.scan` carries `batch_stats` of half precision.
+      ValueError: if `axis` is out of range or repeated; if `scale`, `bias` or
+        `batch_stats` are not `[C]`; if `mask` does not broadcast, or has fewer axes
+        than `x` and fits its first as well as its last ones; if `momentum` (where
+        known) is outside [0, 1] or `epsilon` is negative; if `axis_name` is not bound
+        or `x` is not split over it; if `axis_index_groups` comes without it or with
+        `group_size`; if groups overlap, differ in size or leave a device out; if
+        `group_size` does not divide the devices or the batch; if `residual` does not
+        have the shape of `x`; if `activation` is unknown or cannot be undone
+        `in_place`; if `variance` is unknown or contradicts `use_fast_variance`.
+      TypeError: if `batch_stats` is not a `BatchStats`; if `x` is complex and its
+        running mean is not; if `x` is real and `scale`, `bias` or `residual` is not; if
+        `x` is complex and there is an `activation`; if `epsilon` is traced; if `dtype`
+        is an integer dtype; if `in_place` is not a bool; if `group_size` is neither an
+        int nor "local"; if a loop such as `lax.scan` carries `batch_stats` of half
+        precision.
 
     Warns:
       UserWarning: if the shapes leave one value per channel, which has no variance, or
@@ -199,27 +208,28 @@ def batch_norm_inference(
 ) -> jax.Array:
     """Normalises by the running statistics: a fixed affine map of every channel.
 
-    Computed in float32 or wider; statistics are never rounded to half precision.
+    The map is computed in float32 or wider. Statistics are never rounded to half
+    precision.
 
     Args:
       x: `[N, ..., C]`; integers are promoted to float32.
       scale: `[C]`, or None for 1.
       bias: `[C]`, or None for 0.
-      batch_stats: running statistics, `[C]` each: all that `batch_norm_train` returns
-        beside `y`, with any of `jaxbn.estimators` and of `jaxbn.sync_policies`. For an
-        estimator of your own whose state has no `mean` and `var`, give
+      batch_stats: running statistics, `[C]` each, as `batch_norm_train` returns them
+        beside `y`, with any of `jaxbn.estimators` and `jaxbn.sync_policies`. If your
+        own estimator has a state without `mean` and `var`, give
         `estimator.estimate(state)`.
       axis: channel axis or axes of `x`.
-      epsilon: added to the variance.
-      residual: as `batch_norm_train`.
-      activation: as `batch_norm_train`.
-      dtype: of `y`; default that of `x`.
+      epsilon: a number >= 0 that is added to the variance.
+      residual: as in `batch_norm_train`.
+      activation: as in `batch_norm_train`.
+      dtype: the dtype of `y`. Default: the dtype of `x`.
 
     Returns:
       `y` of the shape of `x`.
 
     Raises:
-      ValueError, TypeError: as `batch_norm_train`.
+      ValueError, TypeError: as in `batch_norm_train`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -236,7 +246,7 @@ def batch_norm_inference(
     x, scale, bias, feature_axes = checks.as_arrays(x, scale, bias, batch_stats, axis)
     residual = checks.as_residual(residual, x)
     output = checks.as_output(x, epsilon=epsilon, dtype=dtype, activation=activation)
-    # On a mesh of Explicit axes statistics may be split otherwise than the input.
+    # On a mesh of Explicit axes the statistics may be split differently from `x`.
     mean, var = (
         reduction.split_as_channels(part, x, feature_axes) for part in batch_stats
     )

@@ -1,6 +1,6 @@
-"""Which devices, or which parts of a batch, share statistics: what users may ask for.
+"""The devices, or the parts of a batch, that share statistics, as a user requests them.
 
-With an axis name, groups are devices along it; without, parts of the batch at hand.
+With an axis name, groups are devices along it. Without, they are parts of the array.
 """
 
 import math
@@ -23,17 +23,19 @@ def as_devices(
     axis_index_groups: Sequence[Sequence[int]] | None,
     group_size: GroupSize | None,
 ) -> reduction.Devices | None:
-    """The devices along a mapped axis and their groups; None without an axis name.
+    """Returns the devices along a mapped axis and their groups.
+
+    Without an axis name the result is None.
 
     Args:
-      axis_name: bound name(s).
-      axis_index_groups: as of `batch_norm_train`.
-      group_size: as of `batch_norm_train`.
+      axis_name: bound name, or tuple or list of names.
+      axis_index_groups: as in `batch_norm_train`.
+      group_size: as in `batch_norm_train`.
 
     Raises:
-      ValueError: if the name is not bound, if there are groups but no name, or both
-        groups and a group size, if groups overlap, differ in size or leave a device
-        out, or if the group size does not divide the devices.
+      ValueError: if the name is not bound; if there are groups but no name, or both
+        groups and a group size; if groups overlap, differ in size or leave a device
+        out; if the group size does not divide the devices.
       TypeError: if `group_size` is neither an integer nor "local".
     """
     group_size = _as_group_size(group_size)
@@ -62,10 +64,10 @@ def as_devices(
 
 
 def axis_size(axis_name: reduction.AxisName) -> int:
-    """Devices along a bound axis name or tuple of names.
+    """Returns the number of devices along a bound axis name or tuple of names.
 
     Raises:
-      ValueError: if a name is not bound; lists those that are.
+      ValueError: if a name is not bound; the message lists the names that are.
     """
     names = axis_name if isinstance(axis_name, tuple | list) else (axis_name,)
     try:
@@ -79,7 +81,7 @@ def axis_size(axis_name: reduction.AxisName) -> int:
 
 
 def check_split(x: jax.Array, devices: reduction.Devices | None) -> None:
-    """Checks that the batch is split over every name, where shard_map keeps track.
+    """Checks that the batch is split over every name, if shard_map keeps track of that.
 
     Raises:
       ValueError: if `x` is the same on all devices along a name.
@@ -91,7 +93,7 @@ def check_split(x: jax.Array, devices: reduction.Devices | None) -> None:
     names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
     manual = jax.sharding.get_abstract_mesh().manual_axes
     same = [name for name in names if name in manual and name not in varying]
-    # Where nothing varies, `x` is not split at all or shard_map does not keep track.
+    # If nothing varies, `x` is not split at all or shard_map does not keep track.
     if varying and same:
         raise ValueError(
             f"`axis_name` must name axes over which `x` is split, got {axis_name!r}; "
@@ -102,11 +104,11 @@ def check_split(x: jax.Array, devices: reduction.Devices | None) -> None:
 def examples_per_group(
     x: jax.Array, feature_axes: tuple[int, ...], group_size: GroupSize
 ) -> int:
-    """Examples that share statistics where a batch is normalised in parts.
+    """Returns how many examples share statistics if a batch is normalised in parts.
 
     Raises:
-      ValueError: if they do not divide the batch, if groups would span shards of a mesh
-        of Explicit axes, or if the mesh does not show what is "local".
+      ValueError: if this number does not divide the batch, if groups would span shards
+        of a mesh of Explicit axes, or if the mesh does not show what is "local".
     """
     reduced = reduction.reduction_axes(x.ndim, feature_axes)
     if not reduced:
@@ -149,7 +151,7 @@ def _as_group_size(group_size: GroupSize | None) -> GroupSize | None:
 
 
 def _neighbours(group_size: GroupSize, size: int) -> list[range]:
-    """Groups of neighbouring devices; "local" is a device each."""
+    """Returns groups of neighbouring devices; "local" means groups of one device."""
     group_size = 1 if group_size == "local" else operator.index(group_size)
     if group_size < 1 or size % group_size:
         raise ValueError(
@@ -174,11 +176,11 @@ def _check_partition(groups: reduction.AxisIndexGroups, size: int) -> None:
 
 
 def _shards(x: jax.Array, axis: int) -> int:
-    """Devices over which an axis is split, without an axis name."""
+    """Returns how many devices share an array's axis, without an axis name."""
     if not isinstance(x, jax.core.Tracer):
         return x.shape[axis] // x.sharding.shard_shape(x.shape)[axis] if x.size else 1
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:  # What is known of `x` may name one.
+    if mesh.empty:  # The type of `x` may name one.
         mesh = jax.typeof(x).sharding.mesh
     if mesh.empty and len(jax.devices()) > 1:
         raise ValueError(

@@ -1,7 +1,8 @@
-"""What the layers of all frameworks share; it imports none of them.
+"""The code that the layers of all frameworks share; it imports no framework.
 
-A layer holds fields and variables. Which statistics normalise, which of them move and
-what is trained is decided here, and the functional form is called.
+A layer holds fields and variables. This module decides which statistics normalise,
+which statistics are updated and which parameters are trained. It then calls the
+functional form.
 """
 
 import contextlib
@@ -36,7 +37,7 @@ _OPTIONS = (
     "force_float32_reductions",
 )
 
-# Those that need a bound axis, or a batch of the size that is trained on.
+# Fields that need a bound axis, or a batch of the size used in training.
 _GROUPS = ("axis_name", "axis_index_groups", "group_size", "sync")
 
 
@@ -58,16 +59,16 @@ class Layer(Protocol):
 
 
 def channels(layer: Layer, x: jax.Array) -> tuple[int, ...]:
-    """The shape of parameters and statistics."""
+    """Returns the shape of parameters and statistics for an input."""
     axes = checks.as_feature_axes(layer.axis, x.ndim)
     return tuple(x.shape[a] for a in axes)
 
 
 def as_channels(num_features: int | Sequence[int]) -> tuple[int, ...]:
-    """The shape of parameters and statistics, from the sizes that a user gives.
+    """Returns the shape of parameters and statistics, from the sizes that a user gives.
 
     Raises:
-      ValueError: if it is no size of an axis, or none of several.
+      ValueError: if a size is not a positive integer, or if there is no size.
     """
     many = isinstance(num_features, Sequence)
     sizes = tuple(num_features) if many else (num_features,)
@@ -84,14 +85,16 @@ def as_channels(num_features: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def estimator(layer: Layer) -> estimators.Estimator:
-    """How the running statistics of a layer follow the batches."""
+    """Returns the estimator of a layer, which updates its running statistics."""
     return estimation.as_estimator(
         "estimator", layer.estimator, layer.momentum, layer.unbiased
     )
 
 
 def state_type(layer: Layer) -> type[Any]:
-    """The `NamedTuple` of the running statistics, whose fields name the variables.
+    """Returns the type of the running statistics, whose fields name the variables.
+
+    The type is a `NamedTuple`.
 
     Raises:
       TypeError: if the estimator keeps another kind of state.
@@ -102,9 +105,11 @@ def state_type(layer: Layer) -> type[Any]:
 
 
 def init_state(layer: Layer, shape: tuple[int, ...], x_dtype: jnp.dtype) -> Any:
-    """The running statistics of a new layer: float32, or wider, or complex.
+    """Returns the running statistics of a new layer.
 
-    A `BatchStats`, or the state of another estimator.
+    They are a `BatchStats`, or the state of another estimator. Their dtype is float32,
+    or `param_dtype` if `force_float32_reductions` is False. For complex inputs it is
+    complex.
     """
     dtype = jnp.float32 if layer.force_float32_reductions else layer.param_dtype
     if jnp.issubdtype(x_dtype, jnp.complexfloating):
@@ -115,13 +120,13 @@ def init_state(layer: Layer, shape: tuple[int, ...], x_dtype: jnp.dtype) -> Any:
 def init_sync(
     layer: Layer, shape: tuple[int, ...], x_dtype: jnp.dtype
 ) -> sync_policies.State:
-    """The state of the policy of a new layer; empty if it needs none."""
+    """Returns the state of the policy of a new layer; empty if it needs none."""
     dtype = reduction.reduction_dtype(x_dtype)
     return sync_policies.init_state(layer.sync, shape, dtype)
 
 
 def before_the_first_pass(layer: Layer, state: Any) -> passes.Passes:
-    """Returns what a layer that collects moments has collected so far: nothing."""
+    """Returns the `Passes` of a layer that has not collected any moments yet."""
     if layer.force_float32_reductions:
         state = estimation.widened(state)
     return passes.before_the_first(estimator(layer), state)
@@ -129,7 +134,7 @@ def before_the_first_pass(layer: Layer, state: Any) -> passes.Passes:
 
 @contextlib.contextmanager
 def _no_warnings() -> Iterator[None]:
-    """Lets no warning of users pass: one example is often enough to initialise."""
+    """Ignores warnings for users: one example is often enough to initialise."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         yield
@@ -152,27 +157,27 @@ def apply(
     initializing: bool,
     path: str = "",
 ) -> tuple[jax.Array, Any, sync_policies.State]:
-    """The output of a layer, its new running statistics and the state of its policy.
+    """Returns the output of a layer, its new running statistics and its policy's state.
 
-    The statistics are None, the state is empty where they stay as they are.
+    If nothing is updated, the statistics are None and the state is empty.
 
     Args:
-      layer: its fields.
+      layer: the layer, of which only fields are read.
       on: the switches of this call.
       x: `[N, ..., C]`.
       scale: `[C]` or None.
       bias: `[C]` or None.
-      state: the running statistics, as `init_state` makes them.
-      sync_state: of the policy, as `init_sync` makes it.
+      state: the running statistics, as `init_state` returns them.
+      sync_state: the state of the policy, as `init_sync` returns it.
       collecting: merge the moments of this pass with `collected`, and return a `Passes`
-        instead of new running statistics. Policies that remember steps are left aside:
-        moments are those of all workers.
+        instead of new running statistics. A policy that remembers steps is not used;
+        the moments are those of all workers.
       collected: moments of the passes before this one, or None.
-      mask: as `jaxbn.batch_norm_train`.
-      residual: as `jaxbn.batch_norm_train`.
-      dtype: of the output.
-      initializing: True: nothing moves, and no axis name need be bound.
-      path: of the layer in its model, for messages.
+      mask: as in `jaxbn.batch_norm_train`.
+      residual: as in `jaxbn.batch_norm_train`.
+      dtype: the dtype of the output.
+      initializing: True updates nothing, and needs no bound axis name.
+      path: the path of the layer in its model, for messages.
     """
     scale = scale if on.train_scale else jax.lax.stop_gradient(scale)
     bias = bias if on.train_bias else jax.lax.stop_gradient(bias)
@@ -192,7 +197,7 @@ def apply(
     def train() -> tuple[jax.Array, Any, sync_policies.State]:
         groups = {} if initializing else {o: getattr(layer, o) for o in _GROUPS}
         remembers = bool(sync_state) and not initializing
-        if remembers and collecting:  # A pass is no step.
+        if remembers and collecting:  # A pass is only a part of a step.
             groups["sync"], remembers = sync_policies.Exact(), False
         with _no_warnings() if initializing else contextlib.nullcontext():
             with_sync = sync_policies.WithSync(state, sync_state)
@@ -204,7 +209,7 @@ def apply(
                 mask=mask,
                 residual=residual,
                 dtype=dtype,
-                # The default needs no check of its state at every call.
+                # The state of the default estimator needs no check at every call.
                 estimator=follow if collecting or layer.estimator != "ema" else None,
                 **groups,
                 **{option: getattr(layer, option) for option in _OPTIONS},
@@ -215,7 +220,7 @@ def apply(
 
     synced: sync_policies.State = {}
     if on.use_running_average:
-        # They matter only in training, but a mistake should show at the first call.
+        # These matter only in training, but a mistake should show at the first call.
         checks.as_variance(layer.variance, layer.use_fast_variance)
         checks.check_activation(x, layer.activation, layer.in_place)
         y = functional.batch_norm_inference(

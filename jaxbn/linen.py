@@ -1,7 +1,7 @@
 """`BatchNorm` for Flax Linen: change the import, keep model and checkpoints.
 
-Parameters `params/{scale,bias}` and state `batch_stats/{mean,var}` are those of
-`flax.linen.BatchNorm`, by name, shape and dtype.
+The parameters `params/{scale,bias}` and the state `batch_stats/{mean,var}` have the
+names, shapes and dtypes of `flax.linen.BatchNorm`.
 
   >>> layer = BatchNorm(use_running_average=False)
   >>> x = jax.random.normal(jax.random.key(0), (8, 3))
@@ -30,24 +30,26 @@ from jaxbn.grouping import GroupSize
 class BatchNorm(nn.Module):
     """Batch Normalization, a replacement for `flax.linen.BatchNorm`.
 
-    All fields of Flax's layer, in its order and with its meaning. Two defaults differ:
-    the running variance is the unbiased one, and the variance is the stable one.
+    The layer has all fields of Flax's layer, in the same order and with the same
+    meaning. Two defaults differ: the running variance is unbiased, and the variance is
+    computed in a stable form.
 
-    Two things that Flax ties together can be chosen one by one, in the constructor or
-    the call: the statistics that normalise (`use_running_average`), and whether the
-    running ones move (`update_running_average`). `jaxbn.freeze` stops the training of
-    scale and bias.
+    Flax ties two choices together. Here each can be made by itself, in the constructor
+    or in the call: which statistics normalise (`use_running_average`), and whether the
+    running statistics are updated (`update_running_average`). `jaxbn.freeze` stops the
+    training of scale and bias.
 
-    While initialising, nothing is updated and no mapped axis needs to be bound.
+    During initialisation nothing is updated and no mapped axis needs to be bound.
 
     Attributes:
       use_running_average: normalise by the running statistics (inference) instead of
-        those of the batch (training). Must be given here or in the call.
+        those of the batch (training). Give it either here or in the call.
       axis: channel axis or axes of the input; all others are reduced.
       momentum: weight of the OLD running statistics, in [0, 1].
-      epsilon: added to the variance, >= 0.
-      dtype: of the result; default: what input and parameters promote to.
-      param_dtype: of scale and bias.
+      epsilon: a number >= 0 that is added to the variance.
+      dtype: the dtype of the result. Default: the dtype to which input and parameters
+        promote.
+      param_dtype: the dtype of scale and bias.
       use_bias: add a bias.
       use_scale: multiply by a scale.
       bias_init: initialiser of the bias, `[C]`.
@@ -55,30 +57,35 @@ class BatchNorm(nn.Module):
       axis_name: axis, or tuple of axes, bound by pmap, shard_map or vmap, over which
         the batch is split. Leave it out under plain jit.
       axis_index_groups: groups of indices along `axis_name` that share statistics.
-      use_fast_variance: compute `E[x^2] - E[x]^2` whatever it loses.
-      force_float32_reductions: False squares half-precision inputs, and rounds their
-        moments, in their own dtype, and keeps the running statistics in `param_dtype`,
-        as in Flax.
-      group_size: with `axis_name`, neighbouring devices that share statistics; without,
-        examples that do. "local": a device each. See `jaxbn.batch_norm_train`.
-      unbiased: move the running variance towards `var * m / (m - 1)`, `m` counting the
-        global batch (the paper, PyTorch); False: towards `var`, as in Flax.
-      activation: applied to the result: "relu", "leaky_relu", "silu", "gelu" or None.
-        The backward pass recomputes what it needs, and keeps nothing more.
-      variance: how it is computed: "auto" (the form that is cheapest where the program
-        runs, among those that are stable), "unconditional", "checked", "two_pass",
+      use_fast_variance: compute `E[x^2] - E[x]^2`, whatever precision that loses.
+      force_float32_reductions: False squares half-precision inputs in their own dtype,
+        and rounds their moments to it. It also keeps the running statistics in
+        `param_dtype`, as in Flax.
+      group_size: with `axis_name`, the number of neighbouring devices that share
+        statistics. Without, the number of examples that share them. "local": each
+        device is a group of its own. See `jaxbn.batch_norm_train`.
+      unbiased: True moves the running variance towards `var * m / (m - 1)`, where `m`
+        counts the global batch (the paper, PyTorch). False moves it towards `var`, as
+        in Flax.
+      activation: a function that is applied to the result: "relu", "leaky_relu",
+        "silu", "gelu" or None. The backward pass recomputes what it needs, and keeps
+        nothing more.
+      variance: the form in which the variance is computed: "auto" (the stable form that
+        is cheapest where the program runs), "unconditional", "checked", "two_pass",
         "sliced", "shifted" or "fast". See `jaxbn.batch_norm_train`.
-      in_place: keep the result for the backward pass instead of the input, for
-        activation None and "leaky_relu". See `jaxbn.batch_norm_train`.
-      update_running_average: default: exactly when the batch normalises itself.
-      estimator: how the running statistics follow the batches: "ema"; "debiased", the
-        same without the initial values, right from the first batch on; "cumulative",
-        the average over all batches; "window", over the last hundred; or one of
-        `jaxbn.estimators` with settings of its own. All but "ema" keep further
-        variables beside `mean` and `var`; `jaxbn.reset_batch_stats` begins anew.
-      sync: how workers share statistics: one of `jaxbn.sync_policies`. Workers are the
-        devices along `axis_name`, or parts of `group_size` examples. What it remembers
-        from step to step is in the collection `batch_sync`.
+      in_place: keep the result for the backward pass instead of the input. This works
+        for activation None and "leaky_relu". See `jaxbn.batch_norm_train`.
+      update_running_average: update the running statistics. Default: update them
+        exactly if the batch is normalised by its own statistics.
+      estimator: the rule by which the running statistics follow the batches. "ema" is
+        the moving average of Flax. "debiased" is the same without the initial values,
+        correct from the first batch on. "cumulative" is the average over all batches,
+        "window" the average over the last hundred. An estimator of `jaxbn.estimators`
+        has settings of its own. All but "ema" keep further variables beside `mean` and
+        `var`, and `jaxbn.reset_batch_stats` resets them.
+      sync: a policy of `jaxbn.sync_policies` by which workers share statistics. Workers
+        are the devices along `axis_name`, or parts of `group_size` examples. The
+        collection `batch_sync` holds what a policy remembers from step to step.
 
     References:
       Ioffe and Szegedy, arXiv:1502.03167.
@@ -117,21 +124,21 @@ class BatchNorm(nn.Module):
         residual: jax.typing.ArrayLike | None = None,
         update_running_average: bool | None = None,
     ) -> jax.Array:
-        """Normalises `x`.
+        """Normalises `x`, and updates the running statistics if that is switched on.
 
         Args:
           x: `[N, ..., C]`.
-          use_running_average: see the class; given here or there, not in both.
+          use_running_average: see the class; give it either there or here.
           mask: broadcastable to `x`, True where an element counts for the statistics.
-          residual: of the shape of `x`, added before the activation.
-          update_running_average: overrides the class.
+          residual: an array of the shape of `x` that is added before the activation.
+          update_running_average: overrides the field of the class.
 
         Returns:
           `y` of the shape of `x`.
 
         Raises:
-          ValueError, TypeError: as `jaxbn.batch_norm_train`; in inference not for
-            groups, masks and axis names.
+          ValueError, TypeError: as in `jaxbn.batch_norm_train`. Inference does not
+            check groups, masks and axis names.
         """
         on = switches.switches(
             self,
@@ -178,7 +185,7 @@ class BatchNorm(nn.Module):
 
     @nn.nowrap
     def _batch_stats(self, shape, x_dtype):
-        """The state of the estimator, with a variable in the place of every array."""
+        """Returns the state of the estimator, with a variable for every array."""
         make, kind = functools.partial(layer.init_state, self), layer.state_type(self)
 
         def variable(name):
@@ -189,7 +196,7 @@ class BatchNorm(nn.Module):
 
     @nn.nowrap
     def _batch_sync(self, on, shape, x_dtype):
-        """The state of the policy, a variable for every entry; inference needs none."""
+        """Returns a variable for every entry of the policy's state; {} in inference."""
         training = on.update_running_average or not on.use_running_average
         if not training and not self.is_initializing():
             return {}
@@ -200,7 +207,7 @@ class BatchNorm(nn.Module):
 
     @nn.nowrap
     def _folded(self, x, on, residual):
-        """The output of a layer that `jaxbn.fold` has put elsewhere."""
+        """Returns the output of a layer that `jaxbn.fold` has folded."""
         scale, bias, promoted = (
             self.get_variable(folded.COLLECTION, name)
             for name in ("scale", "bias", "dtype")
@@ -219,9 +226,10 @@ class BatchNorm(nn.Module):
 
     @nn.nowrap
     def _is_collecting(self):
-        """Whether this pass is one of several that make one update.
+        """Returns whether this pass is one of several before a single update.
 
-        Only where the collection is named: `mutable=True` means all that a model has.
+        This is the case only if `mutable` names the collection. `mutable=True` does not
+        name it: it stands for all collections that a model has.
         """
         asked_for, whatever = (
             self.is_mutable_collection(name)
@@ -231,7 +239,7 @@ class BatchNorm(nn.Module):
 
     @nn.nowrap
     def _collected(self):
-        """The moments of the passes before this one; None if it is the first."""
+        """Returns the moments of the passes before this one; None in the first pass."""
         given = self.get_variable(moments_collection.NAME, "moments")
         if given is None:
             moments_collection.check_can_be_made("/".join(self.path))

@@ -1,13 +1,12 @@
-"""The `BatchNorm` layers of a whole model, Linen or NNX, and the calls that it makes.
+"""The `BatchNorm` layers of a whole model, Linen or NNX, and hooks for their calls.
 
-A layer is jaxbn's or Flax's. Ask `is_ours` first: somebody may have put jaxbn's classes
-in the place of `flax.linen.BatchNorm` and `flax.nnx.BatchNorm`, so these names say
-nothing about whose layer it is.
+A layer is jaxbn's or Flax's; `is_ours` decides. The names `flax.linen.BatchNorm` and
+`flax.nnx.BatchNorm` do not decide, because jaxbn's classes may have been assigned to
+them.
 
-A hook stands between a model and its layers: it is given every call and returns what
-the layer would have returned. It stands at the call of jaxbn's or Flax's class itself.
-A subclass of them may have a call of its own, which reaches the hook by
-`super().__call__`.
+A hook is a function that gets each call of a layer and returns its output. It wraps the
+`__call__` of jaxbn's or Flax's class itself. A subclass may have its own `__call__`,
+which reaches the hook through `super().__call__`.
 """
 
 import contextlib
@@ -79,15 +78,15 @@ def is_flax(layer: Any) -> bool:
 
 
 def base_class(layer: Any) -> type[Any]:
-    """Returns the class of jaxbn or Flax that a layer is of, or of a subclass of."""
+    """Returns the class of jaxbn or Flax that a layer is an instance of."""
     return next(kind for kind in (*LINEN, *NNX) if isinstance(layer, kind))
 
 
 def check_variables(model: nn.Module | nnx.Module, variables: Any) -> None:
-    """Checks that variables are given with a Linen model, and with no other.
+    """Checks that variables are given with a Linen model, but not with an NNX model.
 
     Raises:
-      ValueError: if it is the other way round.
+      ValueError: if they are missing, or given with an NNX model.
     """
     if (variables is None) != isinstance(model, nnx.Module):
         raise ValueError(
@@ -97,7 +96,7 @@ def check_variables(model: nn.Module | nnx.Module, variables: Any) -> None:
 
 
 def nnx_layers(model: nnx.Module, kinds: Kinds = NNX) -> dict[Path, Any]:
-    """Layers of an NNX model, by their path; each once, however often it occurs.
+    """Returns the layers of an NNX model by path; a shared layer occurs once.
 
     Example:
       >>> rngs = nnx.Rngs(0)
@@ -116,7 +115,7 @@ def check_collectable(model: nnx.Module) -> None:
     """Checks that no layer of an NNX model is Flax's, which cannot collect moments.
 
     Raises:
-      ValueError: with the paths of those.
+      ValueError: with the paths of Flax's layers.
     """
     layers = nnx_layers(model).items()
     theirs = sorted("/".join(path) for path, layer in layers if is_flax(layer))
@@ -129,17 +128,17 @@ def check_collectable(model: nnx.Module) -> None:
 
 @contextlib.contextmanager
 def every_layer_collects() -> Iterator[None]:
-    """Raises where a layer of a Linen model moves its statistics instead of collecting.
+    """Raises if a layer of a Linen model moves its statistics instead of collecting.
 
     Raises:
-      ValueError: from within, with the path of the layer.
+      ValueError: from within the block, with the path of the layer.
     """
 
     def check(call: Call) -> jax.Array:
         before = call.layer.get_variable("batch_stats", "mean")
         y = call.proceed()
         after = call.layer.get_variable("batch_stats", "mean")
-        # While tracing values cannot be compared; one that stayed is the same object.
+        # Traced values cannot be compared, but an unchanged one is the same object.
         if before is not None and after is not before:
             path = "/".join(call.path)
             raise ValueError(
@@ -155,8 +154,8 @@ def every_layer_collects() -> Iterator[None]:
 def is_call_of_linen(context: nn.module.InterceptorContext) -> bool:
     """Returns whether a method that Flax intercepts is the call of a layer.
 
-    It is that of the class of jaxbn or Flax. Flax intercepts the one of a subclass,
-    too, which may take other arguments and do more than normalise.
+    Only the `__call__` of jaxbn's or Flax's own class counts. Flax also intercepts that
+    of a subclass, which may take other arguments and do more than normalise.
     """
     layer, method = context.module, context.orig_method
     if not isinstance(layer, LINEN) or not isinstance(method, functools.partial):
@@ -167,7 +166,7 @@ def is_call_of_linen(context: nn.module.InterceptorContext) -> bool:
 
 @contextlib.contextmanager
 def hooked_linen(hook: Hook, kinds: Kinds = LINEN):
-    """Within it, calls of layers of Linen models go through the hook."""
+    """Passes calls of layers of Linen models to the hook, within the block."""
 
     def intercept(next_function, args, kwargs, context):
         layer = context.module
@@ -181,13 +180,13 @@ def hooked_linen(hook: Hook, kinds: Kinds = LINEN):
 
 
 def hook_nnx(hook: Hook, model: nnx.Module, kinds: Kinds = NNX) -> None:
-    """From now on calls of the layers of this NNX model go through the hook.
+    """Passes all later calls of the layers of this NNX model to the hook.
 
-    The model is changed; give a copy. Under transformations such as `nnx.jit` the hook
-    is called while tracing, as often as it is another hook.
+    It changes the model, so give a copy. Under transformations such as `nnx.jit` the
+    hook is called while tracing, and a new hook causes a new trace.
     """
     for path, layer in nnx_layers(model, kinds).items():
-        # The attribute is a static part of the layer, and passes transformations.
+        # The attribute is a static part of the layer, so transformations keep it.
         layer._hook = functools.partial(_hooked_call, hook, path)
         if not getattr(type(layer), "_has_hook", False):
             kind = _hooked(type(layer), base_class(layer))
@@ -196,10 +195,10 @@ def hook_nnx(hook: Hook, model: nnx.Module, kinds: Kinds = NNX) -> None:
 
 @functools.cache
 def _hooked(kind: type, base: type) -> type:
-    """Returns the class of layers whose calls go through their hook.
+    """Returns a class of layers whose calls go through their hook.
 
-    The hook stands before `base` in the order in which methods are looked up, and after
-    subclasses of it.
+    In the method resolution order the hook comes before `base` and after its
+    subclasses.
     """
     hook = _hook_class(base)
     bases = (hook,) if kind is base else (kind, hook)
@@ -208,7 +207,7 @@ def _hooked(kind: type, base: type) -> type:
 
 @functools.cache
 def _hook_class(base: Any) -> type:
-    """Returns a subclass of `base` that gives its calls to the hook of the layer."""
+    """Returns a subclass of `base` that passes its calls to the hook of the layer."""
 
     class Hook(base):
         _has_hook = True

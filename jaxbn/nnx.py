@@ -1,7 +1,7 @@
 """`BatchNorm` for Flax NNX: change the import, keep model and checkpoints.
 
-Parameters `scale` and `bias` and state `mean` and `var` are those of
-`flax.nnx.BatchNorm`, by name, kind of variable, shape and dtype.
+The parameters `scale` and `bias` and the state `mean` and `var` have the names, kinds
+of variable, shapes and dtypes of `flax.nnx.BatchNorm`.
 
   >>> layer = BatchNorm(3, rngs=nnx.Rngs(0))
   >>> x = jax.random.normal(jax.random.key(0), (8, 3))
@@ -32,32 +32,34 @@ _NO_METADATA: Mapping[str, Any] = MappingProxyType({})
 class BatchNorm(nnx.Module):
     """Batch Normalization, a replacement for `flax.nnx.BatchNorm`.
 
-    All arguments and attributes of Flax's layer, with its meaning. Two defaults differ:
-    the running variance is the unbiased one, and the variance is the stable one. The
-    running statistics are used as they are, in float32; Flax rounds them to `dtype`.
-    The first complex batch makes the mean complex; Flax drops the imaginary part. The
-    options that Flax does not have are described at `jaxbn.linen.BatchNorm`.
+    The layer has all arguments and attributes of Flax's layer, with the same meaning.
+    Two defaults differ: the running variance is unbiased, and the variance is computed
+    in a stable form. The running statistics are used in float32; Flax rounds them to
+    `dtype`. The first complex batch makes the mean complex; Flax drops the imaginary
+    part. `jaxbn.linen.BatchNorm` describes the options that Flax does not have.
 
     Args:
-      num_features: size of the channel axis, or sizes of several.
+      num_features: the size of the channel axis, or the sizes of several.
       use_running_average: normalise by the running statistics (inference) instead of
         those of the batch (training). `train()`, `eval()` and `nnx.view` set it.
       axis: channel axis or axes of the input; all others are reduced.
       momentum: weight of the OLD running statistics, in [0, 1].
-      epsilon: added to the variance, >= 0.
-      dtype: of the result; default: what input, parameters and statistics promote to.
-      param_dtype: of scale and bias.
+      epsilon: a number >= 0 that is added to the variance.
+      dtype: the dtype of the result. Default: the dtype to which input, parameters and
+        statistics promote.
+      param_dtype: the dtype of scale and bias.
       use_bias: add a bias.
       use_scale: multiply by a scale.
-      bias_init, scale_init: initialisers of them.
+      bias_init, scale_init: initialisers of bias and scale.
       axis_name: axis, or tuple of axes, bound by pmap, shard_map or vmap, over which
         the batch is split. Leave it out under plain jit.
       axis_index_groups: groups of indices along `axis_name` that share statistics.
-      use_fast_variance: compute `E[x^2] - E[x]^2` whatever it loses.
-      promote_dtype: decides the dtype of the result: that of the first of the arrays
-        (x, mean, var, scale, bias) which it returns, given these and `dtype`.
-      rngs: for scale and bias; not needed without them.
-      bias_metadata, scale_metadata: metadata of their variables.
+      use_fast_variance: compute `E[x^2] - E[x]^2`, whatever precision that loses.
+      promote_dtype: a function that decides the dtype of the result. It receives the
+        arrays (x, mean, var, scale, bias) and `dtype`. The result has the dtype of the
+        first array that it returns.
+      rngs: random keys for scale and bias; not needed without them.
+      bias_metadata, scale_metadata: metadata of the variables of bias and scale.
 
     Raises:
       ValueError: if `rngs` is missing where there are parameters.
@@ -102,7 +104,7 @@ class BatchNorm(nnx.Module):
     ):
         self.num_features = num_features
         self.use_running_average = use_running_average
-        # Sequences as tuples, which a module holds as static attributes.
+        # A module holds tuples as static attributes, so sequences become tuples.
         self.axis = axis if isinstance(axis, int) else tuple(axis)
         self.momentum = momentum
         self.epsilon = epsilon
@@ -128,7 +130,7 @@ class BatchNorm(nnx.Module):
 
         shape = layer.as_channels(num_features)
         state = layer.init_state(self, shape, jnp.dtype(param_dtype))
-        for name, value in state._asdict().items():  # `mean`, `var`, perhaps more.
+        for name, value in state._asdict().items():  # `mean`, `var`, maybe more.
             setattr(self, name, nnx.BatchStat(value))
         synced = layer.init_sync(self, shape, jnp.dtype(param_dtype))
         nnx_variables.begin_sync(self, synced)
@@ -152,21 +154,21 @@ class BatchNorm(nnx.Module):
         residual: jax.typing.ArrayLike | None = None,
         update_running_average: bool | None = None,
     ) -> jax.Array:
-        """Normalises `x`, and moves the running statistics where that is asked for.
+        """Normalises `x`, and updates the running statistics if that is switched on.
 
         Args:
           x: `[N, ..., C]`.
           use_running_average: overrides the attribute.
           mask: broadcastable to `x`, True where an element counts for the statistics.
-          residual: of the shape of `x`, added before the activation.
+          residual: an array of the shape of `x` that is added before the activation.
           update_running_average: overrides the attribute.
 
         Returns:
           `y` of the shape of `x`.
 
         Raises:
-          ValueError, TypeError: as `jaxbn.batch_norm_train`; in inference not for
-            groups, masks and axis names.
+          ValueError, TypeError: as in `jaxbn.batch_norm_train`. Inference does not
+            check groups, masks and axis names.
         """
         if use_running_average is None:
             use_running_average = self.use_running_average
@@ -209,7 +211,11 @@ class BatchNorm(nnx.Module):
         return y
 
     def collect(self) -> None:
-        """Merges moments of the following calls in `self.collected`; nothing moves."""
+        """Starts to collect the moments of calls in `self.collected`.
+
+        The calls that follow merge their moments there and do not update the
+        statistics.
+        """
         state = nnx_variables.read(self, layer.state_type(self))
         first = layer.before_the_first_pass(self, state)
         self.collected = nnx_variables.Collected(first)
@@ -219,11 +225,13 @@ class BatchNorm(nnx.Module):
         use_running_average: bool | None = None,
         update_running_average: bool | None = None,
     ) -> None:
-        """Sets what is given; called by `nnx.view`, described by `nnx.view_info`.
+        """Sets the switches that are given.
+
+        `nnx.view` calls this method, and `nnx.view_info` shows its description.
 
         Args:
           use_running_average: normalise by the running statistics.
-          update_running_average: move them.
+          update_running_average: update the running statistics.
         """
         if use_running_average is not None:
             self.use_running_average = use_running_average

@@ -1,4 +1,4 @@
-"""Several passes of an NNX model, one update of its running statistics."""
+"""Several passes of an NNX model before one update of its running statistics."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,22 +11,23 @@ from jaxbn.nnx import BatchNorm
 
 @contextlib.contextmanager
 def collecting(model: nnx.Module) -> Iterator[None]:
-    """Within it, layers merge the moments of all calls, and move once, at its end.
+    """Merges the moments of all calls within it, and updates the statistics at its end.
 
-    As the collection `batch_moments` does for Linen models: parts of a batch that is
-    too large, a discriminator that sees real and generated images, a siamese network.
-    Calls that do not move statistics are not collected, and a layer without any keeps
-    what it has. If an exception leaves it, nothing moves.
+    The collection `batch_moments` does the same for Linen models. Uses are the parts of
+    a batch that is too large, a discriminator that sees real and generated images, and
+    a siamese network. Calls that do not update statistics are not collected. A layer
+    without collected calls keeps its statistics. If an exception leaves the context,
+    nothing is updated.
 
-    It may stand inside of `nnx.jit`, or around calls of jitted steps. Afterwards the
-    model has the structure of before.
+    The context may stand inside of `nnx.jit`, or around calls of jitted steps.
+    Afterwards the model has the same structure as before.
 
     Args:
       model: an NNX model with layers of `jaxbn.nnx.BatchNorm`.
 
     Raises:
-      TypeError: if it is no NNX model.
-      ValueError: if a layer is Flax's, or is collecting already.
+      TypeError: if `model` is not an NNX model.
+      ValueError: if a layer is Flax's, or if the model is collecting already.
 
     Example:
       >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The variables of the NNX layer that Flax's layer does not have, and reading them."""
+"""The variables that only jaxbn's NNX layer has, and functions to access them."""
 
 from typing import Any
 
@@ -8,45 +8,45 @@ from jaxbn import sync_policies
 
 
 class Collected(nnx.Variable):
-    """The `Passes` of a layer that collects moments instead of moving."""
+    """The `Passes` of a layer that collects moments and does not update statistics."""
 
 
 class BatchSync(nnx.Variable):
-    """What a policy of synchronisation remembers, the same for all workers."""
+    """The part of a policy's state that is the same for all workers."""
 
 
 class OwnBatchSync(nnx.Variable):
-    """What of it is each worker's own, with one more axis before."""
+    """The part of a policy's state that each worker has for itself, `[workers, C]`."""
 
 
 ANY_SYNC = nnx.Any(BatchSync, OwnBatchSync)
-"""A filter of both."""
+"""A filter for both kinds of variables."""
 
 _SHARED, _OWN = sync_policies.NAME, f"own_{sync_policies.NAME}"
 
 
 def read(module: nnx.Module, kind: type[Any]) -> Any:
-    """The running statistics of a layer.
+    """Returns the running statistics of a layer.
 
     Args:
-      module: has a variable for every field of `kind`.
-      kind: of the state of the layer's estimator.
+      module: the layer, with a variable for every field of `kind`.
+      kind: the type of the state of the layer's estimator.
     """
     return kind(*(getattr(module, name)[...] for name in kind._fields))
 
 
 def write(module: nnx.Module, state: Any) -> None:
-    """Sets the running statistics of a layer, as `read` gives them."""
+    """Sets the running statistics of a layer, in the form that `read` returns."""
     for name, value in state._asdict().items():
         variable = getattr(module, name)
         if variable[...].dtype == value.dtype:
             variable[...] = value
-        else:  # The first batch of complex numbers.
+        else:  # The first complex batch.
             variable.set_value(value)
 
 
 def begin_sync(module: nnx.Module, state: sync_policies.State) -> None:
-    """Gives a layer the variables for the state of its policy, none if it is empty."""
+    """Gives a layer the variables for its policy's state; none if it is empty."""
     if state:
         shared, own = _apart(state)
         setattr(module, _SHARED, BatchSync(shared))
@@ -54,7 +54,7 @@ def begin_sync(module: nnx.Module, state: sync_policies.State) -> None:
 
 
 def read_sync(module: nnx.Module) -> sync_policies.State:
-    """The state of a layer's policy, empty if there is none."""
+    """Returns the state of a layer's policy; empty if there is none."""
     found: list[Any] = [getattr(module, name, None) for name in (_SHARED, _OWN)]
     if None in found:
         return {}
@@ -63,13 +63,13 @@ def read_sync(module: nnx.Module) -> sync_policies.State:
 
 
 def write_sync(module: nnx.Module, state: sync_policies.State) -> None:
-    """Sets what `read_sync` reads."""
+    """Sets the state that `read_sync` returns."""
     for name, part in zip((_SHARED, _OWN), _apart(state), strict=True):
         getattr(module, name).set_value(part)
 
 
 def sync_values(state: nnx.State) -> dict[str, sync_policies.State]:
-    """The states of all policies in the state of a model, by the path of the layer."""
+    """Returns all policies' states in a model's state, by the path of the layer."""
     made: dict[str, sync_policies.State] = {}
     for path, variable in nnx.to_flat_state(state):
         made.setdefault(_path(path), {}).update(variable.get_value())
@@ -79,7 +79,7 @@ def sync_values(state: nnx.State) -> dict[str, sync_policies.State]:
 def with_sync_values(
     state: nnx.State, values: dict[str, sync_policies.State]
 ) -> nnx.State:
-    """The state of a model with other ones, as `sync_values` gives them."""
+    """Returns the state of a model with new values, as `sync_values` returns them."""
     return nnx.from_flat_state(
         [
             (path, variable.replace(_apart(values[_path(path)])[path[-1] == _OWN]))

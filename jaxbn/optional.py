@@ -1,15 +1,15 @@
-"""Packages that only some functions need, and that are not installed with jaxbn."""
+"""Import of packages that only some functions need, and jaxbn does not install."""
 
 import importlib
 from typing import Any
 
 
 def imported(name: str, purpose: str) -> Any:
-    """A module, imported now.
+    """Imports a module and returns it.
 
     Args:
-      name: of the module, perhaps with dots.
-      purpose: what needs it, for the message.
+      name: the name of the module, perhaps with dots.
+      purpose: the feature that needs it, for the message.
 
     Raises:
       ModuleNotFoundError: if it is not installed, with the command that installs it.
@@ -22,7 +22,7 @@ def imported(name: str, purpose: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name != package:  # It is there, and lacks something itself.
+        if error.name != package:  # The package is there, but lacks a module.
             raise
         raise ModuleNotFoundError(
             f"{purpose} needs {package}, which is not installed: "

@@ -1,4 +1,4 @@
-"""Plain data parallelism: the mesh, the shardings, and batches that fit no multiple.
+"""Plain data parallelism: a mesh, shardings, and padding of incomplete batches.
 
   >>> mesh = data_mesh()
   >>> batch = pad_batch({"x": np.ones((6, 2))}, multiple=4)
@@ -19,7 +19,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
 def data_mesh(devices: Sequence[Any] | None = None, *, axis_name: str = "data") -> Mesh:
-    """A mesh of one Auto axis over `devices`; default: all, of all processes."""
+    """Returns a mesh with one Auto axis over `devices`.
+
+    By default these are all devices of all processes.
+    """
     devices = jax.devices() if devices is None else devices
     return jax.make_mesh(
         (len(devices),), (axis_name,), axis_types=(AxisType.Auto,), devices=devices
@@ -27,31 +30,32 @@ def data_mesh(devices: Sequence[Any] | None = None, *, axis_name: str = "data") 
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """A copy of every array on every device of the mesh.
+    """Copies every array to every device of the mesh.
 
     Args:
       tree: arrays of any kind, the same on all processes.
-      mesh: as `data_mesh` makes it.
+      mesh: a mesh of `data_mesh`.
     """
     sharding = NamedSharding(mesh, PartitionSpec())
-    if mesh.is_multi_process:  # Where `device_put` refuses arrays of one device.
+    if mesh.is_multi_process:  # `device_put` refuses arrays of one device.
         return jax.jit(lambda tree: tree, out_shardings=sharding)(tree)
     return jax.device_put(tree, sharding)
 
 
 def shard_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
-    """The global batch, split over the devices along its first axis.
+    """Splits the global batch over the devices along its first axis.
 
     Args:
-      batch: this process's part of the batch, `[N, ...]` each; the parts of all
-        processes, of equal size, make the global batch.
-      mesh: as `data_mesh` makes it.
+      batch: this process's part of the batch, `[N, ...]` each. The parts of all
+        processes have equal size and together form the global batch.
+      mesh: a mesh of `data_mesh`.
 
     Returns:
       Arrays of the shape of the global batch.
 
     Raises:
-      ValueError: if N is no multiple of this process's devices, or an array a scalar.
+      ValueError: if N is not a multiple of the number of this process's devices, or if
+        an array is a scalar.
     """
     sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
     local = len(mesh.local_devices)
@@ -69,18 +73,20 @@ def shard_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
 
 
 def pad_batch(batch: Mapping[str, Any], multiple: int) -> dict[str, np.ndarray]:
-    """Repeats the first example until the size is a multiple; masks the copies.
+    """Repeats the first example until the size is a multiple, and masks the copies.
 
     Args:
       batch: arrays `[N, ...]`, N > 0; perhaps with a boolean `mask`, `[N]`.
-      multiple: for instance the number of devices, or the size of a full batch.
+      multiple: the new size is a multiple of this. It is for instance the number of
+        devices, or the size of a full batch.
 
     Returns:
-      Arrays `[M, ...]` and `mask`, `[M]`, False where padded. Padding is real data, so
-      that nothing it passes through becomes NaN.
+      Arrays `[M, ...]` and `mask`, `[M]`, which is False for the copies. The copies are
+      real data, so that no layer computes NaN from them.
 
     Raises:
-      ValueError: if the batch is empty, its arrays differ in N or one is a scalar.
+      ValueError: if the batch is empty, if its arrays differ in N, or if one is a
+        scalar.
     """
     _check_no_scalar(batch)
     arrays = {name: np.asarray(value) for name, value in batch.items()}

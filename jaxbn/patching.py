@@ -1,4 +1,4 @@
-"""Putting jaxbn's layers in the place of Flax's, for models that others have written.
+"""Replacement of Flax's layers by jaxbn's, for models that others have written.
 
 >>> with patch_flax(unbiased=False):
 ...     ours = nn.BatchNorm(use_running_average=True)  # As third-party code makes it.
@@ -23,29 +23,27 @@ from jaxbn import nnx as jaxbn_nnx
 
 
 def patch_flax(**defaults: Any) -> "Patch":
-    """Puts jaxbn's layers in the place of `flax.linen.BatchNorm` and of NNX's.
+    """Replaces `flax.linen.BatchNorm` and `flax.nnx.BatchNorm` by jaxbn's layers.
 
-    A model that is written for Flax and has no option for its normalisation then uses
-    jaxbn's layers: `nn.BatchNorm` and `nnx.BatchNorm` are classes of jaxbn from here
-    on. A plain call lasts until `undo()` of what it returns; in a `with` statement it
-    lasts until the end of the block. Layers and models that were made under the patch
-    stay as they are after it.
+    This is for models that are written for Flax and have no option for their
+    normalisation. From the call on, `nn.BatchNorm` and `nnx.BatchNorm` are classes of
+    jaxbn. The patch lasts until its `undo()` is called, or until the end of a `with`
+    block. Layers and models that were made under the patch stay as they are after it.
 
     Patch before you import the code of others. `from flax.linen import BatchNorm` and
-    `norm: Any = nn.BatchNorm`, the default of a field, take the class that is there
-    when this line runs. Code that was imported earlier keeps Flax's class: patch first,
-    and import it, or `importlib.reload` it, afterwards.
+    the default of a field, `norm: Any = nn.BatchNorm`, take the class that is there
+    when this line runs. Code that was imported earlier keeps Flax's class. Import it
+    after the patch, or reload it with `importlib.reload`.
 
-    The layers can be copied, and pickled as far as their fields can. Where defaults are
+    The layers can be copied, and can be pickled if their fields can. If defaults are
     given, pickle stores them with the class, so another process needs no patch.
 
     Args:
-      **defaults: options of the layers, for those that are made without them, such as
-        `unbiased=False`. An option that only one of the two layers has is for that one
-        only.
+      **defaults: values of options, such as `unbiased=False`, for layers that are made
+        without them. An option that only one of the two layers has applies to that one.
 
     Returns:
-      The patch: a context manager, with `undo()`.
+      The patch: a context manager with the method `undo()`.
 
     Raises:
       TypeError: if neither layer has an option of this name.
@@ -74,10 +72,10 @@ def patch_flax(**defaults: Any) -> "Patch":
 
 
 class Patch:
-    """Layers of jaxbn in the place of Flax's, until it is undone.
+    """A replacement of Flax's layers by jaxbn's, until it is undone.
 
     Args:
-      kinds: the class that takes the place of Flax's, for each layer of jaxbn.
+      kinds: the class that replaces Flax's, for each layer of jaxbn.
     """
 
     def __init__(self, kinds: dict[type, type]):
@@ -91,9 +89,9 @@ class Patch:
         _ACTIVE.append(self)
 
     def undo(self) -> None:
-        """Restores what was there before; does nothing if that is done already.
+        """Restores the earlier classes; does nothing if that is already done.
 
-        A patch that was made later stays, and restores the same when it is undone.
+        A later patch stays active, and restores the same classes when it is undone.
         """
         if self not in _ACTIVE:
             return
@@ -125,14 +123,14 @@ class Patch:
 
 
 def with_defaults(base: type, defaults: dict[str, Any]) -> type:
-    """Returns a subclass of a layer of jaxbn that has other defaults.
+    """Returns a subclass of a layer of jaxbn with other defaults.
 
-    Equal defaults give the same class, where they can be hashed; no defaults give the
-    layer itself.
+    Equal defaults give the same class if they can be hashed. No defaults give the layer
+    itself.
 
     Args:
       base: `jaxbn.linen.BatchNorm` or `jaxbn.nnx.BatchNorm`.
-      defaults: by name of the option.
+      defaults: values by the name of the option.
     """
     if not defaults:
         return base
@@ -144,7 +142,7 @@ def with_defaults(base: type, defaults: dict[str, Any]) -> type:
 
 
 def is_made(kind: type) -> bool:
-    """Returns whether a class is one of `with_defaults`, and no subclass of it."""
+    """Returns whether `with_defaults` made this class itself, not only a base of it."""
     return _DEFAULTS in vars(kind)
 
 
@@ -182,18 +180,18 @@ def _remembered(base: type, **defaults: Any) -> type:
 
 
 def _hashable(value: Any) -> Any:
-    """Returns lists as tuples, which a field of a Linen module may have as default."""
+    """Converts lists to tuples, which a field of a Linen module may have as default."""
     return tuple(map(_hashable, value)) if isinstance(value, list) else value
 
 
 def _options(base: Any) -> set[str]:
-    """Returns the names of the options that a default can be given for."""
+    """Returns the names of the options that can have a default."""
     names = set(inspect.signature(base.__init__).parameters)
     return names - {"self", "num_features", "rngs", "parent", "name"}
 
 
 def _reduced(kind: type) -> Any:
-    """Returns how to pickle a class: by its defaults, else by its name, as others."""
+    """Returns the pickled form of a class: its defaults, or its name if it has none."""
     return (
         (with_defaults, vars(kind)[_DEFAULTS]) if is_made(kind) else kind.__qualname__
     )
@@ -201,7 +199,7 @@ def _reduced(kind: type) -> Any:
 
 _DEFAULTS = "_jaxbn_defaults"
 _PLACES: dict[type, Any] = {linen.BatchNorm: nn, jaxbn_nnx.BatchNorm: nnx}
-_ACTIVE: list[Patch] = []  # From the first to the last that was made.
+_ACTIVE: list[Patch] = []  # The patches in effect, the first one first.
 
 # `pickle` looks a class up by its name unless its metaclass says otherwise.
 _linen_meta: Any = type(linen.BatchNorm)

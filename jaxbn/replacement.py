@@ -1,4 +1,4 @@
-"""Putting other layers in the place of the normalisation of an NNX model."""
+"""Replacement of the normalisation layers of an NNX model."""
 
 import inspect
 from collections.abc import Callable
@@ -17,32 +17,33 @@ def replace(
     where: Where = None,
     **options: Any,
 ) -> nnx.Module:
-    """A copy of an NNX model with other layers in the place of its `BatchNorm`.
+    """Returns a copy of an NNX model with other layers instead of its `BatchNorm`.
 
-    The layers of jaxbn and those of Flax count. A layer that is used in several places
-    is replaced in all of them by one.
+    It replaces layers of jaxbn and of Flax. A layer that is used in several places is
+    replaced by one new layer in all of them.
 
-    A Linen model makes its layers while it runs, so their kind is a field of the model:
-    `norm: Callable = jaxbn.linen.BatchNorm`, and `functools.partial` sets options.
+    A Linen model makes its layers while it runs. There the class of the layers is a
+    field of the model, `norm: Callable = jaxbn.linen.BatchNorm`, and
+    `functools.partial` sets options.
 
     Args:
-      model: not changed.
-      make: of the path and the layer; returns what takes its place, for instance
-        `lambda path, norm: nnx.GroupNorm(norm.num_features, rngs=rngs)`, or the layer
-        itself. `jaxbn.folding.as_affine` is one.
-      where: which layers; see `jaxbn.selection.Where`.
-      **options: instead of `make`: of `jaxbn.nnx.BatchNorm`. The layer with the
-        variables and the attributes of the old one, and these options. Under another
+      model: the model, which is not changed.
+      make: a function of the path and the layer. It returns the new layer, for instance
+        `lambda path, norm: nnx.GroupNorm(norm.num_features, rngs=rngs)`, or the old
+        one. `jaxbn.folding.as_affine` is such a function.
+      where: the layers to replace; see `jaxbn.selection.Where`.
+      **options: options of `jaxbn.nnx.BatchNorm`, instead of `make`. The new layer has
+        the variables and the attributes of the old one, and these options. With another
         estimator its statistics count as established, and the next batch moves them.
 
     Returns:
-      The new model; variables are copies.
+      The new model; its variables are copies.
 
     Raises:
-      ValueError: if `where` matches no layer, `make` and `options` are both given, or
-        an option is one that the variables decide.
-      TypeError: if an option is none of `BatchNorm`, a layer is of a subclass, or the
-        model is no NNX model.
+      ValueError: if `where` matches no layer, if both `make` and options are given, or
+        if an option is fixed by the variables.
+      TypeError: if `BatchNorm` has no such option, if a layer is of a subclass, or if
+        `model` is not an NNX model.
 
     Example:
       >>> model = nnx.Sequential(nnx.BatchNorm(3, rngs=nnx.Rngs(0)))
@@ -86,7 +87,7 @@ def replace(
 
 
 def _with_options(norm: Any, options: dict[str, Any]) -> BatchNorm:
-    """A layer of jaxbn with the attributes and the variables of another."""
+    """Returns a layer of jaxbn with the attributes and the variables of another."""
     if type(norm) not in model_layers.NNX and not patching.is_made(type(norm)):
         raise TypeError(
             f"`{type(norm).__name__}` is a class of its own, whose options cannot be "
@@ -98,7 +99,7 @@ def _with_options(norm: Any, options: dict[str, Any]) -> BatchNorm:
     others = () if _same_state(norm, new) else layer.state_type(new)._fields
     for name, value in vars(norm).items():
         if name in others and name not in ("mean", "var"):
-            continue  # What an estimator keeps means nothing to another one.
+            continue  # Another estimator cannot use this state.
         if isinstance(getattr(new, name, None), nnx.Variable) and value is not None:
             setattr(new, name, value)
     if isinstance(norm, BatchNorm):
@@ -107,7 +108,7 @@ def _with_options(norm: Any, options: dict[str, Any]) -> BatchNorm:
 
 
 def _same_state(old: Any, new: BatchNorm) -> bool:
-    """Returns whether both layers follow the batches by the same kind of state."""
+    """Returns whether both layers estimate by the same kind of state."""
     if not isinstance(old, BatchNorm):
         return False
     if type(layer.estimator(old)) is not type(layer.estimator(new)):

@@ -1,7 +1,7 @@
-"""Running statistics that replicas kept apart: merge them, or see whether they agree.
+"""Merges the running statistics of replicas, and checks whether replicas agree.
 
-For layers without an `axis_name`, whose statistics drift apart from device to device.
-Call these where the axis is bound: inside pmap, shard_map or vmap.
+Layers without an `axis_name` need this: their statistics drift apart from device to
+device. Call these functions where the axis is bound: inside pmap, shard_map or vmap.
 """
 
 from collections.abc import Callable
@@ -15,14 +15,15 @@ from jaxbn.core import moments, reduction
 
 
 def sync_batch_stats(batch_stats: Any, axis_name: reduction.AxisName) -> Any:
-    """Returns the statistics of all replicas together, the same on each.
+    """Returns the statistics of all replicas together, the same on each replica.
 
         mean = average over replicas of mean_r
         var  = average over replicas of (var_r + |mean_r - mean|^2)
 
-    A plain `pmean` forgets that the means of the replicas differ. Where the state of an
-    estimator has a `weight`, replicas weigh by it, so that one that saw no batch counts
-    nothing; else they count alike. All else in the state is averaged.
+    A plain `pmean` ignores that the means of the replicas differ. If the state of an
+    estimator has a `weight`, replicas are weighted by it, so that one that saw no batch
+    does not count. Without a `weight` all replicas count alike. Everything else in the
+    state is averaged; of integers the largest is taken.
 
     Args:
       batch_stats: `BatchStats`, the state of an estimator, or a tree of variables that
@@ -30,10 +31,10 @@ def sync_batch_stats(batch_stats: Any, axis_name: reduction.AxisName) -> Any:
       axis_name: bound axis or tuple of axes of the replicas.
 
     Returns:
-      The same structure, shapes and dtypes.
+      A tree of the same structure, shapes and dtypes.
 
     Raises:
-      ValueError: if `axis_name` is not bound; lists the names that are.
+      ValueError: if `axis_name` is not bound; the message lists the names that are.
 
     Example:
       >>> from jaxbn import BatchStats
@@ -61,7 +62,8 @@ def _average(
     """Returns a function that averages `[C]` arrays over the replicas.
 
     Args:
-      weight: of this replica, `[C]`, or `[k, C]` of its slots; None: all count alike.
+      weight: the weight of this replica, `[C]`, or of its slots, `[k, C]`. None: all
+        replicas count alike.
       ndim: the number of channel axes.
       axis_name: bound axis or axes of the replicas.
     """
@@ -69,7 +71,7 @@ def _average(
         return lambda values: jax.lax.pmean(values, axis_name)
     weight = jnp.sum(weight, tuple(range(weight.ndim - ndim)))
     total = jax.lax.psum(weight, axis_name)
-    # Where no replica has seen a batch, they count alike.
+    # Where no replica has seen a batch, all count alike.
     weight = jnp.where(total > 0, weight, 1)
     total = jnp.where(total > 0, total, jax.lax.psum(1, axis_name))
 
@@ -87,17 +89,17 @@ def _together(leaf: jax.Array, axis_name: reduction.AxisName) -> jax.Array:
 
 
 def in_sync(tree: Any, axis_name: reduction.AxisName) -> jax.Array:
-    """Whether all replicas hold the same numbers, bit for bit.
+    """Returns whether all replicas hold the same numbers, bit for bit.
 
     Args:
       tree: arrays, one copy per replica.
       axis_name: bound axis or tuple of axes of the replicas.
 
     Returns:
-      A boolean of shape (), the same on each replica. NaN equals nothing.
+      A boolean of shape (), the same on each replica. It is False if there is a NaN.
 
     Raises:
-      ValueError: if `axis_name` is not bound; lists the names that are.
+      ValueError: if `axis_name` is not bound; the message lists the names that are.
 
     Example:
       >>> same = lambda x: in_sync(x, "replica")

@@ -1,22 +1,23 @@
-"""Layers of a model by path: what `where` means in every function that takes it."""
+"""Selection of layers by path: the argument `where` of all functions that take it."""
 
 import fnmatch
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 Where = str | Sequence[str] | Callable[[str], bool] | None
-"""Paths of layers, such as "encoder/block_0/norm".
+"""A choice of layers by their paths, such as "encoder/block_0/norm".
 
-A pattern of `fnmatch`, of which `*` also matches `/`, or several of them; one that
-names a module stands for all layers in it. Or a function of the path. None: all.
+It is a pattern of `fnmatch`, whose `*` also matches `/`, or a sequence of patterns. A
+pattern that matches a module chooses all layers in it. It may also be a function that
+returns True for the paths of the chosen layers. None chooses all layers.
 """
 
 
 def as_predicate(where: Where) -> Callable[[str], bool]:
-    """Whether a path is meant.
+    """Returns a function that checks whether a path is chosen.
 
     Raises:
-      TypeError: if `where` is nothing of that kind.
+      TypeError: if `where` is not a `Where`.
 
     Example:
       >>> is_meant = as_predicate(["encoder", "*/norm"])
@@ -43,10 +44,10 @@ def as_predicate(where: Where) -> Callable[[str], bool]:
 
 
 def check_any(where: Where, meant: Iterable[str], paths: Iterable[str]) -> None:
-    """Checks that `where` means some of the layers, and each of its patterns one.
+    """Checks that `where`, and each of its patterns, matches at least one layer.
 
     Raises:
-      ValueError: if it means none.
+      ValueError: if it, or one of its patterns, matches none.
     """
     paths, meant = list(paths), list(meant)
     idle: Any = where

@@ -1,4 +1,4 @@
-"""The moments of one batch, for those who study or combine them."""
+"""The moments of one batch, for users who study or combine them."""
 
 from collections.abc import Sequence
 
@@ -14,25 +14,26 @@ def batch_moments(
     axis: int | Sequence[int] = -1,
     mask: jax.typing.ArrayLike | None = None,
 ) -> moments.Moments:
-    """Count, mean and biased variance of every channel of one batch.
+    """Returns count, mean and biased variance of every channel of one batch.
 
-    Differentiable to any order; the backward pass keeps `x` and nothing else of its
-    size. Accurate to 1e-4 relative for |mean|/std up to 1e4 in float32.
+    The result is differentiable to any order. The backward pass keeps `x` and nothing
+    else of its size. In float32 the result is accurate to 1e-4 relative for |mean|/std
+    up to 1e4.
 
     Args:
       x: `[N, ..., C]`, any real or complex dtype.
       axis: the channel axis or axes; all others are reduced.
-      mask: boolean, broadcastable to `x`; False elements do not count, whatever they
+      mask: boolean, broadcastable to `x`. False elements do not count, whatever they
         contain.
 
     Returns:
-      `Moments` of shape `[C]` (the sizes of `axis`, ascending), float32, or float64 for
-      float64 input; `mean` is complex for complex `x`. Without any valid element all
-      are 0.
+      `Moments` of shape `[C]` (the sizes of `axis`, ascending), in float32, or in
+      float64 for float64 input. `mean` is complex for complex `x`. Without any valid
+      element all are 0.
 
     Raises:
-      ValueError: if `axis` is out of range or repeated, if `mask` does not broadcast to
-        `x` or could mean two things.
+      ValueError: if `axis` is out of range or repeated, or if `mask` does not broadcast
+        to `x` or is ambiguous.
 
     Example:
       >>> moments = batch_moments(jnp.array([[1.0, 5.0], [3.0, 5.0]]))

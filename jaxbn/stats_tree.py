@@ -1,8 +1,9 @@
-"""The one walk over all pairs of running mean and variance in a tree of variables.
+"""Walks over all pairs of running mean and variance in a tree of variables.
 
-A pair is what has the names `mean` and `var` side by side, in any container that JAX
-knows: `BatchStats`, dict, FrozenDict, list, tuple, an NNX state; boxed values too. The
-state of a layer is its pair and what an estimator keeps beside it.
+A pair has the names `mean` and `var` side by side, in any container that JAX knows:
+`BatchStats`, dict, FrozenDict, list, tuple or an NNX state. Its values may be boxed.
+The state of a layer consists of its pair and the other arrays that an estimator keeps
+beside the pair.
 """
 
 from collections.abc import Callable
@@ -14,12 +15,12 @@ from jaxbn.core import running
 
 Path = tuple[str, ...]
 
-# They stand beside a pair in the state of an NNX model, and in a dict made of it.
+# Parameters beside a pair in the state of an NNX model, and in a dict made of it.
 _PARAMETERS = ("scale", "bias")
 
 
 def pairs(tree: Any) -> dict[Path, running.BatchStats]:
-    """Every pair, by the path of the layer that holds it.
+    """Returns every pair, by the path of the layer that holds it.
 
     Example:
       >>> list(pairs({"block": [{"mean": 0.0, "var": 1.0}], "step": 3}))
@@ -35,7 +36,7 @@ def pairs(tree: Any) -> dict[Path, running.BatchStats]:
 def map_pairs(
     function: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]], tree: Any
 ) -> Any:
-    """The same tree with `function(mean, var)` in the place of every pair.
+    """Returns the tree with `function(mean, var)` in the place of every pair.
 
     Example:
       >>> map_pairs(lambda mean, var: (mean, 2 * var), {"mean": 0.0, "var": 1.0})
@@ -50,9 +51,10 @@ def map_pairs(
 def map_states(
     function: Callable[[dict[str, jax.Array]], dict[str, jax.Array]], tree: Any
 ) -> Any:
-    """Returns the tree with every layer's state mapped, what stands beside a pair too.
+    """Returns the tree with the state of every layer mapped by a function.
 
-    The parameters that an NNX model has beside a pair are not part of the state.
+    The state includes what an estimator keeps beside a pair. It does not include the
+    parameters that an NNX model has beside a pair.
 
     Example:
       >>> double = lambda state: {name: 2 * leaf for name, leaf in state.items()}
@@ -68,14 +70,14 @@ def map_states(
 
 
 def _places(tree: Any) -> dict[Path, tuple[int, int]]:
-    """Where mean and variance of every layer stand among the leaves."""
+    """Returns the positions of every layer's mean and variance among the leaves."""
     return {
         path: (names["mean"], names["var"]) for path, names in _states(tree).items()
     }
 
 
 def _states(tree: Any) -> dict[Path, dict[str, int]]:
-    """Returns where the leaves of every layer's state stand among all leaves."""
+    """Returns the positions of every layer's state among the leaves."""
     found: dict[Path, dict[str, int]] = {}
     others = _leaves_of_other_variables(tree)
     for place, (keys, _) in enumerate(jax.tree_util.tree_leaves_with_path(tree)):
@@ -91,8 +93,8 @@ def _states(tree: Any) -> dict[Path, dict[str, int]]:
 
 
 def _leaves_of_other_variables(tree: Any) -> set[int]:
-    """Returns where the leaves of NNX variables stand that are no batch statistics."""
-    from flax import nnx  # Here, so that `import jaxbn` needs no Flax.
+    """Returns the positions of leaves of NNX variables that are not `BatchStat`."""
+    from flax import nnx  # Imported here: `import jaxbn` needs no Flax.
 
     nodes = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, nnx.Variable))
     found, place = set(), 0

@@ -1,7 +1,7 @@
-"""Which statistics normalise, which of them move, and what is trained.
+"""The switches of a call: which statistics normalise, and what is updated or trained.
 
-Flax makes these choices with one flag. Here each can be made in the constructor or in
-the call, and `jaxbn.freeze` overrules them.
+Flax makes these choices with one flag. Here each choice can be made in the constructor
+or in the call, and `jaxbn.freeze` overrules both.
 """
 
 import contextvars
@@ -13,15 +13,15 @@ import numpy as np
 
 
 class Frozen(NamedTuple):
-    """What of a layer stays as it is, whatever the mode of the model."""
+    """The parts of a layer that are frozen, whatever the mode of the model."""
 
-    statistics: bool = False  # The running ones normalise.
-    updates: bool = False  # They do not move.
-    scale: bool = False  # It is not trained.
-    bias: bool = False
+    statistics: bool = False  # The running statistics normalise.
+    updates: bool = False  # The running statistics are not updated.
+    scale: bool = False  # The scale is not trained.
+    bias: bool = False  # The bias is not trained.
 
 
-# What of the Linen layer that is called now is frozen, as `jaxbn.freeze` says.
+# The frozen parts of the Linen layer that is being called; see `jaxbn.freeze`.
 _NOTHING = Frozen()
 FROZEN = contextvars.ContextVar("FROZEN", default=_NOTHING)
 
@@ -33,9 +33,9 @@ class Layer(Protocol):
 
 
 class Switches(NamedTuple):
-    """What one call of a layer does."""
+    """The switches of one call of a layer."""
 
-    use_running_average: bool  # Which statistics normalise: those of the batch if not.
+    use_running_average: bool  # False: the batch's own statistics normalise.
     update_running_average: bool
     train_scale: bool
     train_bias: bool
@@ -47,10 +47,13 @@ def switches(
     update_running_average: bool | None,
     frozen: Frozen,
 ) -> Switches:
-    """The switches of one call: what it says, else the layer, else the default.
+    """Returns the switches of one call.
+
+    A switch comes from the call, else from the layer, else from the default. `frozen`
+    overrules all of them.
 
     Raises:
-      TypeError: if one is not True or False, or not known while tracing.
+      TypeError: if a switch is not True or False, or not known while tracing.
     """
     use = _as_bool("use_running_average", use_running_average)
     if update_running_average is None:

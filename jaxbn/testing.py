@@ -1,7 +1,7 @@
-"""Invariants of Batch Normalization, to put into your own tests.
+"""Checks of the invariants of Batch Normalization, for your own tests.
 
-Each function passes in silence or raises `AssertionError` saying what does not hold.
-They look at values, so call them outside `jax.jit`.
+Each function raises `AssertionError` with an explanation if its invariant does not
+hold. The functions look at values, so call them outside `jax.jit`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,17 +18,18 @@ from jaxbn import statistics, stats_tree
 def assert_valid_batch_stats(
     batch_stats: Any, dtype: jax.typing.DTypeLike = jnp.float32
 ) -> None:
-    """Running statistics that a model can be trained on and served with.
+    """Checks that running statistics are valid for training and inference.
 
-    Every pair of `mean` and `var` has one shape; `var` is of `dtype` and not negative,
-    `mean` of `dtype` or its complex counterpart; both are finite.
+    The mean and the variance of a layer have the same shape and are finite. The
+    variance has the dtype `dtype` and is not negative. The mean has the dtype `dtype`
+    or its complex counterpart.
 
     Args:
       batch_stats: `BatchStats`, or a Flax collection of any depth.
-      dtype: of the variance.
+      dtype: the dtype of the variance.
 
     Raises:
-      AssertionError: naming the layer and what does not hold.
+      AssertionError: with the layer and the condition that does not hold.
 
     Example:
       >>> assert_valid_batch_stats({"bn": {"mean": jnp.zeros(3), "var": jnp.ones(3)}})
@@ -58,20 +59,20 @@ def assert_standardized(
     mask: jax.typing.ArrayLike | None = None,
     atol: float = 1e-3,
 ) -> None:
-    """The output of training has mean `bias` and standard deviation `|scale|`.
+    """Checks that an output has mean `bias` and standard deviation `|scale|`.
 
-    That holds where the variance of the input is large against epsilon.
+    In training this holds if the variance of the input is large compared with epsilon.
 
     Args:
-      y: output of a layer in training, `[N, ..., C]`.
+      y: the output of a layer in training, `[N, ..., C]`.
       scale: `[C]` or a number.
       bias: `[C]` or a number.
       axis: channel axis or axes.
-      mask: boolean, broadcastable to `y`; the elements that counted.
+      mask: boolean, broadcastable to `y`; True for the elements that counted.
       atol: absolute tolerance, in units of `y`.
 
     Raises:
-      AssertionError: naming mean or standard deviation.
+      AssertionError: with the difference in mean or standard deviation.
 
     Example:
       >>> assert_standardized(jnp.array([[1.0], [-1.0]]))
@@ -98,13 +99,13 @@ def assert_scale_invariant(
     factor: float = 8.0,
     atol: float = 1e-3,
 ) -> None:
-    """`function(factor * x) = function(x)`, as BN((aW)u) = BN(Wu).
+    """Checks that `function(factor * x) = function(x)`, as in BN((aW)u) = BN(Wu).
 
     Args:
       function: a layer, or a network as a function of one of its kernels.
-      x: its argument.
-      factor: positive.
-      atol: absolute tolerance: the effect of epsilon, in units of the output.
+      x: the argument of the function.
+      factor: a positive number.
+      atol: absolute tolerance for the effect of epsilon, in units of the output.
 
     Raises:
       AssertionError: with the largest difference.
@@ -123,20 +124,20 @@ def assert_scale_invariant(
 
 
 def assert_in_sync(tree: Any, *, axis: int | None = None) -> None:
-    """Every device holds the same numbers, bit for bit.
+    """Checks that every device holds the same numbers, bit for bit.
 
     Args:
       tree: arrays replicated over devices, or stacked along `axis`.
-      axis: the axis of the devices, as `jax.pmap` adds it; None: compare the copies
-        that each array has on the devices of this process.
+      axis: the axis of the devices, as `jax.pmap` adds it. With None it compares the
+        copies that each array has on the devices of this process.
 
     Raises:
-      AssertionError: naming the leaf and the device that differs.
+      AssertionError: with the leaf and the device that differ.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
-        first: dict[str, np.ndarray] = {}  # By the part of the array that it holds.
+        first: dict[str, np.ndarray] = {}  # The first copy of each part.
         for device, part, copy in _copies(leaf, axis):
             copy = np.asarray(copy)
             expected = first.setdefault(part, copy)
@@ -149,7 +150,7 @@ def assert_in_sync(tree: Any, *, axis: int | None = None) -> None:
 
 
 def _copies(leaf: Any, axis: int | None) -> Iterator[tuple[Any, str, Any]]:
-    """Device, part and content of every copy."""
+    """Yields device, part and content of every copy."""
     if axis is not None:
         for device, copy in enumerate(jnp.moveaxis(leaf, axis, 0)):
             yield device, "whole", copy

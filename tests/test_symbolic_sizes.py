@@ -1,8 +1,8 @@
 """Programs that `jax.export` makes once for every size of the batch.
 
-Each is exported with symbols as sizes, the forms of the variance for TPU and GPU too. It
-is run on this CPU with several sizes. The right value is what the same function returns
-when it is called directly.
+Each is exported with symbols as sizes, the forms of the variance for TPU and GPU too,
+and is run on this CPU with several sizes. The right value is what the same function
+returns when it is called directly.
 """
 
 import functools

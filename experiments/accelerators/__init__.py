@@ -1,1 +1,1 @@
-"""Training steps compiled for accelerators that are not here; nothing runs."""
+"""A study that compiles training steps for accelerators without running them."""

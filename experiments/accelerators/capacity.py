@@ -1,4 +1,4 @@
-"""The largest batch that fits one device, by compiling on both sides of the limit."""
+"""Finds the largest batch that fits one device, by compiling around the limit."""
 
 import dataclasses
 import re
@@ -7,31 +7,31 @@ from typing import Any, NamedTuple
 
 from experiments.programs import cases, targets
 
-STEP = {"tpu": 64, "gpu": 128}  # Images.
+STEP = {"tpu": 64, "gpu": 128}  # The step of the search, in images.
 FIRST = {"tpu": (256, 448), "gpu": (1024, 2048)}
-MOST = 9  # Compilations.
+MOST = 9  # The most compilations of a search.
 
 _NUMBER = re.compile(r"([\d.]+)G")
 
 
 class Point(NamedTuple):
-    """What one batch needs."""
+    """The memory that a batch needs."""
 
     fits: bool
-    bytes: float | None  # None where the compiler does not say.
+    bytes: float | None  # None: the compiler does not report it.
 
 
 def search(
     case: cases.Case, compile_case: Callable[[cases.Case], dict[str, Any]]
 ) -> dict[int, Point]:
-    """Compiles at a few sizes until one fits and the next does not.
+    """Compiles a few batch sizes until one fits and the next does not.
 
     Args:
-      case: a training step; its `images` do not matter.
-      compile_case: gives the row of a case.
+      case: a training step; its `images` are not used.
+      compile_case: returns the row of a case.
 
     Returns:
-      What each size needs.
+      The memory that each batch size needs.
     """
     points: dict[int, Point] = {}
     limit = targets.MEMORY[case.target]
@@ -50,9 +50,10 @@ def search(
 
 
 def read(row: Mapping[str, Any], limit: float) -> Point | None:
-    """Whether a program fits, or None if that is not known.
+    """Returns the memory that a program needs, or None if that is not known.
 
-    The TPU's compiler refuses what does not fit; for a GPU it is counted.
+    The TPU compiler refuses a program that does not fit. On a GPU the bytes are
+    compared with `limit`.
     """
     if "error" in row:
         if "RESOURCE_EXHAUSTED" not in row["error"]:
@@ -64,23 +65,30 @@ def read(row: Mapping[str, Any], limit: float) -> Point | None:
 
 
 def total_megabytes(row: Mapping[str, Any]) -> float:
-    """Of a program as it runs; arrays that are updated in place count once."""
+    """Returns the memory of a running program in MB.
+
+    Arrays that are updated in place count once.
+    """
     parts = row["temporary_MB"], row["argument_MB"], row["output_MB"]
     return sum(parts) - row["aliased_MB"]
 
 
 def bounds(points: Mapping[int, Point]) -> tuple[int, int | None]:
-    """The largest size that fits, 0 if none does, and the smallest that does not."""
+    """Returns the largest size that fits and the smallest larger one that does not.
+
+    The first is 0 if none fits, and the second is None if all larger ones fit.
+    """
     low = max((n for n, point in points.items() if point.fits), default=0)
     high = min((n for n, p in points.items() if not p.fits and n > low), default=None)
     return low, high
 
 
 def next_size(points: Mapping[int, Point], limit: float, step: int) -> int | None:
-    """Where to compile next, or None if the largest that fits is known.
+    """Returns the size to compile next, or None if the largest that fits is known.
 
-    By turns on the line through two sizes, and one step on or half-way: near its limit
-    a compiler begins to compute things twice to save memory, and there is no line.
+    Every second call interpolates linearly between two sizes. The others go one step up
+    or half-way, because memory is not linear near the limit: there a compiler begins to
+    compute things twice to save memory.
     """
     low, high = bounds(points)
     if high is not None and high - low <= step:
@@ -95,7 +103,7 @@ def next_size(points: Mapping[int, Point], limit: float, step: int) -> int | Non
 
 
 def largest(points: Mapping[int, Point], step: int) -> str:
-    """The largest batch that fits, or between which two it lies."""
+    """Returns the largest batch that fits, or the range in which it lies."""
     low, high = bounds(points)
     if high is None:
         return f"at least {low}"

@@ -1,9 +1,9 @@
-"""Fails if the op became dearer than the committed results say, on a TPU v5e.
+"""Fails if the op costs more on a TPU v5e than in the committed results.
 
     python -m experiments.accelerators.check
 
-Compiles, without a TPU, the small network with jaxbn and with Flax and a layer on four
-chips (two minutes on two cores).
+It compiles the small network with jaxbn and with Flax, and a layer on four chips. It
+needs no TPU, and two minutes on two cores.
 """
 
 import json
@@ -16,7 +16,7 @@ from experiments.accelerators import compare, process, report
 from experiments.programs import cases, targets
 
 COMMITTED = pathlib.Path(__file__).parent / "results" / "accelerators.json"
-TOLERANCE = 0.03  # Of the ratio: compilers of a new version move cycles a little.
+TOLERANCE = 0.03  # A new version of the compiler changes the ratio a little.
 
 _SAME = ("target", "program", "dtype", "parameters", "activation")
 
@@ -30,10 +30,10 @@ CASES = {
 def problems(
     rows: Mapping[str, Mapping[str, Any]], committed: Sequence[Mapping[str, Any]]
 ) -> list[str]:
-    """What is wrong, one line each.
+    """Returns one line for each problem.
 
     Args:
-      rows: of `CASES`, by their names.
+      rows: the rows of `CASES`, by name.
       committed: the rows of the committed results.
     """
     found = [
@@ -79,7 +79,7 @@ def problems(
 
 
 def main() -> None:
-    """Prints each row as it comes, then what is wrong."""
+    """Prints each row once it is compiled, then the problems."""
     if why := targets.missing("tpu"):
         sys.exit(why)
     rows = {}

@@ -1,4 +1,4 @@
-"""Rows of the study beside each other: what a step costs over that with Flax."""
+"""Compares rows of the study: the cost of a step relative to Flax."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -10,7 +10,11 @@ _SAME = ("target", "program", "dtype", "parameters", "activation", "style", "dev
 
 
 def cost(row: Row) -> float | None:
-    """What decides: a TPU's estimated cycles, MB that a GPU's own kernels move."""
+    """Returns the cost of a step, or None without a program.
+
+    It is the estimated cycles on a TPU, and the MB that XLA's own kernels move on a
+    GPU.
+    """
     if "error" in row:
         return None
     if row["platform"] == "tpu":
@@ -19,7 +23,7 @@ def cost(row: Row) -> float | None:
 
 
 def beside(rows: Iterable[Row], row: Row, norm: str) -> Row | None:
-    """The row that differs from this one by its normalisation only."""
+    """Returns the row that differs from this one in its normalisation only."""
     for other in rows:
         same = all(other[name] == row[name] for name in _SAME)
         if same and other["norm"] == norm and other["statistics"] == "global":
@@ -28,17 +32,19 @@ def beside(rows: Iterable[Row], row: Row, norm: str) -> Row | None:
 
 
 def over_flax(rows: Sequence[Row], row: Row) -> float | None:
-    """The cost of a step over that with Flax's fast form."""
+    """Returns the cost of a step divided by that with Flax's fast form."""
     flax = beside(rows, row, "flax")
     mine, theirs = cost(row), cost(flax) if flax else None
     return mine / theirs if mine and theirs else None
 
 
 def normalisation_over_flax(rows: Sequence[Row], row: Row) -> float | None:
-    """The same of what a step costs more than with a scale and a bias only.
+    """Returns the cost of the normalisation divided by that of Flax's fast form.
 
-    None where Flax costs less than a hundredth more, as in inference: nothing can be
-    read from the ratio of two differences as small as that.
+    The cost of the normalisation is the cost of the step minus that of a step with only
+    a scale and a bias. The result is None if Flax's normalisation costs less than a
+    hundredth of that step, as in inference: a ratio of such small differences says
+    nothing.
     """
     none, flax = (beside(rows, row, name) for name in ("none", "flax"))
     mine = cost(row)

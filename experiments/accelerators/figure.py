@@ -1,4 +1,4 @@
-"""What a training step costs over that with Flax, by accelerator."""
+"""The figure of the study: the cost of a training step relative to Flax."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,10 +25,10 @@ _TITLES = {
 
 
 def draw(result: Mapping[str, Any]) -> Figure:
-    """Bars of the normalisations, for each accelerator that has them.
+    """Draws bars of the normalisations for each accelerator that has results.
 
     Args:
-      result: what the JSON holds.
+      result: the content of the JSON.
     """
     rows = [
         row
@@ -70,7 +70,7 @@ def _bars(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
         axes.bar_label(bars, fmt="%.2f", fontsize=7)
     axes.axhline(1, color="black", lw=0.8)
     axes.set_xticks(range(len(places)), [_tick(target) for target in places])
-    axes.margins(y=0.25)  # Room for the legend.
+    axes.margins(y=0.25)  # This leaves room for the legend.
 
 
 def _tick(target: str) -> str:

@@ -13,11 +13,12 @@ ALL = (*norms.FOUR, "jaxbn, activation outside", "haiku", "jaxbn, recomputed",
 LEAKY = ("flax", "jaxbn", "jaxbn, in_place", "jaxbn, recomputed")
 TWO = ("flax", "jaxbn")
 STABLE = ("flax", "flax stable", "jaxbn")
-ONE_LAYER = tuple(name for name in ALL if name != "jaxbn, recomputed")  # No blocks.
+# A single layer has no blocks to recompute.
+ONE_LAYER = tuple(name for name in ALL if name != "jaxbn, recomputed")
 
 
 def all_cases() -> list[cases.Case]:
-    """Of both platforms, the small programs first."""
+    """Returns the cases of both platforms, with the small programs first."""
     return [
         *_layers(),
         *_small_networks(),
@@ -29,7 +30,7 @@ def all_cases() -> list[cases.Case]:
 
 
 def quick_cases() -> list[cases.Case]:
-    """The layer and the small network, jaxbn against Flax."""
+    """Returns the layer and the small network, with jaxbn and with Flax."""
     return [
         case
         for program in ("layer", "small_network")
@@ -39,7 +40,7 @@ def quick_cases() -> list[cases.Case]:
 
 
 def memory_cases() -> list[cases.Case]:
-    """What the largest batch is searched for."""
+    """Returns the cases for which the largest batch is searched."""
     return [
         case
         for target in ("v5e:2x2", "h200")
@@ -87,7 +88,7 @@ def _pods() -> Iterator[cases.Case]:
 
 
 def _cast() -> Iterator[cases.Case]:
-    """Half-precision scale and bias too, as users of jmp and Haiku have it."""
+    """Yields cases with half-precision scale and bias, as jmp and Haiku use them."""
     for target in ("v5e:2x2", "h200"):
         for program in ("layer", "small_network", "resnet50"):
             on = {"target": target, "program": program, "parameters": "cast"}

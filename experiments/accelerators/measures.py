@@ -1,4 +1,4 @@
-"""What is read of one compiled program."""
+"""Reads the measures of a compiled program."""
 
 import hashlib
 import re
@@ -11,11 +11,12 @@ import jax
 from experiments.measuring import hlo
 from experiments.programs import cases, targets
 
-VERSION = 1  # Of the meaning of a row: raised, all programs are compiled again.
+# The version of the meaning of a row. A new one makes all programs compile again.
+VERSION = 1
 
 
 def fingerprint(case: cases.Case, lowered: Any) -> str:
-    """Equal where compiling again would give the same row."""
+    """Returns a hash that is equal if compiling again would give the same row."""
     parts = (
         str(VERSION),
         jax.__version__,
@@ -28,14 +29,14 @@ def fingerprint(case: cases.Case, lowered: Any) -> str:
 
 
 def compile_timed(lowered: Any) -> tuple[Any, float]:
-    """The compiled program, and the seconds it took."""
+    """Returns the compiled program and the seconds that this took."""
     start = time.perf_counter()
     compiled = lowered.compile()
     return compiled, round(time.perf_counter() - start, 1)
 
 
 def read(case: cases.Case, lowered: Any, compiled: Any) -> dict[str, Any]:
-    """Cycles, traffic, collectives and memory of a program."""
+    """Returns cycles, traffic, collectives and memory of a program."""
     text = compiled.as_text()
     memory = compiled.memory_analysis()
     moved = hlo.traffic(text)
@@ -62,11 +63,11 @@ _COUNTS = ("forward", "backward", "gradients", "conditional", "asynchronous",
 
 
 def count(found: Iterable[hlo.Collective]) -> dict[str, int]:
-    """How many collectives there are of each kind, and what runs beside them.
+    """Counts the collectives of each kind, and the work that runs beside them.
 
-    `forward` and `backward` are those of the normalisation that always run,
-    `gradients` those that average the gradients of parameters; where the compiler made
-    one of several, the first says what it is.
+    `forward` and `backward` are collectives of the normalisation that always run.
+    `gradients` average the gradients of parameters. If the compiler merged several, the
+    first one decides the kind.
     """
     counts: dict[str, int] = dict.fromkeys(_COUNTS, 0)
     for each in found:
@@ -78,13 +79,13 @@ def count(found: Iterable[hlo.Collective]) -> dict[str, int]:
 
 
 def kind(op_name: str) -> str:
-    """What a collective is for, from where in the traced program it comes from."""
+    """Returns the kind of a collective from its place in the traced program."""
     if "transpose(" in op_name:
         return "backward" if re.search("BatchNorm|Haiku", op_name) else "gradients"
     return "forward" if "jvp(" in op_name else "gradients"
 
 
 def reason(message: str) -> str:
-    """The line of the compiler's message that says why it refuses, not longer."""
+    """Returns the first line of a compiler's message, at most 200 characters of it."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     return " ".join((lines or ["no message"])[0].split())[:200]

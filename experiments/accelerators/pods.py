@@ -1,4 +1,4 @@
-"""What the cost model of `sync_cost` predicts for the programs compiled for pods."""
+"""Predicts the programs compiled for pods with the cost model of `sync_cost`."""
 
 from typing import Any
 
@@ -12,8 +12,12 @@ GROUPS = (steps.GROUP, 64, 256)
 
 
 def predictions() -> dict[str, Any]:
-    """Of each program: normalisation layers, milliseconds of collectives by group."""
-    jax.config.update("jax_platforms", "cpu")  # An accelerator here is not asked.
+    """Returns layers and predicted milliseconds of collectives of each program.
+
+    The layers are the number of normalisations, and the milliseconds are given by group
+    size.
+    """
+    jax.config.update("jax_platforms", "cpu")  # Accelerators here are not used.
     channels = steps.Layer.features[0]
     short = steps.PROGRAMS["short_resnet"].network()
     layers = {
@@ -34,5 +38,5 @@ def _milliseconds(layers: list[models.NormLayer]) -> dict[str, float]:
 
 
 def _one_core(devices: int, size: int) -> float:
-    """As on a TPU v3, but with one core per chip."""
+    """Returns the seconds of a TPU v3, but with one core per chip."""
     return alpha_beta.tpu_seconds(2 * devices if devices > 1 else 1, size)

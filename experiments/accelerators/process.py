@@ -1,4 +1,4 @@
-"""One compilation in a process of its own: what it says, or how it ended."""
+"""Runs a compilation in a process of its own, and reads its output or its failure."""
 
 import dataclasses
 import json
@@ -10,18 +10,19 @@ from typing import Any
 from experiments.programs import cases, targets
 
 Row = dict[str, Any]
-SECONDS = 1800  # A program that is far too large is tried again and again.
+# The compiler tries a program that is far too large again and again.
+SECONDS = 1800
 
-# Of the compiler's own doing: the same program would end so again.
+# Signals of a crash of the compiler. The same program would crash it again.
 _CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL)
 
 
 def compile_case(case: cases.Case, old: Row | None = None) -> Row:
-    """The row of a case: what was read, or an `error` that says why there is none.
+    """Returns the row of a case: its measures, or an `error` with the reason.
 
     Args:
-      case: what to compile.
-      old: its row of before, which is returned if the program is still the same.
+      case: the case to compile.
+      old: its earlier row, which is returned if the program is unchanged.
 
     Raises:
       KeyboardInterrupt: if the process was interrupted.
@@ -48,7 +49,8 @@ def compile_case(case: cases.Case, old: Row | None = None) -> Row:
     if done.returncode:
         said["error"] = _ending(done)
         if -done.returncode not in _CRASHES:
-            said.pop("fingerprint", None)  # Perhaps of this machine: not kept.
+            # This machine may be the cause. Without a fingerprint it is tried again.
+            said.pop("fingerprint", None)
     return _row(case) | said
 
 

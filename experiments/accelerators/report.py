@@ -1,4 +1,4 @@
-"""The tables of the study, made from its JSON alone."""
+"""The tables of the study, from its JSON alone."""
 
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -23,12 +23,12 @@ PROGRAMS = {
 
 
 def write(path: pathlib.Path) -> str:
-    """Writes `.md` and `.png` beside the JSON at `path`; returns the text."""
+    """Writes `.md` and `.png` beside the JSON at `path` and returns the text."""
     return output.write_pages(path, table, {"": figure.draw})
 
 
 def line(row: Row) -> str:
-    """One row as it comes."""
+    """Returns one line of text for a row."""
     if "error" in row:
         return row["error"]
     cycles = f"{row['cycles'] / 1e6:.2f} M cycles, " if "cycles" in row else ""
@@ -40,12 +40,12 @@ def line(row: Row) -> str:
 
 
 def precision(row: Row) -> str:
-    """The dtype, and whether parameters are cast to it."""
+    """Returns the dtype, with a note if parameters are cast to it."""
     return row["dtype"] + (", cast" if row["parameters"] == "cast" else "")
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The result as Markdown."""
+    """Returns the result as Markdown."""
     rows = sorted(result["rows"], key=_order)
     single = [row for row in rows if row["style"] == "one" and not row["images"]]
     sections = [
@@ -88,7 +88,7 @@ def _introduction(rows: Sequence[Row]) -> str:
 
 
 def _order(row: Row) -> tuple[Any, ...]:
-    """Programs, dtypes, activations, targets and normalisations as they are listed."""
+    """Returns the sort key of a row: names sort in the order of their lists."""
     programs, names = list(PROGRAMS), list(norms.ALL)
     program, norm = row["program"], row["norm"]
     return (
@@ -106,7 +106,10 @@ def _order(row: Row) -> tuple[Any, ...]:
 def _ratios(
     rows: Sequence[Row], ratio: Callable[[Sequence[Row], Row], float | None]
 ) -> str:
-    """One line per program and normalisation, the targets side by side."""
+    """Returns a table with a line per program and normalisation.
+
+    The targets are its columns.
+    """
     columns = [t for t in targets.NAMES if any(row["target"] == t for row in rows)]
     found: dict[tuple[str, ...], dict[str, str]] = {}
     for name in [*norms.ALL]:
@@ -150,7 +153,7 @@ def _details(rows: Sequence[Row]) -> str:
 
 
 def _failures(rows: Sequence[Row]) -> str:
-    """Those of a search for the largest batch are no failures."""
+    """Returns a table of failures, without those of searches for the largest batch."""
     header = ["target", "devices", "program", "dtype", "activation", "normalisation",
               "why"]  # fmt: skip
     lines = [

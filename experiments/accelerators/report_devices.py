@@ -1,4 +1,4 @@
-"""Tables of the study on several devices, and of the largest batch on one."""
+"""The tables of several devices, and of the largest batch on one device."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -17,7 +17,7 @@ STYLES = {
 
 
 def sections(rows: Sequence[Row], pods: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Titles and tables; a table is empty where there are no rows."""
+    """Yields titles and tables; a table without rows is an empty string."""
     several = [row for row in rows if row["devices"] > 1 and "error" not in row]
     few = [row for row in several if row["program"] not in pods or not _is_pod(row)]
     many = [row for row in several if row["program"] in pods and _is_pod(row)]

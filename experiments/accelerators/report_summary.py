@@ -1,4 +1,4 @@
-"""The study in short: the headline, and what was aimed at."""
+"""The summary of the study: the headline and the aims."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +31,7 @@ _HEADLINE = (
 
 
 class Aim(NamedTuple):
-    """What jaxbn was to cost at most, over Flax with its fast variance."""
+    """The most that jaxbn should cost, relative to Flax with its fast variance."""
 
     title: str
     case: cases.Case
@@ -61,7 +61,7 @@ _AIMS = (
 
 
 def headline(rows: Sequence[Row]) -> str:
-    """Costs of the normalisations over that of Flax, for a reader in a hurry."""
+    """Returns a short table of the costs of the normalisations relative to Flax."""
     header = ["platform", "what is compared", "Flax, default", "Flax, stable",
               "**jaxbn**", "scale and bias only"]  # fmt: skip
     lines = []
@@ -78,7 +78,7 @@ def headline(rows: Sequence[Row]) -> str:
 
 
 def aims(rows: Sequence[Row]) -> str:
-    """Aims beside what was compiled."""
+    """Returns a table of the aims and the compiled results."""
     lines = []
     for aim in _AIMS:
         found = _ratio(rows, aim.case, aim.ratio)

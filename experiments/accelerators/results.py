@@ -1,4 +1,4 @@
-"""The rows of the study in one JSON file, written after every compilation."""
+"""Keeps the rows of the study in a JSON file, written after every compilation."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ from experiments import output
 from experiments.accelerators import process
 from experiments.programs import cases
 
-# Each row is made by a process of its own, and has the versions of its compiler.
+# A process of its own makes each row, so each row has the versions of its compiler.
 ABOUT = {
     "study": "accelerators",
     "command": "python -m experiments.accelerators.worker --target ... --program ...",
@@ -21,12 +21,12 @@ _FIELDS = [field.name for field in dataclasses.fields(cases.Case)]
 
 
 def key(row: dict[str, Any]) -> tuple[str, ...]:
-    """Equal for rows of one case; rows are in its order."""
+    """Returns a key that is equal for rows of one case and that sorts the rows."""
     return tuple(f"{row[name]:>6}" for name in _FIELDS)
 
 
 class Results:
-    """The content of `path`, if there is such a file."""
+    """The content of the file at `path`; empty if there is no such file."""
 
     def __init__(self, path: pathlib.Path):
         self.path = path
@@ -38,7 +38,7 @@ class Results:
         self._lock = threading.Lock()
 
     def compile(self, case: cases.Case) -> dict[str, Any]:
-        """The row of a case, compiled unless the file has that program."""
+        """Returns the row of a case; compiles it unless the file has that program."""
         place = key(dataclasses.asdict(case))
         old = self._rows.get(place)
         row = process.compile_case(case, old)
@@ -49,10 +49,10 @@ class Results:
         return row
 
     def forget(self, which: Callable[[dict[str, Any]], bool]) -> None:
-        """Leaves out rows."""
+        """Removes the rows for which `which` returns True."""
         self._rows = {k: row for k, row in self._rows.items() if not which(row)}
 
     def write(self) -> None:
-        """Writes the file, whole or not at all."""
+        """Writes the file atomically."""
         self.content["rows"] = [self._rows[place] for place in sorted(self._rows)]
         output.write_json(self.path, self.content)

@@ -1,4 +1,4 @@
-"""Training steps compiled for TPUs and GPUs that are not here."""
+"""Compiles training steps for TPUs and GPUs that this machine need not have."""
 
 import concurrent.futures
 import dataclasses
@@ -76,7 +76,7 @@ def _compile(chosen: list[cases.Case], known: results.Results, jobs: int) -> Non
         try:
             return None if stopped.is_set() else known.compile(case)
         except KeyboardInterrupt:
-            stopped.set()  # Before this thread takes the next case.
+            stopped.set()  # This must happen before this thread takes the next case.
             raise
 
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
@@ -102,7 +102,7 @@ def _find_largest(chosen: list[cases.Case], known: results.Results) -> None:
 
 
 def _left_over(case: cases.Case, points) -> Callable[[dict], bool]:
-    """Rows of an earlier search, at sizes that this one did not visit."""
+    """Returns a test for rows of an earlier search at sizes not visited now."""
     mine = dataclasses.asdict(case)
 
     def left_over(row):

@@ -3,8 +3,8 @@
     python -m experiments.accelerators.worker --platform tpu --target v5e:2x2 \
         --program small_network --norm jaxbn --dtype bfloat16 --hlo small.hlo
 
-The last line of its output is what was read, or the reason why there is no program, as
-JSON. `python -m experiments.accelerators.worker --help` lists the options.
+The last line of its output is JSON. It has the measures of the program, or the reason
+why there is none. `python -m experiments.accelerators.worker --help` lists the options.
 """
 
 import dataclasses
@@ -34,14 +34,14 @@ class Worker(cases.Case):
     def run(self) -> None:
         """Prints a line when the program is lowered, and one when it is compiled."""
         os.environ.update(targets.ENVIRONMENT[self.platform])
-        # Only now: importing jax reads the environment.
+        # These imports come late, because importing jax reads the environment.
         from experiments.accelerators import measures
         from experiments.programs import steps
 
         try:
             lowered = steps.lower(self)
         except Exception as error:
-            # In full here; the row has one line of it.
+            # The row has only one line of the error; this prints all of it.
             traceback.print_exc()
             return _print(
                 {"error": measures.reason(f"{type(error).__name__}: {error}")}
@@ -66,12 +66,13 @@ def _print(row) -> None:
 
 
 def parse(arguments: list[str]) -> Worker:
-    """The case that the command line names."""
+    """Returns the case that the command line names."""
     return tyro.cli(Worker, args=arguments)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # A compiler would not hear it.
+    # Python could not handle the signal while a compiler runs.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     worker = parse(sys.argv[1:])
     if why := targets.missing(worker.platform):
         sys.exit(why)

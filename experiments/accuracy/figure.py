@@ -1,4 +1,4 @@
-"""Errors of the gradient of the scale against the mean of a channel."""
+"""The figure of the study: errors of the scale's gradient against the mean."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ _COLORS = {
 
 
 def draw(result: Mapping[str, Any]) -> Figure:
-    """A panel per dtype, for the most elements and a cotangent that is not centred."""
+    """Draws a panel per dtype, for the most elements and a cotangent of mean 1."""
     rows = [row for row in result["rows"] if row["mean"] == 1]
     most = max(row["elements"] for row in rows)
     rows = [row for row in rows if row["elements"] == most]

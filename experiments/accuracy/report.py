@@ -1,4 +1,4 @@
-"""The tables of the study, made from its JSON alone."""
+"""The tables of the study, from its JSON alone."""
 
 import pathlib
 from collections.abc import Mapping
@@ -12,12 +12,12 @@ QUANTITIES = ("y", "dx", "dscale")
 
 
 def write(path: pathlib.Path) -> str:
-    """Writes `accuracy.md` and `.png` beside the JSON at `path`; returns the text."""
+    """Writes `accuracy.md` and `.png` beside the JSON and returns the text."""
     return output.write_pages(path, table, {"": figure.draw})
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The result as Markdown."""
+    """Returns the result as Markdown."""
     names = [name for name in NAMES if name in result["rows"][0]["errors"]]
     parts = [
         "Root mean square errors against float64, over the root mean square of what "

@@ -1,9 +1,9 @@
-"""How exact output and gradients are where the mean is large, beside Flax and PyTorch.
+"""Measures errors of output and gradients at a large mean, with Flax and PyTorch.
 
-One layer, `x = ratio + N(0, 1)` per channel, rounded to its dtype; the reference is
-computed from the rounded values in float64. Expected: the error of the gradient of the
-scale stays at the rounding of its sum, because means are known to two floats; with one
-float it grows with the ratio and with the mean of the cotangent.
+The input of one layer is `x = ratio + N(0, 1)` per channel, rounded to its dtype. The
+reference is computed in float64 from the rounded values. Expected: the error of the
+gradient of the scale stays at the rounding of its sum, because a mean is kept as two
+floats. With one float it grows with the ratio and with the mean of the cotangent.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from experiments import output
 from experiments.accuracy import report
 from jaxbn import linen
 
-# Beyond 100 a bfloat16 holds nothing of a deviation of 1.
+# Beyond a mean of 100 a bfloat16 cannot represent deviations of 1.
 RATIOS = {"float32": (1.0, 1e1, 1e2, 1e3, 1e4), "bfloat16": (1.0, 1e1, 1e2)}
 CHANNELS = 4
 
@@ -50,16 +50,17 @@ class Accuracy:
 
 
 def measure(elements: int, ratio: float, mean: float, dtype: str) -> dict[str, Any]:
-    """Errors of one batch: root mean squares, over those of what they are errors of.
+    """Returns the relative errors of one batch.
 
-    That of the gradient of the scale is over `sqrt(sum(dy^2))`, the size that it has
-    where `dy` is not correlated with the input.
+    An error is a root mean square, divided by that of the exact values. The error of
+    the gradient of the scale is divided by `sqrt(sum(dy^2))`, its size if `dy` is not
+    correlated with the input.
 
     Args:
-      elements: per channel.
-      ratio: mean of the input over its standard deviation.
-      mean: of the cotangent, whose deviations are N(0, 1).
-      dtype: of the input and the cotangent.
+      elements: the elements per channel.
+      ratio: the mean of the input divided by its standard deviation.
+      mean: the mean of the cotangent, whose deviations are N(0, 1).
+      dtype: the dtype of the input and the cotangent.
     """
     rng = np.random.default_rng(0)
     x, dy = rng.standard_normal((2, elements, CHANNELS))
@@ -80,7 +81,7 @@ def measure(elements: int, ratio: float, mean: float, dtype: str) -> dict[str, A
 
 
 def _reference(x, dy, epsilon=1e-5):
-    """The paper's formulas; scale 1 and bias 0."""
+    """Computes the paper's formulas with scale 1 and bias 0."""
     centered = x - x.mean(0)
     std = np.sqrt((centered**2).mean(0) + epsilon)
     x_hat = centered / std
@@ -133,7 +134,7 @@ def _torch(x, dy, dtype):
 
 
 def _rounded(values, dtype) -> np.ndarray:
-    """Float32 values that `dtype` holds."""
+    """Rounds values to `dtype` and returns them as float32."""
     return np.asarray(jnp.asarray(values, dtype), np.float32)
 
 

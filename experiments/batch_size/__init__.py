@@ -1,1 +1,1 @@
-"""How accuracy depends on the batch size, with three normalisations."""
+"""A study of accuracy by batch size, with three normalisations."""

@@ -1,4 +1,4 @@
-"""Accuracy against the batch size."""
+"""The figure of the study: accuracy against the batch size."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +22,7 @@ _STATISTICS = {
 
 
 def draw(result: Mapping[str, Any]) -> Figure:
-    """Left: the three normalisations. Right: BN by the statistics of inference."""
+    """Draws three normalisations (left), and BN by the statistics of inference."""
     sizes = sorted(map(int, result["sizes"]))
     figure, panels = plt.subplots(
         1, 2, figsize=(10, 3.8), sharey=True, layout="constrained"

@@ -1,4 +1,4 @@
-"""The tables of the study and its verdict, made from its JSON alone."""
+"""The tables and the verdict of the study, from its JSON alone."""
 
 import pathlib
 from collections.abc import Mapping
@@ -10,28 +10,28 @@ from experiments import output, verdicts
 from experiments.batch_size import figure
 
 ADVISED = (8, 32)
-"""Batch sizes of the advice in circulation, with Batch Normalization."""
+"""The range of batch sizes that is advised with Batch Normalization."""
 CLEAR = 0.01
-"""A fall of accuracy is one if it is more than a point."""
+"""Accuracy counts as fallen if it falls by more than this, a point."""
 
 
 def write(path: pathlib.Path) -> str:
-    """Writes `.md` and `.png` beside the JSON at `path`; returns the text."""
+    """Writes `.md` and `.png` beside the JSON at `path` and returns the text."""
     return output.write_pages(path, table, {"": figure.draw})
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The result as Markdown."""
+    """Returns the result as Markdown."""
     return "\n\n".join([verdicts.expected(statements(result)), _accuracy(result)])
 
 
 def best_size(result: Mapping[str, Any], network: str = "BN") -> int:
-    """The batch size of the highest accuracy by the running statistics."""
+    """Returns the batch size with the highest accuracy by the running statistics."""
     return max(_sizes(result), key=lambda size: _mean(result, size, network))
 
 
 def statements(result: Mapping[str, Any]) -> dict[str, bool]:
-    """What was expected, and whether it was found."""
+    """Returns each expected statement, and True if the result confirms it."""
     smallest = _sizes(result)[0]
     falls = {
         network: _mean(result, best_size(result, network), network)
@@ -55,7 +55,7 @@ def statements(result: Mapping[str, Any]) -> dict[str, bool]:
 
 
 def verdict(result: Mapping[str, Any]) -> str:
-    """In plain words."""
+    """Returns the verdict in words."""
     return verdicts.of(*statements(result).values())
 
 
@@ -89,7 +89,7 @@ def _sizes(result: Mapping[str, Any]) -> list[int]:
 def _seeds(
     result: Mapping[str, Any], size: int, network: str, how: str = "running"
 ) -> np.ndarray:
-    """At the end, `[seeds]`."""
+    """Returns the accuracies at the end, `[seeds]`."""
     return np.array(result["sizes"][str(size)][network][how][-1])
 
 

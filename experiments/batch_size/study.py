@@ -1,21 +1,21 @@
-"""Which batch size serves best, at equal work and equal learning rate per example?
+"""Compares batch sizes at equal work and equal learning rate per example.
 
-Ioffe (2017) on the paper's method: it is less effective where mini-batches are small,
-and training and inference differ. Masters and Luschi (2018): with the learning rate in
-proportion to the batch size, batches of 2 to 32 train best; with Batch Normalization,
-the advice in circulation is 8 to 32. Wu and He (2018): Group Normalization does not
-depend on the batch size; with Batch Normalization the error rises at 4 and 2. Wu and
-Johnson (2021): at such sizes part of the loss is in the running statistics, and
-the statistics of the batch do better in inference.
+Ioffe (2017) on the paper's method: it is less effective with small mini-batches, where
+training and inference differ. Masters and Luschi (2018): with the learning rate in
+proportion to the batch size, batches of 2 to 32 train best. With Batch Normalization,
+8 to 32 are advised. Wu and He (2018): Group Normalization does not depend on the batch
+size, and with Batch Normalization the error rises at 4 and 2. Wu and Johnson (2021): at
+such sizes part of the loss is due to the running statistics, and inference with the
+statistics of the batch is better.
 
 A network is trained for some epochs at batch sizes 2 to 512, with Batch, Group and
-Layer Normalization. Running averages are debiased, since large batches make few steps.
-Expected: with BN the best sizes are 8 to 32 and accuracy falls at 2, where that of the
-other two does not.
+Layer Normalization. Running averages are debiased, because large batches give few
+steps. Expected: with BN the best sizes are 8 to 32, and accuracy falls at 2, while that
+of the other two does not.
 
-Measured: holds partly. With BN the best size is 8 by running averages (by exact
-statistics 16 to 128 are level), and accuracy falls by 40 points at 2; Group and Layer
-Norm lose 1.5 points there at most. The statistics of the test batch are worse at 2,
+Measured: holds partly. With BN the best size is 8 with running averages (with exact
+statistics 16 to 128 are equal), and accuracy falls by 40 points at 2. Group and Layer
+Norm lose at most 1.5 points there. The statistics of the test batch are worse at 2,
 where a unit has two values.
 """
 
@@ -83,7 +83,7 @@ def check(config: BatchSize) -> None:
     """Checks the options before any work.
 
     Raises:
-      ValueError: naming the option, what it must be and what it is.
+      ValueError: if an option is wrong; the message says what it must be.
     """
     options.check_at_least(
         config, batch_sizes=2, hidden=1, epochs=1, groups=1, seeds=1,
@@ -99,7 +99,10 @@ def check(config: BatchSize) -> None:
 
 
 def measure(config: BatchSize) -> dict[str, Any]:
-    """All trainings: by size and network the records of every epoch and seed."""
+    """Trains all networks; returns records by size and network.
+
+    There is a record for every epoch and seed.
+    """
     train_split, test = datasets.flat_splits(config.dataset, config.data_dir)
     train_split = {name: each[: config.examples] for name, each in train_split.items()}
     examples, pixels = train_split["image"].shape

@@ -1,4 +1,4 @@
-"""One layer on 1 to 8 devices that share the batch: time by style of parallelism."""
+"""Times a layer on 1 to 8 devices that share the batch, by style of parallelism."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,14 +16,14 @@ STYLES = {"jit": "jit Auto", "shard_map": "shard_map"}
 
 
 def measure(rounds: int) -> dict[str, Any]:
-    """Rows of one style and number of devices each."""
+    """Returns a row for each style and number of devices."""
     counts = [n for n in (1, 2, 4, 8) if n <= jax.device_count()]
     rows = [compare(style, n, rounds) for style in STYLES for n in counts]
     return {"devices": {"shape": SHAPE, "rows": rows}}
 
 
 def compare(style: str, devices: int, rounds: int) -> dict[str, Any]:
-    """Flax over jaxbn, forward and backward."""
+    """Returns the time of Flax relative to jaxbn, forward and backward."""
     programs = {
         "jaxbn": program(linen.BatchNorm, style, devices),
         "flax.linen": program(nn.BatchNorm, style, devices),
@@ -39,7 +39,10 @@ def compare(style: str, devices: int, rounds: int) -> dict[str, Any]:
 
 
 def program(cls: Callable[..., nn.Module], style: str, devices: int):
-    """Without arguments: y, new statistics and gradients, of the whole batch."""
+    """Returns a program without arguments that runs a step on the whole batch.
+
+    The step gives y, new statistics and gradients.
+    """
 
     def normalize(x, mask, scale, bias, stats, axis_name):
         del mask

@@ -1,4 +1,4 @@
-"""The figures of the benchmark: layers, scaling, memory."""
+"""The figures of the benchmark: layers, scaling and memory."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ _COLORS = {name: f"C{i}" for i, name in enumerate(peers.PEERS)} | {peers.LIMIT: 
 
 
 def layers(result: Mapping[str, Any]) -> Figure:
-    """Times over jaxbn's for every shape, forward and backward."""
+    """Draws times relative to jaxbn for every shape, forward and backward."""
     dtypes = sorted(result["layers"], reverse=True)
     figure, axes = plt.subplots(
         1, len(dtypes), figsize=(13, 4), sharey=True, layout="constrained"
@@ -44,7 +44,7 @@ def layers(result: Mapping[str, Any]) -> Figure:
 
 
 def scaling(result: Mapping[str, Any]) -> Figure:
-    """Times against elements, channels and devices; compilation against depth."""
+    """Draws times by elements, channels and devices, and compilation by depth."""
     figure, (left, middle, right, last) = plt.subplots(
         1, 4, figsize=(16, 3.8), layout="constrained"
     )
@@ -83,7 +83,7 @@ def scaling(result: Mapping[str, Any]) -> Figure:
 
 
 def memory(result: Mapping[str, Any]) -> Figure:
-    """Peak memory of 50 layers, per layer, written out and scanned."""
+    """Draws the peak memory per layer of 50 layers, written out and scanned."""
     rows = sorted(result["memory"].items(), key=lambda item: -item[1]["scanned"])
     figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
     for i, form in enumerate(("written out", "scanned")):
@@ -100,4 +100,4 @@ ALL = {
     "_scaling": ({"sizes", "depth", "devices"}, scaling),
     "_memory": ({"memory"}, memory),
 }
-"""By the name of the file: what each needs of the JSON, and what draws it."""
+"""For each file name the parts of the JSON that it needs and its function."""

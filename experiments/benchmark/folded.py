@@ -1,4 +1,4 @@
-"""Inference of whole networks, with normalisation and with it folded away."""
+"""Compares the inference of whole networks with and without folding."""
 
 import functools
 from collections.abc import Callable
@@ -18,7 +18,7 @@ LAYERS = {"flax.linen": norms.FLAX, "jaxbn": norms.JAXBN}
 
 
 def measure(rounds: int) -> dict[str, Any]:
-    """Time, arrays and error of every network."""
+    """Measures time, arrays and error of every network."""
     many = 8 if jax.default_backend() == "cpu" else 256
     return {
         "folded": {
@@ -32,7 +32,7 @@ def measure(rounds: int) -> dict[str, Any]:
 def network(
     make: Callable[..., nn.Module], rounds: int, images: int, size: int = 64
 ) -> Any:
-    """One network on a batch of images of `size` by `size`."""
+    """Measures one network on a batch of images of `size` by `size`."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal((images, size, size, 3)), jnp.float32)
     nets = {name: make(classes=10, norm=norm) for name, norm in LAYERS.items()}
@@ -70,7 +70,10 @@ def _call(model: Any, x: jax.Array, train: bool) -> jax.Array:
 
 
 def _variables(net: nn.Module, x: jax.Array) -> Any:
-    """With running statistics of one batch, as if it had been trained on it."""
+    """Returns variables with the running statistics of one batch.
+
+    They are those that a training step on this batch gives.
+    """
     variables = jax.jit(functools.partial(net.init, train=False))(jax.random.key(0), x)
     apply = functools.partial(net.apply, train=True, mutable=["batch_stats"])
     return {**variables, **jax.jit(apply)(variables, x)[1]}

@@ -1,4 +1,4 @@
-"""One layer: time in training and inference, what it keeps, what its kernels move."""
+"""Measures a layer: its times, the arrays that it keeps and its memory traffic."""
 
 import math
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ SHAPES = {
         (32, 56, 56, 64), (32, 28, 28, 128), (32, 14, 14, 256), (32, 7, 7, 512),
         (256, 1024), (60, 100), (8, 112, 112, 64),
     ),
-    "gpu": (  # Of ResNet-50 with 256 images.
+    "gpu": (  # These are the shapes of ResNet-50 with 256 images.
         (256, 112, 112, 64), (256, 56, 56, 64), (256, 56, 56, 256),
         (256, 28, 28, 512), (256, 14, 14, 1024), (256, 7, 7, 2048),
     ),
@@ -30,14 +30,14 @@ QUICK_SHAPES = ((32, 28, 28, 128), (256, 1024))
 
 
 def times(dtype: str, rounds: int, quick: bool) -> dict[str, Any]:
-    """Every peer at every shape, with a line for each as it is done."""
+    """Times every peer at every shape, and prints a line after each shape."""
     shapes = QUICK_SHAPES if quick else _shapes()
     rows = [_note(f"{dtype} {s}", compare(s, dtype, rounds)) for s in shapes]
     return {"layers": {dtype: rows}}
 
 
 def sizes(rounds: int) -> dict[str, Any]:
-    """Flax over jaxbn by number of elements and of channels."""
+    """Times Flax relative to jaxbn by number of elements and of channels."""
 
     def rows(shapes: Iterable[tuple[int, ...]]) -> list[dict[str, Any]]:
         two = ("jaxbn", "flax.linen")
@@ -52,7 +52,7 @@ def sizes(rounds: int) -> dict[str, Any]:
 
 
 def traffic_and_kept() -> dict[str, Any]:
-    """What the kernels of a layer move, and what it keeps, of each dtype."""
+    """Returns the memory traffic and the kept arrays of a layer for each dtype."""
     shape = _shapes()[1]
     return {
         "traffic": {dtype: traffic(dtype, shape) for dtype in DTYPES},
@@ -67,7 +67,7 @@ def _shapes() -> tuple[tuple[int, ...], ...]:
 def compare(
     shape: tuple[int, ...], dtype: str, rounds: int, names=tuple(peers.PEERS)
 ) -> dict[str, Any]:
-    """The peers of these names and the limit over jaxbn, for each kind of program."""
+    """Times the named peers and the limit relative to jaxbn, by kind of program."""
     made, missing = {peers.LIMIT: peers.limits(shape, dtype)}, {}
     for name in names:
         try:
@@ -91,9 +91,10 @@ def compare(
 
 
 def traffic(dtype: str, shape: tuple[int, ...]) -> dict[str, dict[str, float]]:
-    """What the kernels of a layer move, forward and backward, in sizes of the input.
+    """Returns the memory traffic of a layer, forward and backward.
 
-    Of every peer that XLA compiles, and of the streaming limit.
+    The unit is the size of the input. There is a row for the streaming limit and for
+    every peer that XLA compiles.
     """
     rows = {}
     for name, make in ({peers.LIMIT: peers.limits} | peers.PEERS).items():
@@ -114,9 +115,9 @@ def traffic(dtype: str, shape: tuple[int, ...]) -> dict[str, dict[str, float]]:
 
 
 def kept(dtype: str) -> dict[str, float]:
-    """What the backward pass of BN and ReLU is given, in sizes of the input.
+    """Returns the size of the arrays kept for the backward pass of BN and ReLU.
 
-    Includes the output, where the ReLU keeps it.
+    The unit is the size of the input. The output is included if the ReLU keeps it.
     """
     x = jnp.ones((256, 16, 64), dtype)
 

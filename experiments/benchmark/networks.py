@@ -1,4 +1,4 @@
-"""Whole networks: time of a training step, memory, compilation, by normalisation."""
+"""Measures whole networks by normalisation: training step, memory and compilation."""
 
 import functools
 import time
@@ -18,17 +18,17 @@ from jaxbn import training
 
 
 def depth() -> dict[str, Any]:
-    """Seconds to compile stacks of layers."""
+    """Measures the seconds to trace and to compile stacks of layers."""
     return {"depth": {str(number): compile_times(number) for number in (10, 50, 200)}}
 
 
 def model(make: Callable[..., nn.Module], rounds: int) -> dict[str, Any]:
-    """The training step of one network."""
+    """Measures the training step of one network."""
     return {"models": {make.__name__: model_step(make, rounds)}}
 
 
 class _Layer(nn.Module):
-    """Normalisation, activation, dense: from one matrix product to the next."""
+    """A normalisation, an activation and a dense layer."""
 
     norm: Callable[..., nn.Module]
     activation: str
@@ -41,7 +41,10 @@ class _Layer(nn.Module):
 
 
 class _Stack(nn.Module):
-    """`depth` layers, written out or scanned, recomputed where there is a policy."""
+    """A stack of `depth` layers, written out or scanned.
+
+    With a `policy` the backward pass recomputes them.
+    """
 
     depth: int
     norm: Callable[..., nn.Module]
@@ -77,7 +80,7 @@ def _arguments(variables):
 
 
 def compile_times(depth: int, repeats: int = 3) -> dict[str, dict[str, float]]:
-    """Median seconds to trace and to compile the gradient of a stack, by layer."""
+    """Returns the median seconds to trace and to compile the gradient of a stack."""
     x = jnp.ones((32, 64))
     taken: dict[str, list[tuple[float, float]]] = {"jaxbn": [], "flax.linen": []}
     for _ in range(repeats):
@@ -94,7 +97,7 @@ def compile_times(depth: int, repeats: int = 3) -> dict[str, dict[str, float]]:
 
 
 def _compile(function, *args) -> tuple[Any, tuple[float, float]]:
-    """The compiled function, and the seconds to trace and to compile it."""
+    """Returns the compiled function, and the seconds to trace and to compile it."""
     jax.clear_caches()
     start = time.perf_counter()
     lowered = function.lower(*args)
@@ -103,9 +106,10 @@ def _compile(function, *args) -> tuple[Any, tuple[float, float]]:
 
 
 def memory(rounds: int, depth: int = 50, shape=(1024, 256)) -> dict[str, Any]:
-    """A stack with leaky ReLU: what is kept, and the peak, in activations per layer.
+    """Measures the memory of the gradient of a stack with leaky ReLU.
 
-    Kept and timed is the scanned form.
+    Kept arrays and peak are given in activations per layer. The kept arrays and the
+    times are those of the scanned form.
     """
     policy = jaxbn.dots_and_moments_saveable
     stacks = {
@@ -136,7 +140,7 @@ def memory(rounds: int, depth: int = 50, shape=(1024, 256)) -> dict[str, Any]:
 
 
 def _kept(net, variables, x) -> int:
-    """Bytes of the activations that the backward pass is given."""
+    """Returns the bytes of the activations that are kept for the backward pass."""
 
     def apply(params, x):
         return net.apply(variables | {"params": params}, x, mutable=["batch_stats"])[0]
@@ -147,7 +151,7 @@ def _kept(net, variables, x) -> int:
 
 
 def model_step(model: Callable[..., nn.Module], rounds: int) -> dict[str, Any]:
-    """A training step with jaxbn, with Flax and without normalisation."""
+    """Measures a training step with jaxbn, with Flax and without normalisation."""
     images, size = (8, 64) if jax.default_backend() == "cpu" else (256, 224)
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal((images, size, size, 3)), jnp.float32)

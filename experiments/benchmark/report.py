@@ -1,4 +1,4 @@
-"""The tables of the study, made from its JSON alone."""
+"""The tables of the study, from its JSON alone."""
 
 import json
 import pathlib
@@ -11,7 +11,7 @@ from experiments.measuring import interleaved, peers
 
 
 def write(path: pathlib.Path) -> str:
-    """Writes `benchmark.md` and the figures beside the JSON; returns the text."""
+    """Writes `benchmark.md` and the figures beside the JSON and returns the text."""
     result = json.loads(path.read_text())
     figures = {
         name: draw for name, (parts, draw) in figure.ALL.items() if parts <= set(result)
@@ -27,7 +27,7 @@ _TITLES = {
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The parts that were measured, as Markdown."""
+    """Returns the parts that were measured as Markdown."""
     parts = [
         f"{result['rounds']} rounds. Times over those of jaxbn: above 1, jaxbn is "
         "faster. Flax, Haiku and jaxbn with their default variance, which is stable "
@@ -43,7 +43,10 @@ def table(result: Mapping[str, Any]) -> str:
 def geometric_means(
     result: Mapping[str, Any], dtype: str, part: str
 ) -> dict[str, float]:
-    """Time of each peer, and of the limit, over that of jaxbn, over all shapes."""
+    """Returns the time of each peer and of the limit relative to jaxbn.
+
+    The times are geometric means over all shapes.
+    """
     ratios: dict[str, list[float]] = {}
     for row in result["layers"].get(dtype, []):
         for name, (median, *_) in row[part]["over_jaxbn"].items():
@@ -56,7 +59,7 @@ def _dtypes(result: Mapping[str, Any]) -> list[str]:
 
 
 def _names(result: Mapping[str, Any]) -> list[str]:
-    """The limit and the peers that were measured, as columns."""
+    """Returns the columns: the limit and the peers that were measured."""
     rows = [row for dtype in _dtypes(result) for row in result["layers"][dtype]]
     measured = {name for row in rows for name in row["both"]["over_jaxbn"]}
     names = [peers.LIMIT, *(name for name in peers.PEERS if name != "jaxbn")]
@@ -271,4 +274,4 @@ _SECTIONS = (
     ({"folded"}, (_folded_table,)),
     ({"devices"}, (_device_table,)),
 )
-"""What each needs of the JSON, which may hold only some of the parts."""
+"""The parts of the JSON that sections need, and the sections. Parts may be missing."""

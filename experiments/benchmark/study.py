@@ -1,4 +1,4 @@
-"""Speed and memory beside Flax, Haiku, Equinox, PyTorch and mere streaming."""
+"""Compares speed and memory with Flax, Haiku, Equinox, PyTorch and mere streaming."""
 
 import dataclasses
 import json
@@ -12,7 +12,8 @@ from typing import Any
 from experiments import output
 from experiments.benchmark import report
 
-# Kept from returning memory: on the CPU, page faults would decide. For all alike.
+# With these variables malloc does not return memory, for all programs. Otherwise page
+# faults would decide the times on a CPU.
 _MALLOC = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
@@ -20,7 +21,7 @@ _MALLOC = {
 }
 _FLAGS = (os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8")
 _EIGHT_DEVICES = {"XLA_FLAGS": " ".join(_FLAGS).strip()}
-# Each is measured in a process of its own, with these variables added.
+# Each part is measured in a process of its own, with these environment variables.
 PARTS: dict[str, dict[str, str]] = {
     "float32": {},
     "bfloat16": {},
@@ -70,7 +71,7 @@ class Benchmark:
         print(text)
 
     def _measure(self, part: str) -> dict[str, Any]:
-        """What the worker says of a part, and its device."""
+        """Returns the worker's measurements of a part, and its device."""
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder) / "part.json"
             worker = [sys.executable, "-m", "experiments.benchmark.worker"]

@@ -1,7 +1,7 @@
 """Measures one part of `benchmark` in a process of its own.
 
-`benchmark` gives it an environment in which malloc keeps what it has, so that no peer
-pays for pages, and as many devices as the part needs.
+`benchmark` sets its environment: malloc keeps its memory, so that page faults do not
+change the times, and there are as many devices as the part needs.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ class Worker:
     """The JSON to write."""
 
     def run(self) -> None:
-        """Writes what was measured, and on what device."""
+        """Writes the measurements and the name of the device."""
         measured = PARTS[self.part](self.rounds, self.quick)
         result = {"device": provenance.device_name(), **measured}
         self.out.write_text(json.dumps(result))

@@ -1,1 +1,1 @@
-"""What Batch Normalization does to internal covariate shift."""
+"""A study of Batch Normalization and internal covariate shift."""

@@ -1,4 +1,4 @@
-"""Percentiles in the last layer, the smoothness of the loss, and accuracy."""
+"""The figure of the study: percentiles, covariate shift, smoothness and accuracy."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ _COLORS = {
 
 
 def draw(result: Mapping[str, Any]) -> Figure:
-    """Do distributions that move slow a network down? Three above, three below."""
+    """Draws percentiles of the last layer above, and three quantities below."""
     steps = np.array(result["step"])
     figure, panels = plt.subplots(2, 3, figsize=(11, 6), layout="constrained")
     for axes, name in zip(panels[0], ("without BN", "BN", "noisy BN"), strict=True):
@@ -59,5 +59,5 @@ def draw(result: Mapping[str, Any]) -> Figure:
 
 
 def _array(result: Mapping[str, Any], name: str, quantity: str) -> np.ndarray:
-    """None becomes NaN, which is not drawn."""
+    """Returns the values; None becomes NaN, which is not drawn."""
     return np.array(result["networks"][name][quantity], np.float64)

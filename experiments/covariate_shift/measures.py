@@ -1,7 +1,7 @@
-"""How the loss and its gradient change as parameters move.
+"""Measures how the loss and its gradient change as parameters move.
 
-`loss` is a function of the parameters alone, `layers` the names of the parts of their
-tree in the order in which they are computed.
+`loss` is a function of the parameters alone. `layers` has the names of the parts of the
+parameter tree, in the order in which they are computed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,19 +16,19 @@ Loss = Callable[[Any], jax.Array]
 
 
 def along_gradient(loss: Loss, params: Any, rates: jax.Array) -> dict[str, jax.Array]:
-    """What steps of several lengths along the gradient find.
+    """Measures loss and gradient after steps of several lengths along the gradient.
 
     Args:
-      loss: of the parameters.
-      params: where the steps start.
-      rates: learning rates of the steps, `[steps]`.
+      loss: a function of the parameters.
+      params: the parameters from which the steps start.
+      rates: the learning rates of the steps, `[steps]`.
 
     Returns:
-      `loss_range`: the largest loss less the smallest, over the steps.
-      `gradient_change`: the largest Euclidean distance of the gradient from that at
-      the start. `relative_change`: the same over the norm of the gradient at the start.
-      `smoothness`: the largest ratio of that distance to the length of the step
-      (effective beta-smoothness). Shape () each.
+      Four values of shape (). `loss_range` is the largest loss of the steps minus the
+      smallest. `gradient_change` is the largest Euclidean distance of the gradient from
+      that at the start. `relative_change` is that distance divided by the norm of the
+      gradient at the start. `smoothness` is the largest ratio of the distance to the
+      length of the step (effective beta-smoothness).
 
     References:
       Santurkar et al., arXiv:1805.11604, Section 3.
@@ -56,21 +56,21 @@ def internal_shift(
     layers: Sequence[Sequence[str]],
     weights: Sequence[str],
 ) -> dict[str, jax.Array]:
-    """How much the gradient of each layer changes because those before it moved.
+    """Measures the change of each layer's gradient by a step of the layers before it.
 
-    Of a layer, the gradient before a step is compared with that after a step of the
-    layers before it alone.
+    The gradient of a layer before a step is compared with its gradient after a step of
+    only the layers before it.
 
     Args:
-      loss: of the parameters.
-      params: by layer; the weights are `params[name]["kernel"]`.
-      rate: of the step.
-      layers: names of the parts of each layer.
-      weights: of each layer, the part with its weights.
+      loss: a function of the parameters.
+      params: the parameters by part; the weights are `params[name]["kernel"]`.
+      rate: the learning rate of the step.
+      layers: the names of the parts of each layer.
+      weights: for each layer the name of the part with its weights.
 
     Returns:
-      `distance`: Euclidean, over the norm of the gradient. `cosine` of the angle
-      between the two. `[layers]` each.
+      Two arrays `[layers]`. `distance` is the Euclidean distance of the two gradients,
+      divided by the norm of the first. `cosine` is the cosine of their angle.
 
     References:
       Santurkar et al., arXiv:1805.11604, Definition 2.1.

@@ -1,4 +1,4 @@
-"""Noise after a normalisation, which makes its outputs' distribution jump."""
+"""Noise after a normalisation, which changes the distribution of the outputs."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,18 +6,19 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-# Of a unit, new every step; those of its examples lie about them.
+# Each unit draws a mean and a scale in every step. Each example draws its own around
+# them, with these spreads.
 MEAN, SPREAD_OF_MEAN = (-0.5, 0.5), 0.1
 SCALE, SPREAD_OF_SCALE = (1.0, 1.25), 0.1
 
 
 class Noisy(nn.Module):
-    """A normalisation, then other means and variances for every example and step.
+    """A normalisation, then random means and variances for every example and step.
 
-    In inference the expected scale takes the place of the noise, as in dropout.
+    Inference uses the expected scale instead of the noise, as in dropout.
 
     Attributes:
-      norm: makes the normalisation.
+      norm: a function that makes the normalisation.
 
     References:
       Santurkar et al., arXiv:1805.11604, Section 2.1 and Appendix A.
@@ -34,11 +35,13 @@ class Noisy(nn.Module):
 
 
 def disturbed(key: jax.Array, x: jax.Array) -> Any:
-    """`scale * x + shift`: one of each per unit, and a little more per element.
+    """Returns `scale * x + shift` with random scales and shifts.
+
+    Each unit has a scale and a shift, to which every element adds a little noise.
 
     Args:
-      key: of this layer and step.
-      x: `[N, C]`.
+      key: the random key of this layer and step.
+      x: the normalised values, `[N, C]`.
     """
     keys = jax.random.split(key, 4)
     shift = jax.random.uniform(keys[0], x.shape[-1:], x.dtype, *MEAN)

@@ -1,4 +1,4 @@
-"""The tables of the study and its verdicts, made from its JSON alone."""
+"""The tables and the verdicts of the study, from its JSON alone."""
 
 import pathlib
 from collections.abc import Mapping
@@ -10,26 +10,26 @@ from experiments import output, verdicts
 from experiments.covariate_shift import figure
 
 SAME = 0.01
-"""Two accuracies are as good if they differ by less than a point."""
+"""Two accuracies count as equal if they differ by less than this, a point."""
 EARLY = 1 / 4
-"""The part of the training in which the smoothness counts: later, loss and gradients of
-the two networks are of other sizes."""
+"""The part of the training in which smoothness is compared. Later the losses and the
+gradients of the two networks have different sizes."""
 
 NETWORKS = ("without BN", "BN", "noisy BN", "noise without BN")
 
 
 def write(path: pathlib.Path) -> str:
-    """Writes `.md` and `.png` beside the JSON at `path`; returns the text."""
+    """Writes `.md` and `.png` beside the JSON at `path` and returns the text."""
     return output.write_pages(path, table, {"": figure.draw})
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The result as Markdown."""
+    """Returns the result as Markdown."""
     return "\n\n".join([_verdict(result), _training(result), _layers(result)])
 
 
 def papers(result: Mapping[str, Any]) -> dict[str, bool]:
-    """The paper's statement, and what follows if it is the reason."""
+    """Returns the paper's statement and its consequences, and whether each holds."""
     plain, bn, noisy = (_Found(result, name) for name in NETWORKS[:3])
     return {
         "percentiles move less with BN, in every layer": bool(
@@ -45,7 +45,7 @@ def papers(result: Mapping[str, Any]) -> dict[str, bool]:
 
 
 def later(result: Mapping[str, Any]) -> dict[str, bool]:
-    """The statements of Santurkar et al."""
+    """Returns the statements of Santurkar et al. and whether each holds."""
     plain, bn, noisy = (_Found(result, name) for name in NETWORKS[:3])
     return {
         "the loss varies less along the gradient with BN": (
@@ -63,12 +63,12 @@ def later(result: Mapping[str, Any]) -> dict[str, bool]:
 
 
 def verdict(result: Mapping[str, Any]) -> str:
-    """On the paper's statement, in plain words."""
+    """Returns the verdict on the paper's statement in words."""
     return verdicts.of(*papers(result).values())
 
 
 class _Found:
-    """What was measured of one network."""
+    """The measurements of one network."""
 
     def __init__(self, result: Mapping[str, Any], name: str):
         self.values = {
@@ -80,18 +80,21 @@ class _Found:
         return float(self.values["accuracy"][-1].mean())
 
     def movement(self) -> np.ndarray:
-        """Widths per record, `[layers]`."""
+        """Returns the movement in widths per record, `[layers]`."""
         return self.values["movement"].mean(0)
 
     def shift(self, quantity: str) -> float:
-        """Over the whole training and all layers but the first, which has none."""
+        """Returns the mean over the training and the layers.
+
+        The first layer is left out, because no layer before it can move.
+        """
         return float(self.by_layer(quantity)[1:].mean())
 
     def by_layer(self, quantity: str) -> np.ndarray:
         return self.values[f"shift_{quantity}"].mean((0, 1))
 
     def early(self, quantity: str) -> float:
-        """Median over the records of the first part of the training."""
+        """Returns the median over the records of the first part of the training."""
         values = self.values[quantity]
         part = values[: max(1, round(len(values) * EARLY))]
         return float(np.median(part))

@@ -1,22 +1,23 @@
-"""What does BN do to internal covariate shift, and is that why it helps?
+"""Measures internal covariate shift with BN, and whether less of it is why BN helps.
 
-The paper (Sections 2, 4.1 and Figure 1): it "reduces internal covariate shift"; the
+The paper (Sections 2, 4.1 and Figure 1): BN "reduces internal covariate shift", and the
 distribution of the inputs of a sigmoid "is much more stable as training progresses".
-Santurkar et al. (2018): measured by the gradients (how much that of a layer changes
-because the layers before it moved), the shift is not reduced; with noise after BN that
-makes the distributions jump every step, the network trains as well as without the
-noise; what BN does is to make the loss smoother, and gradients more predictive of those
-a step away.
+Santurkar et al. (2018) measure the shift by gradients: how much the gradient of a layer
+changes because the layers before it move. By that measure BN does not reduce the shift.
+They also add noise after BN that changes the distributions in every step, and the
+network trains as well as without the noise. Instead, they say, BN makes the loss
+smoother, and gradients more predictive of those a step away.
 
-Four networks with the same steps: without normalisation, with BN, with BN and that
-noise, with the noise alone. At every record: percentiles of the inputs of all
-nonlinearities, the shift by gradients, loss and gradient a step away and further.
+Four networks take the same steps: without normalisation, with BN, with BN and that
+noise, and with the noise alone. Every record has percentiles of the inputs of all
+nonlinearities, the shift by gradients, and loss and gradient a step away and further.
 Expected: with BN the percentiles move less, the shift by gradients is not smaller, the
 loss is smoother, and noise costs little.
 
-Measured: on the paper's reason, holds partly: with BN percentiles move a quarter as
-much and the shift by gradients is half, but noisy BN, whose percentiles move more than
-those without BN, is as accurate as BN. Smoothness instead: holds.
+Measured: the paper's reason holds partly. With BN, percentiles move a quarter as much
+and the shift by gradients is half. But noisy BN is as accurate as BN, although its
+percentiles move more than those without BN. The reason of Santurkar et al., smoothness,
+holds.
 """
 
 import dataclasses
@@ -34,7 +35,7 @@ from experiments.covariate_shift import measures, noise, report
 from experiments.networks import fully_connected, norms
 from jaxbn import linen, training
 
-PERCENTILES = (15.0, 50.0, 85.0)  # The paper's.
+PERCENTILES = (15.0, 50.0, 85.0)  # The paper shows these.
 QUICK = {
     "dataset": "digits",
     "steps": 300,
@@ -87,7 +88,7 @@ def check(config: CovariateShift) -> None:
     """Checks the options before any work.
 
     Raises:
-      ValueError: naming the option, what it must be and what it is.
+      ValueError: if an option is wrong; the message says what it must be.
     """
     recording.check(_plan(config))
     options.check_at_least(config, batch_size=2, observed=2, hidden=1)
@@ -100,7 +101,7 @@ def check(config: CovariateShift) -> None:
 
 
 def measure(config: CovariateShift) -> dict[str, Any]:
-    """All trainings: by network what was measured, `[records, seeds, ...]`."""
+    """Trains all networks; returns their measurements, `[records, seeds, ...]`."""
     train_split, test = datasets.flat_splits(config.dataset, config.data_dir)
     some = {name: each[: config.observed] for name, each in train_split.items()}
     held_out = {**test, "observed": some["image"], "observed_label": some["label"]}
@@ -120,10 +121,10 @@ def measure(config: CovariateShift) -> dict[str, Any]:
 
 
 def summarize(records: recording.Records) -> dict[str, Any]:
-    """What is kept of one network.
+    """Returns the part of a network's records that the JSON keeps.
 
-    The percentiles, `[records, seeds, layers, percentiles, units]`, become those of one
-    typical unit of the first seed, and the movement of all units.
+    The percentiles, `[records, seeds, layers, percentiles, units]`, are replaced by
+    those of one typical unit of the first seed and by the movement of all units.
     """
     rest = dict(records)
     traces = rest.pop("percentiles")
@@ -135,15 +136,16 @@ def summarize(records: recording.Records) -> dict[str, Any]:
 
 
 def movement(traces: np.ndarray) -> np.ndarray:
-    """How far the distribution of a unit's input wanders in training.
+    """Returns how far the distributions of the units' inputs move in training.
 
     Args:
-      traces: `[records, seeds, layers, percentiles, units]`, three percentiles.
+      traces: three percentiles, `[records, seeds, layers, percentiles, units]`.
 
     Returns:
-      Between two records the three percentiles move by some distance; its mean over
-      records and percentiles, over the mean distance of the outer percentiles: in
-      widths per record. The median over units, `[seeds, layers]`.
+      The movement in widths per record, `[seeds, layers]`. The movement of a unit is
+      the distance that its percentiles move between two records, as a mean over records
+      and percentiles. It is divided by the width, the mean distance of the outer
+      percentiles. The result is the median over units.
     """
     moved = np.abs(np.diff(traces, axis=0)).mean((0, 3))
     width = (traces[..., 2, :] - traces[..., 0, :]).mean(0)
@@ -152,10 +154,10 @@ def movement(traces: np.ndarray) -> np.ndarray:
 
 
 def typical_unit(traces: np.ndarray) -> np.ndarray:
-    """The traces of the unit that lies nearest to the median over all units.
+    """Returns the traces of the unit that is nearest to the median over all units.
 
     Args:
-      traces: `[records, percentiles, units]`.
+      traces: the percentiles, `[records, percentiles, units]`.
     """
     middle = np.median(traces, -1, keepdims=True)
     return traces[..., np.abs(traces - middle).mean((0, 1)).argmin()]
@@ -221,7 +223,7 @@ def _run(config: CovariateShift, name: str, norm: Any, pixels: int) -> recording
 
 
 def layers_of(params: Any) -> list[list[str]]:
-    """The names of the parts of each layer, such as `Dense_0` and `BatchNorm_0`."""
+    """Returns the names of each layer's parts, such as `Dense_0` and `BatchNorm_0`."""
     layers: dict[int, list[str]] = {}
     for name in sorted(params):
         layers.setdefault(int(name.split("_")[1]), []).append(name)

@@ -1,1 +1,1 @@
-"""The evaluation of Figure 4: one crop, 144 crops, an ensemble of six networks."""
+"""A study of Figure 4's evaluation: one crop, 144 crops and an ensemble."""

@@ -5,30 +5,30 @@ import jax.numpy as jnp
 
 from experiments.crops_and_ensemble import crops
 
-# The smallest crop of the evaluation is this part of the image's side.
+# The side of the smallest crop of the evaluation, relative to the image's side.
 _SMALLEST = 7 / crops.SEVENTHS[-1]
 
 
 def augment(key: jax.Array, images: jax.Array, size: int) -> jax.Array:
-    """A random part of each image, resized, every other one mirrored.
+    """Cuts a random part of each image, resizes it, and mirrors every other at random.
 
-    The parts have the areas that the crops of the evaluation have, and proportions
-    between 3/4 and 4/3 as in the training of GoogLeNet.
+    The areas of the parts range over those of the crops of the evaluation. Their
+    proportions are between 3/4 and 4/3, as in the training of GoogLeNet.
 
     Args:
-      key: of this mini-batch.
-      images: square, `[N, S, S, C]`, float.
-      size: of what is returned.
+      key: the random key of this mini-batch.
+      images: square images, `[N, S, S, C]`, float.
+      size: the side of the result in pixels.
 
     Returns:
-      `[N, size, size, C]`.
+      The parts, `[N, size, size, C]`.
     """
-    numbers = jax.random.uniform(key, (len(images), 5))  # One call compiles fast.
+    numbers = jax.random.uniform(key, (len(images), 5))  # One call compiles faster.
     return jax.vmap(lambda five, image: _one(five, image, size))(numbers, images)
 
 
 def _one(numbers: jax.Array, image: jax.Array, size: int) -> jax.Array:
-    """By five numbers in [0, 1)."""
+    """Augments one image with five random numbers in [0, 1)."""
     of_area, of_shape, of_mirror, of_place = *numbers[:3], numbers[3:]
     full = image.shape[0]
     side = jnp.sqrt(_SMALLEST**2 + of_area * (1 - _SMALLEST**2))

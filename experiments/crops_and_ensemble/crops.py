@@ -1,7 +1,7 @@
 """The 144 crops of an image (Szegedy et al., Going Deeper with Convolutions, 2014).
 
-An image is resized to four scales; of each three squares are taken along its longer
-side; of each square six crops, and of each crop its mirror image.
+An image is resized to four scales. Each scale gives three squares along its longer
+side. Each square gives six crops, and each crop also its mirror image.
 """
 
 import functools
@@ -12,14 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Shorter sides of 256, 288, 320 and 352 pixels for a network of 224.
+# For a network of 224 pixels the shorter sides are 256, 288, 320 and 352 pixels.
 SEVENTHS = (8, 9, 10, 11)
 
 
 class Crop(NamedTuple):
-    """A square of a resized image, itself resized to the network's input."""
+    """A square of a resized image, which is resized again to the network's input."""
 
-    shorter: int  # Pixels of the shorter side of the resized image.
+    shorter: int  # The shorter side of the resized image, in pixels.
     top: int
     left: int
     side: int
@@ -27,20 +27,21 @@ class Crop(NamedTuple):
 
 
 def scheme(height: int, width: int, size: int) -> list[Crop]:
-    """All crops of an image: 4 scales x 3 squares x 6 crops x 2 mirror images.
+    """Returns all crops: 4 scales x 3 squares x 6 crops x 2 mirror images.
 
-    Of a square image the three squares are one, and every crop comes three times.
+    The three squares of a square image are equal, so every crop comes three times.
 
     Args:
-      height: of the image, in pixels.
-      width: of the image.
-      size: of the network's input, a multiple of 7 so that the scales are whole pixels.
+      height: the height of the image, in pixels.
+      width: the width of the image.
+      size: the side of the network's input, a multiple of 7 so that the scales are
+        whole pixels.
 
     Returns:
-      144 crops.
+      A list of 144 crops.
 
     Raises:
-      ValueError: if `size` is no multiple of 7.
+      ValueError: if `size` is not a positive multiple of 7.
 
     Example:
       >>> crops = scheme(height=48, width=64, size=28)
@@ -62,20 +63,20 @@ def scheme(height: int, width: int, size: int) -> list[Crop]:
 
 
 def single(height: int, width: int, size: int) -> Crop:
-    """The crop in the middle at the smallest scale, one of the scheme."""
+    """Returns the crop of the scheme in the middle of the smallest scale."""
     shorter = size * SEVENTHS[0] // 7
     rows, columns = resized(height, width, shorter)
     return Crop(shorter, (rows - size) // 2, (columns - size) // 2, size, False)
 
 
 def resized(height: int, width: int, shorter: int) -> tuple[int, int]:
-    """Height and width with a shorter side of `shorter`, in the same proportion."""
+    """Returns height and width scaled to a shorter side of `shorter`."""
     ratio = shorter / min(height, width)
     return round(height * ratio), round(width * ratio)
 
 
 def _squares(height: int, width: int) -> list[tuple[int, int]]:
-    """Top and left of the first, middle and last square along the longer side."""
+    """Returns top and left of the first, middle and last square of the longer side."""
     rows, columns = max(height - width, 0), max(width - height, 0)
     return [(0, 0), (rows // 2, columns // 2), (rows, columns)]
 
@@ -83,7 +84,7 @@ def _squares(height: int, width: int) -> list[tuple[int, int]]:
 def _in_square(
     top: int, left: int, shorter: int, size: int
 ) -> Iterator[tuple[int, int, int]]:
-    """Four corners, the middle, and the whole square."""
+    """Yields top, left and side of the four corners, the middle and the square."""
     last = shorter - size
     for row, column in ((0, 0), (0, last), (last, 0), (last, last), (last // 2,) * 2):
         yield top + row, left + column, size
@@ -91,15 +92,15 @@ def _in_square(
 
 
 def take(images: jax.Array, crop: Crop, size: int) -> jax.Array:
-    """One crop of each image.
+    """Takes one crop of each image.
 
     Args:
-      images: `[N, H, W, C]`, float.
-      crop: which.
-      size: of what is returned.
+      images: float images, `[N, H, W, C]`.
+      crop: the crop to take.
+      size: the side of the result in pixels.
 
     Returns:
-      `[N, size, size, C]`.
+      The crops, `[N, size, size, C]`.
     """
     height, width = images.shape[1:3]
     rows, columns = resized(height, width, crop.shorter)
@@ -112,7 +113,7 @@ def take(images: jax.Array, crop: Crop, size: int) -> jax.Array:
 def _take(
     images: jax.Array, corner: jax.Array, sides: jax.Array, mirrored: bool, size: int
 ) -> jax.Array:
-    """One program for all crops."""
+    """Takes a crop with one compiled program for all crops."""
     taken = part(images, corner, sides, size)
     return jnp.where(mirrored, jnp.flip(taken, 2), taken)
 
@@ -120,16 +121,16 @@ def _take(
 def part(
     images: jax.Array, corner: jax.Array, sides: jax.Array, size: int
 ) -> jax.Array:
-    """A rectangle of images, resized bilinearly to a square.
+    """Cuts a rectangle from images and resizes it bilinearly to a square.
 
     Args:
-      images: `[..., H, W, C]`, float.
+      images: float images, `[..., H, W, C]`.
       corner: the top and left of the rectangle in pixels, `[2]`.
-      sides: its height and width, `[2]`.
-      size: of what is returned.
+      sides: the height and width of the rectangle, `[2]`.
+      size: the side of the result in pixels.
 
     Returns:
-      `[..., size, size, C]`.
+      The squares, `[..., size, size, C]`.
     """
     *outer, _, _, channels = images.shape
     scale = size / sides

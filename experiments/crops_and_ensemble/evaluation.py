@@ -1,4 +1,4 @@
-"""Class probabilities of one crop and of 144, and what ensembles make of them."""
+"""Computes class probabilities from one and from 144 crops, and errors of ensembles."""
 
 import itertools
 from collections import Counter
@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.crops_and_ensemble import crops
 
-_PART = 500  # Images in one call of the network.
+_PART = 500  # The number of images in one call of the network.
 
 
 def predict(
@@ -21,14 +21,15 @@ def predict(
     size: int,
     note: Callable[[], Any] = lambda: None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Class probabilities of one crop of each image, and the mean of 144.
+    """Returns the class probabilities of one crop of each image, and the mean of 144.
 
     Args:
-      logits: of variables of one seed, and crops `[n, size, size, C]`.
+      logits: a function of the variables of one seed and of crops
+        `[n, size, size, C]`.
       variables: a tree whose leaves have the seeds as first axis.
-      images: `[N, H, W, C]`.
-      size: of a crop.
-      note: called after each crop that differs from the others.
+      images: the images, `[N, H, W, C]`.
+      size: the side of a crop in pixels.
+      note: a function to call after each distinct crop.
 
     Returns:
       Two arrays `[seeds, N, classes]`.
@@ -58,15 +59,16 @@ def predict(
 
 
 def wrong_by_size(predicted: np.ndarray, labels: np.ndarray) -> dict[int, np.ndarray]:
-    """Which images ensembles of every size get wrong.
+    """Returns which images ensembles of every size classify wrongly.
 
     Args:
       predicted: class probabilities, `[networks, seeds, N, classes]`.
-      labels: `[N]`.
+      labels: the labels, `[N]`.
 
     Returns:
-      By the number of networks, for every choice of so many: `[choices, seeds, N]`, 1
-      where the class of the highest mean probability is not the label.
+      For each number of networks an array `[choices, seeds, N]` over all choices of
+      that many networks. It is 1 where the class of the highest mean probability is
+      not the label, and 0 elsewhere.
     """
     networks = len(predicted)
     return {
@@ -81,14 +83,15 @@ def wrong_by_size(predicted: np.ndarray, labels: np.ndarray) -> dict[int, np.nda
 
 
 def drop(before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
-    """By how much a stage lowers the error, and how sure that is.
+    """Returns how much a stage lowers the error, and the standard error of that.
 
     Args:
-      before: which images are wrong without it, `[seeds, N]`.
-      after: and with it.
+      before: 1 where an image is wrong without the stage, `[seeds, N]`.
+      after: 1 where an image is wrong with it, `[seeds, N]`.
 
     Returns:
-      `seeds`, the drop of each, and `standard_error` of their mean, over test images.
+      `seeds`, the drop of each seed, and `standard_error` of their mean, over test
+      images.
     """
     difference = before - after
     each = difference.mean(0)

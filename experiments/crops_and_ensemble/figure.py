@@ -1,4 +1,4 @@
-"""Error against the number of networks averaged, with one crop and with 144."""
+"""The figure of the study: error against the number of networks that are averaged."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,7 @@ _CURVES = {
 
 
 def draw(result: Mapping[str, Any]) -> Figure:
-    """Left: ours, means over all choices of networks. Right: the paper's stages."""
+    """Draws our errors (left, means over choices of networks) and the paper's."""
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(10, 3.8), width_ratios=(5, 2), layout="constrained"
     )

@@ -1,4 +1,4 @@
-"""A small convolutional network, and the six of the ensemble that are made of it."""
+"""A small convolutional network, and its six variants for the ensemble."""
 
 import functools
 from collections.abc import Mapping
@@ -15,11 +15,12 @@ CLASSES = 10
 
 
 class Member(NamedTuple):
-    """What is changed in one network of the ensemble."""
+    """The changes in one network of the ensemble."""
 
-    initial: float = 1.0  # Factor of the initial weights of the convolutions.
-    dropout: float = 0.0  # Share of what enters the last layer.
-    per_activation: bool = False  # The last hidden layer normalises each activation.
+    initial: float = 1.0  # The factor of the initial weights of the convolutions.
+    dropout: float = 0.0  # The dropout rate before the last layer.
+    # True: the last hidden layer normalises each activation apart.
+    per_activation: bool = False
 
 
 MEMBERS = {
@@ -30,25 +31,25 @@ MEMBERS = {
     "larger initial weights, dropout 5 %": Member(initial=1.5, dropout=0.05),
     "per activation, dropout 10 %": Member(dropout=0.10, per_activation=True),
 }
-"""The changes that the paper names; it does not say which network had which, nor how
-much larger the initial weights were. Under BN weights that are a times larger turn a^2
-times slower (Section 3.3), which a short training can afford for a small a only."""
+"""The changes that the paper names. It does not say which network has which, nor how
+much larger the initial weights are. With BN, weights that are a times larger turn a^2
+times more slowly (Section 3.3), so that a short training needs a small a."""
 
 UNCHANGED = "unchanged"
 
 NETWORKS = {**MEMBERS, UNCHANGED: Member()}
-"""The ensemble's, and the single network that the paper compares it with."""
+"""The networks of the ensemble, and the single network to compare with."""
 
 
 class Network(nn.Module):
-    """Three convolutions of stride 2 with BN and ReLU, means of the maps, a dense."""
+    """Three convolutions of stride 2 with BN and ReLU, map means and a dense layer."""
 
     width: int
     member: Member
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Images `[N, H, W, C]` to logits `[N, 10]`."""
+        """Returns logits `[N, 10]` of images `[N, H, W, C]`."""
         for place, features in enumerate((self.width, 2 * self.width, 4 * self.width)):
             norm = linen.BatchNorm
             if place == 2 and self.member.per_activation:
@@ -59,7 +60,7 @@ class Network(nn.Module):
 
     @nn.nowrap
     def variables(self, key: jax.Array, shape: tuple[int, ...]) -> Mapping[str, Any]:
-        """Initial ones, for images `[H, W, C]` of that shape."""
+        """Returns initial variables for images of shape `[H, W, C]`."""
         variables = self.init(key, jnp.zeros((2, *shape)), train=False)
         params = jax.tree.map(
             lambda leaf: leaf * self.member.initial if leaf.ndim == 4 else leaf,

@@ -1,4 +1,4 @@
-"""The tables and the verdict of the study, made from its JSON alone."""
+"""The tables and the verdict of the study, from its JSON alone."""
 
 import pathlib
 import statistics
@@ -8,7 +8,7 @@ from typing import Any
 from experiments import output, verdicts
 from experiments.crops_and_ensemble import figure, paper
 
-# A drop below this many standard errors may be an accident of the test images.
+# A drop below this many standard errors may be due to chance in the test images.
 SURE = 2.0
 
 STAGES = {
@@ -18,12 +18,12 @@ STAGES = {
 
 
 def write(path: pathlib.Path) -> str:
-    """Writes `.md` and `.png` beside the JSON at `path`; returns the text."""
+    """Writes `.md` and `.png` beside the JSON at `path` and returns the text."""
     return output.write_pages(path, table, {"": figure.draw})
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The result as Markdown."""
+    """Returns the result as Markdown."""
     return "\n\n".join(
         [
             f"Verdict: {verdict(result)}. {_why(result)}",
@@ -36,12 +36,12 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def verdict(result: Mapping[str, Any]) -> str:
-    """Whether each stage lowers the error."""
+    """Returns in words whether each stage lowers the error."""
     return verdicts.of(*map(_lowers, result["drops"].values()))
 
 
 def _lowers(drop: Mapping[str, Any]) -> bool:
-    """With every seed, and by more than chance."""
+    """Returns True if the error falls with every seed and by more than chance."""
     mean = statistics.fmean(drop["seeds"])
     return min(drop["seeds"]) > 0 and mean > SURE * drop["standard_error"]
 
@@ -97,7 +97,7 @@ def _paper(stage: str) -> str:
 
 
 def _mean(choices: list[list[float]]) -> str:
-    """Of the mean over networks, by seed."""
+    """Returns mean and range over seeds of the mean over networks, as text."""
     return _with_range([statistics.fmean(each) for each in zip(*choices, strict=True)])
 
 

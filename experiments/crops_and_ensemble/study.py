@@ -1,18 +1,19 @@
-"""Figure 4's evaluation: one crop, 144 crops, an ensemble of six networks.
+"""Repeats Figure 4's evaluation: one crop, 144 crops and an ensemble of six networks.
 
 The paper (Section 4.2.3): on ImageNet a single crop of a single network has a top-1
-error of 25.2 %, 144 crops of it 21.99 %, and six networks with 144 crops each 20.1 %;
-the networks differ in larger initial weights of the convolutions, in dropout of 5 or
-10 % and in normalisation per activation in the last hidden layers, and the ensemble's
-prediction is the arithmetic mean of the class probabilities. Here the single network is
+error of 25.2 %, 144 crops of it have 21.99 %, and six networks with 144 crops each have
+20.1 %. The networks differ in larger initial weights of the convolutions, in dropout of
+5 or 10 %, and in normalisation per activation in the last hidden layers. The ensemble
+predicts by the arithmetic mean of the class probabilities. Here the single network is
 one without those changes.
 
 Expected: each stage lowers the error.
 
-Measured on CIFAR-10: the crops do, from 39.8 to 36.6 %. Six networks err in 36.5 %, a
-point less than each of them, but no less than the one without their changes, which cost
-a point at this size. On Fashion-MNIST the crops raise the error. With one crop six
-networks lower it on both, by 1.0 and .7 points.
+Measured on CIFAR-10: the crops lower it, from 39.8 to 36.6 %. Six networks have an
+error of 36.5 %, a point less than each of them. That is no less than the error of the
+network without their changes, which cost a point at this size. On Fashion-MNIST the
+crops raise the error. With one crop, six networks lower it on both, by 1.0 and .7
+points.
 """
 
 import dataclasses
@@ -83,7 +84,7 @@ def check(config: CropsAndEnsemble) -> None:
     """Checks the options before any work.
 
     Raises:
-      ValueError: naming the option, what it must be and what it is.
+      ValueError: if an option is wrong; the message says what it must be.
     """
     options.check_at_least(
         config, steps=1, seeds=1, batch_size=1, width=1, test_images=1
@@ -95,7 +96,7 @@ def measure(config: CropsAndEnsemble) -> dict[str, Any]:
     """Trains all networks and evaluates every stage.
 
     Returns:
-      What the JSON holds.
+      The content of the JSON.
     """
     train, test = (_split(config, name) for name in ("train", "test"))
     test = {name: array[: config.test_images] for name, array in test.items()}
@@ -111,7 +112,7 @@ def measure(config: CropsAndEnsemble) -> dict[str, Any]:
     height, width, _ = shape
     size = size_of(height)
     distinct = len(set(crops.scheme(height, width, size)))
-    predicted = {"1": [], "144": []}  # A [seeds, N, classes] for each network.
+    predicted = {"1": [], "144": []}  # For each network an array [seeds, N, classes].
     with tqdm.tqdm(total=len(found) * distinct, unit="crop") as bar:
         for name, member in network.NETWORKS.items():
             bar.set_description(f"Evaluating {name}")
@@ -123,7 +124,7 @@ def measure(config: CropsAndEnsemble) -> dict[str, Any]:
             )  # fmt: skip
             predicted["1"].append(one)
             predicted["144"].append(mean)
-    # The unchanged network is the last one, and not in the ensemble.
+    # The unchanged network is the last one. It is not part of the ensemble.
     wrong = {
         of: evaluation.wrong_by_size(np.stack(each[:-1]), test["label"])
         for of, each in predicted.items()
@@ -157,14 +158,14 @@ def _errors(wrong: np.ndarray) -> list[Any]:
 
 
 def size_of(side: int) -> int:
-    """The network's input: 7/8 of the image's side, as 224 is of 256."""
+    """Returns the side of the network's input: 7/8 of the image's, as 224 is of 256."""
     return side * 7 // 8
 
 
 def _variables(
     net: network.Network, shape: tuple[int, ...], size: int, flat: np.ndarray
 ) -> Any:
-    """Those of every seed, from `[seeds, numbers]`."""
+    """Returns the variables of every seed, from flat arrays `[seeds, numbers]`."""
     inputs = (size, size, shape[2])
     shapes = jax.eval_shape(lambda: dict(net.variables(jax.random.key(0), inputs)))
     like = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
@@ -173,11 +174,14 @@ def _variables(
 
 
 def _split(config: CropsAndEnsemble, name: Any) -> dict[str, np.ndarray]:
-    """Images whose side is a multiple of 8, so that every crop has whole pixels."""
+    """Returns images with a side that is a multiple of 8.
+
+    With such a side every crop has whole pixels.
+    """
     images, labels = datasets.load(config.dataset, name, config.data_dir)
-    if config.dataset == "fashion_mnist":  # 28 pixels, black at the border: 32.
+    if config.dataset == "fashion_mnist":  # A black border makes 28 pixels 32.
         images = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
-    if config.dataset == "digits":  # 8 pixels: 16, each doubled.
+    if config.dataset == "digits":  # Doubling each pixel makes 8 pixels 16.
         images = images.repeat(2, 1).repeat(2, 2)
     return {"image": images, "label": labels}
 
@@ -194,13 +198,13 @@ def _run(
     member: network.Member,
     shape: tuple[int, ...],
 ) -> recording.Run:
-    """The training of one network on inputs of that shape."""
+    """Returns the training of one network on inputs of the given shape."""
     net = network.Network(config.width, member)
     schedule = optax.exponential_decay(config.learning_rate, config.steps, 0.01)
     train_step = recording.gradient_step(_loss)
 
     def init(key: jax.Array) -> training.TrainState:
-        # Else members with one seed would start from the same weights.
+        # Without this line, members with one seed would start from the same weights.
         key = jax.random.fold_in(key, list(network.NETWORKS).index(name))
         variables = net.variables(key, shape)
         tx = optax.sgd(schedule, 0.9)
@@ -234,13 +238,13 @@ def _loss(model: Any, batch: recording.Batch, train: bool) -> dict[str, jax.Arra
 
 
 def _plan(config: CropsAndEnsemble) -> recording.Plan:
-    # Five checkpoints where the number of steps allows it, else one.
+    # There are five checkpoints if 5 divides the number of steps, and otherwise one.
     every = config.steps // 5 if config.steps % 5 == 0 else config.steps
     return recording.Plan(config.steps, every, config.seeds, every)
 
 
 def _kept(config: CropsAndEnsemble) -> recording.Kept:
     fields = options.identity(config)
-    for name in ("quick", "test_images"):  # They decide no training.
+    for name in ("quick", "test_images"):  # They do not change the training.
         del fields[name]
     return recording.Kept(config.out, f"crops_and_ensemble_{config.dataset}", fields)

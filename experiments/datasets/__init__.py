@@ -1,8 +1,9 @@
 """Data sets through tensorflow-datasets, without TensorFlow.
 
 Sets are prepared once, as ArrayRecord, and read with `tfds.data_source`. The stock
-builders of MNIST, Fashion-MNIST and CIFAR-10 parse their files with TensorFlow; those
-here keep their names, versions, features and registered checksums and parse with NumPy.
+builders of MNIST, Fashion-MNIST and CIFAR-10 parse their files with TensorFlow. The
+builders here parse with NumPy, and keep names, versions, features and registered
+checksums.
 """
 
 from experiments.datasets.pixels import PIXELS, binarize, flat_pixels

@@ -14,21 +14,22 @@ CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer",
     "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
-_FOLDER = "cifar-10-batches-bin"  # In the archive.
-_RECORD = 1 + 3 * 32 * 32  # Bytes: a label, then the channels one after another.
+_FOLDER = "cifar-10-batches-bin"  # The folder in the archive.
+_RECORD = 1 + 3 * 32 * 32  # The bytes of a record: a label, then channel by channel.
 
 
 def builder_class(folder: pathlib.Path | None = None) -> Any:
-    """The stock builder, which parses with NumPy.
+    """Returns the stock builder, changed to parse with NumPy.
 
     Args:
-      folder: with mosaics; None: from the archive, whose checksum is verified.
+      folder: a folder with mosaics. If it is None, the archive is used and its checksum
+        verified.
     """
     stock = tfds.builder_cls("cifar10")
 
     class Cifar10(examples.FromArrays, stock, skip_registration=True):
         name = stock.name
-        url_infos = stock.url_infos  # The registered sha256 sum.
+        url_infos = stock.url_infos  # They have the registered sha256 sum.
 
         def _info(self) -> tfds.core.DatasetInfo:
             info = super()._info()
@@ -39,7 +40,7 @@ def builder_class(folder: pathlib.Path | None = None) -> Any:
                 supervised_keys=info.supervised_keys,
                 homepage=info.homepage,
                 citation=info.citation,
-                # Written beside the records, as `metadata.json`.
+                # It is written beside the records, as `metadata.json`.
                 metadata=tfds.core.MetadataDict(),
             )
 

@@ -1,4 +1,4 @@
-"""The embedded set: nothing to download."""
+"""The digits of scikit-learn, a data set that needs no download."""
 
 from typing import Any
 

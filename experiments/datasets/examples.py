@@ -1,4 +1,4 @@
-"""What all builders here share: splits that are arrays."""
+"""The base of the builders here, whose splits are arrays."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,7 +8,7 @@ import PIL.Image
 
 
 class FromArrays:
-    """Examples of a builder whose splits are arrays of images and labels."""
+    """The examples of a builder whose splits are arrays of images and labels."""
 
     def _generate_examples(
         self, images: np.ndarray, labels: np.ndarray

@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST, from their four files in the IDX format."""
+"""Reads MNIST and Fashion-MNIST from their four files in the IDX format."""
 
 import gzip
 from typing import Any, Literal
@@ -8,16 +8,16 @@ import tensorflow_datasets as tfds
 
 from experiments.datasets import examples
 
-FILES = (("train", "train"), ("test", "t10k"))  # Split, and how its files begin.
+FILES = (("train", "train"), ("test", "t10k"))  # The splits and their file prefixes.
 
 
 def builder_class(name: Literal["mnist", "fashion_mnist"]) -> Any:
-    """The stock builder, which parses with NumPy."""
+    """Returns the stock builder, changed to parse with NumPy."""
     stock = tfds.builder_cls(name)
 
     class IdxBuilder(examples.FromArrays, stock, skip_registration=True):
         name = stock.name
-        url_infos = stock.url_infos  # The registered sha256 sums.
+        url_infos = stock.url_infos  # They have the registered sha256 sums.
 
         def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
             def read(file: str, header: int) -> np.ndarray:

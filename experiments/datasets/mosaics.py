@@ -1,8 +1,8 @@
-"""CIFAR-10 as six lossless pictures, where the original archive is not to be had.
+"""Reads CIFAR-10 from six lossless pictures, if the archive is not available.
 
-Each batch of the archive is one picture of its images, tiles of 32x32 pixels row by
-row, and `labels.npz` holds `train` and `test`, the labels, and `approx_train` and
-`approx_test`, the places of the images that were only to be had as JPEG.
+Each batch of the archive is one picture. It has the images as tiles of 32x32 pixels,
+row by row. `labels.npz` has the labels, `train` and `test`. It also has `approx_train`
+and `approx_test`, the indices of the images that were only available as JPEG.
 """
 
 import pathlib
@@ -19,21 +19,21 @@ FILES = (
     "labels.npz",
     *(f"{name}.webp" for names in BATCHES.values() for name in names),
 )
-_SIDE = 32  # Pixels of a tile.
+_SIDE = 32  # The side of a tile in pixels.
 
 
 class Mosaics(NamedTuple):
-    """What the pictures hold."""
+    """The content of the pictures."""
 
-    splits: dict[str, tuple[np.ndarray, np.ndarray]]  # [N, 32, 32, 3], [N]; uint8.
-    origin: str  # In words, to be said where a result from them is reported.
+    splits: dict[str, tuple[np.ndarray, np.ndarray]]  # [N, 32, 32, 3], [N]; uint8
+    origin: str  # The origin in words, for the reports of results.
 
 
 def read(folder: pathlib.Path) -> Mosaics:
-    """Every image and label of a folder with `FILES`.
+    """Reads every image and label from a folder with `FILES`.
 
     Raises:
-      ValueError: if a picture is damaged, or there are not as many images as labels.
+      ValueError: if a picture is damaged, or the numbers of images and labels differ.
     """
     with np.load(folder / "labels.npz") as arrays:
         labels = {name: arrays[name] for name in arrays.files}
@@ -57,7 +57,7 @@ def read(folder: pathlib.Path) -> Mosaics:
 
 
 def _tiles(path: pathlib.Path) -> np.ndarray:
-    """The images of one picture, `[N, 32, 32, 3]`."""
+    """Returns the images of one picture, `[N, 32, 32, 3]`."""
     try:
         with PIL.Image.open(path) as file:
             picture = np.asarray(file.convert("RGB"))

@@ -1,4 +1,4 @@
-"""What a fully connected network is given of each data set: binary or grey pixels.
+"""Reads the pixels of each data set for fully connected networks, binary or grey.
 
 The paper's Section 4.1 reads MNIST as binary images. `PIXELS` alone decides which sets
 become binary.
@@ -14,19 +14,19 @@ from experiments.datasets import reading
 
 
 class Pixels(NamedTuple):
-    """How the pixels of a data set are read.
+    """The form of the pixels of a data set.
 
     Attributes:
-      title: names the set and its pixels in tables and figures.
-      binary: makes each pixel 0 or 1, by a threshold.
+      title: the name of the set and its pixels in tables and figures.
+      binary: True to make each pixel 0 or 1, by a threshold.
     """
 
     title: str
     binary: bool = False
 
 
-# The threshold was fitted to MNIST. The 8x8 digits lose too much by any: a pixel there
-# counts the ink of sixteen, and its shade holds the shape of the stroke.
+# The threshold was fitted to MNIST. The 8x8 digits lose too much with any threshold: a
+# pixel there counts the ink of sixteen, and its grey shows the shape of the stroke.
 PIXELS: Mapping[reading.Dataset, Pixels] = {
     "digits": Pixels("grey 8x8 digits"),
     "mnist": Pixels("binarised MNIST", binary=True),
@@ -41,13 +41,13 @@ def flat_pixels(
     ink: int = 128,
     data_dir: os.PathLike | None = None,
 ) -> dict[str, np.ndarray]:
-    """Reads a split with binary or grey pixels, as `PIXELS` says of the set.
+    """Reads a split with binary or grey pixels, as `PIXELS` says for the set.
 
     Args:
-      name: of the TFDS data set.
+      name: the name of the TFDS data set.
       split: "train" or "test".
       ink: the threshold of `binarize`; it has no effect on sets that are not binary.
-      data_dir: as for `load`.
+      data_dir: the folder of TFDS, as in `load`.
 
     Returns:
       `image`, `[N, pixels]`, uint8 of 0 and 1 or float32 in [0, 1], and `label`,
@@ -60,5 +60,8 @@ def flat_pixels(
 
 
 def binarize(images: np.ndarray, ink: int = 128) -> np.ndarray:
-    """Makes uint8 images `[N, pixels]` of 0 and 1: 1 where they are at least `ink`."""
+    """Returns uint8 images `[N, pixels]` that are 1 where `images` are at least `ink`.
+
+    They are 0 elsewhere.
+    """
     return (images.reshape(len(images), -1) >= ink).astype(np.uint8)

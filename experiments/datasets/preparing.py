@@ -1,4 +1,4 @@
-"""Making TFDS data sets from their original files."""
+"""Prepares TFDS data sets from their original files."""
 
 import dataclasses
 import os
@@ -40,20 +40,21 @@ def prepare(
     raw_dir: os.PathLike | None = None,
     data_dir: os.PathLike | None = None,
 ) -> None:
-    """Makes the TFDS data set from its original files, checksums verified.
+    """Prepares the TFDS data set from its original files and verifies their checksums.
+
+    Nothing is left behind if it fails.
 
     Args:
-      name: of the TFDS data set.
-      raw_dir: folder with the original files; None downloads them. For CIFAR-10 it may
-        hold mosaics instead (`experiments.datasets.mosaics`), which have no registered
-        checksum: `origin` says then what they are.
-      data_dir: where TFDS keeps its data; default: its own default.
+      name: the name of the TFDS data set.
+      raw_dir: the folder with the original files; None downloads them. For CIFAR-10 it
+        may hold mosaics instead (`experiments.datasets.mosaics`). They have no
+        registered checksum, and `origin` describes them.
+      data_dir: the folder where TFDS keeps its data; the default is that of TFDS.
 
     Raises:
       FileNotFoundError: if a file is missing from `raw_dir`.
       ConnectionError: if there is neither `raw_dir` nor a network.
-      ValueError: if a file is truncated or not the original one. Nothing is left behind
-        in any of these cases.
+      ValueError: if a file is truncated or not the original one.
     """
     builder = reading.make_builder(name, data_dir)
     if raw_dir is not None:
@@ -66,8 +67,8 @@ def prepare(
             builder = reading.make_builder(name, data_dir, raw_dir)
     elif not builder.is_prepared():
         _check_network(next(iter(builder.url_infos)))
-    # A download folder of its own: TFDS does not check again what lies in a shared one,
-    # and two sets use the same file names.
+    # Each set needs its own download folder. TFDS does not check files again that are
+    # already in a shared one, and two sets use the same file names.
     with tempfile.TemporaryDirectory() as downloads:
         try:
             builder.download_and_prepare(
@@ -82,7 +83,7 @@ def prepare(
 
 
 def _missing(builder: Any, raw_dir: pathlib.Path) -> str:
-    """What to say of originals that are not there; nothing if they are."""
+    """Returns an error message about missing original files, or an empty string."""
     wanted = sorted(pathlib.PurePosixPath(url).name for url in builder.url_infos)
     missing = [file for file in wanted if not (raw_dir / file).is_file()]
     if not missing:
@@ -97,7 +98,7 @@ def _missing(builder: Any, raw_dir: pathlib.Path) -> str:
 
 
 def _check_network(url: str) -> None:
-    """Fails at once where TFDS would retry for minutes.
+    """Raises an error at once if the network is down, where TFDS retries for minutes.
 
     Raises:
       ConnectionError: if the host of `url` does not answer.

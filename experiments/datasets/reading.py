@@ -1,4 +1,4 @@
-"""Prepared splits as arrays, and where their images are from."""
+"""Reads prepared splits as arrays, and the origin of their images."""
 
 import os
 import pathlib
@@ -12,9 +12,9 @@ from experiments.datasets import cifar10, idx
 from experiments.datasets.digits import Digits
 
 Dataset = Literal["digits", "mnist", "fashion_mnist", "cifar10"]
-FORMAT = "array_record"  # Read at random, without TensorFlow.
+FORMAT = "array_record"  # It is read in any order, without TensorFlow.
 
-# Kept in the project, so that the home directory stays untouched.
+# The digits are kept in the project, so that the home directory stays untouched.
 _DIGITS = pathlib.Path(__file__).parents[2] / "runs" / "data"
 
 tfds.disable_progress_bar()
@@ -23,19 +23,20 @@ tfds.disable_progress_bar()
 def load(
     name: Dataset, split: Literal["train", "test"], data_dir: os.PathLike | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A prepared split as two arrays; `digits` is prepared on first use.
+    """Reads a prepared split as two arrays; `digits` is prepared on first use.
 
     Args:
-      name: of the TFDS data set.
+      name: the name of the TFDS data set.
       split: "train" or "test".
-      data_dir: where TFDS keeps its data; default: its own default, for digits
-        `runs/data` of the project.
+      data_dir: the folder where TFDS keeps its data. The default is that of TFDS, and
+        for digits `runs/data` of the project.
 
     Returns:
       Images `[N, H, W, C]` uint8 (C is 3 for CIFAR-10, else 1) and labels `[N]` int32.
 
     Raises:
-      FileNotFoundError: if the set is not prepared; says how to. Never downloads.
+      FileNotFoundError: if the set is not prepared; the message says how to prepare it.
+        Nothing is downloaded.
     """
     source = prepared(name, data_dir).as_data_source(split)
     records = source.__getitems__(range(len(source)))
@@ -45,24 +46,24 @@ def load(
 
 
 def origin(name: Dataset, data_dir: os.PathLike | None = None) -> str:
-    """Where the images of a prepared set are from, for the JSON of a study.
+    """Returns the origin of the images of a prepared set, for the JSON of a study.
 
     Args:
-      name: of the TFDS data set.
-      data_dir: as for `load`.
+      name: the name of the TFDS data set.
+      data_dir: the folder of TFDS, as in `load`.
 
     Returns:
-      A few words.
+      The origin in a few words.
 
     Raises:
-      FileNotFoundError: as `load`.
+      FileNotFoundError: as in `load`.
     """
     info = prepared(name, data_dir).info
     if info.metadata and "origin" in info.metadata:
         return info.metadata["origin"]
     if name == "digits":
         return "bundled with scikit-learn"
-    # TFDS notes their size only where it verified their checksums.
+    # TFDS records the size of downloads only if it verified their checksums.
     if info.download_size:
         return "from the original files, checksums verified"
     return "not from the registered files; what it was made of is not recorded"
@@ -71,12 +72,12 @@ def origin(name: Dataset, data_dir: os.PathLike | None = None) -> str:
 def flat(
     name: Dataset, split: Literal["train", "test"], data_dir: os.PathLike | None = None
 ) -> dict[str, np.ndarray]:
-    """A split for a fully connected network.
+    """Reads a split for a fully connected network.
 
     Args:
-      name: of the TFDS data set.
+      name: the name of the TFDS data set.
       split: "train" or "test".
-      data_dir: as for `load`.
+      data_dir: the folder of TFDS, as in `load`.
 
     Returns:
       `image`, `[N, pixels]` float32 in [0, 1], and `label`, `[N]` int32.
@@ -91,15 +92,17 @@ def flat(
 def flat_splits(
     name: Dataset, data_dir: os.PathLike | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Training set and test set, each as `flat` gives it."""
+    """Reads training set and test set with `flat`."""
     return flat(name, "train", data_dir), flat(name, "test", data_dir)
 
 
 def halved(split: Mapping[str, Any]) -> dict[str, Any]:
-    """A split with two by two pixels as one, where images have 16 rows or more.
+    """Halves the sides of images that have 16 rows or more.
+
+    Each pixel of the result is the mean of two by two pixels.
 
     Args:
-      split: `image`, `[N, H, W, C]`, and whatever else.
+      split: `image`, `[N, H, W, C]`, and other arrays, which stay as they are.
     """
     images = np.asarray(split["image"])
     examples, height, width, channels = images.shape
@@ -114,12 +117,12 @@ def make_builder(
     data_dir: os.PathLike | None,
     mosaics: pathlib.Path | None = None,
 ) -> Any:
-    """The TFDS builder of a set.
+    """Returns the TFDS builder of a set.
 
     Args:
-      name: of the TFDS data set.
-      data_dir: as for `load`.
-      mosaics: folder with those of CIFAR-10, to prepare it from.
+      name: the name of the TFDS data set.
+      data_dir: the folder of TFDS, as in `load`.
+      mosaics: a folder with mosaics of CIFAR-10 from which it is prepared.
 
     Raises:
       ValueError: if there is no such set.
@@ -136,14 +139,14 @@ def make_builder(
 
 
 def prepared(name: Dataset, data_dir: os.PathLike | None = None) -> Any:
-    """The TFDS builder of a prepared set; `digits` is prepared on first use.
+    """Returns the TFDS builder of a prepared set; `digits` is prepared on first use.
 
     Args:
-      name: of the TFDS data set.
-      data_dir: as for `load`.
+      name: the name of the TFDS data set.
+      data_dir: the folder of TFDS, as in `load`.
 
     Raises:
-      FileNotFoundError: as `load`.
+      FileNotFoundError: as in `load`.
     """
     builder = make_builder(name, data_dir)
     if builder.is_prepared():

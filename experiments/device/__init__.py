@@ -1,1 +1,1 @@
-"""Study: what a training step takes on the GPU that is here, by the clock."""
+"""A study that times training steps on a GPU."""

@@ -1,4 +1,4 @@
-"""Times over those with Flax, of every program and normalisation."""
+"""The figure of the study: times relative to Flax."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 
 def draw(result: Mapping[str, Any]) -> Figure:
-    """One panel per program: a bar for each normalisation, without command buffers too.
+    """Draws a panel per program, with bars for each normalisation and setting.
 
     Whiskers are quartiles over the rounds.
     """

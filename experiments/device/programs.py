@@ -1,4 +1,4 @@
-"""Programs of the accelerators study with arrays to run on, and the same in PyTorch."""
+"""Makes programs of the accelerators study that run on arrays."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,20 +13,20 @@ from experiments.programs import steps as described
 
 
 class Runnable(NamedTuple):
-    """A program that returns when its result is there."""
+    """A program that returns once its result is computed."""
 
     run: Callable[[], Any]
-    traffic_MB: float | None = None  # Predicted from its HLO; None of PyTorch.
+    traffic_MB: float | None = None  # Predicted from the HLO; None for PyTorch.
     conditionals: int | None = None
     temporary_MB: float | None = None
 
 
 def make(case: cases.Case) -> Runnable:
-    """The case on the first device of JAX, with random data and initial weights."""
+    """Compiles a case for the first device, with random data and initial weights."""
     lowered = described.lower(case, jax.devices()[:1], donate=False)
     compiled = lowered.compile()
     (shapes, _) = lowered.args_info
-    # Parameters and running statistics first, then the data of a batch.
+    # The first arguments are parameters and running statistics; the batch follows.
     variables = described.initial(case)
     data = [_random(place, leaf) for place, leaf in enumerate(shapes[2:])]
     text = compiled.as_text()
@@ -40,7 +40,7 @@ def make(case: cases.Case) -> Runnable:
 
 
 def _random(seed: int, leaf: Any) -> jax.Array:
-    """Labels or normal values: arithmetic on zeros can be faster."""
+    """Returns random labels or normal values: arithmetic on zeros can be faster."""
     rng = np.random.default_rng(seed)
     if jnp.issubdtype(leaf.dtype, jnp.integer):
         return jnp.asarray(rng.integers(0, 10, leaf.shape), leaf.dtype)
@@ -48,7 +48,10 @@ def _random(seed: int, leaf: Any) -> jax.Array:
 
 
 def copy(megabytes: int) -> Callable[[], Any]:
-    """Reads and writes so much: how fast memory is at best."""
+    """Returns a program that reads and writes `megabytes` MB.
+
+    Its time shows the best speed of the memory.
+    """
     x = jnp.arange(megabytes * 250_000, dtype=jnp.float32)
     compiled = jax.jit(lambda x: x + 1).lower(x).compile()
     return lambda: jax.block_until_ready(compiled(x))

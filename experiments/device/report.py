@@ -1,4 +1,4 @@
-"""The table of the study, made from its JSON alone."""
+"""The table of the study, from its JSON alone."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -11,12 +11,12 @@ Row = Mapping[str, Any]
 
 
 def write(path: pathlib.Path) -> str:
-    """Writes `device.md` and `.png` beside the JSON at `path`; returns the text."""
+    """Writes `device.md` and `.png` beside the JSON at `path` and returns the text."""
     return output.write_pages(path, table, {"": figure.draw})
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The result as Markdown."""
+    """Returns the result as Markdown."""
     rows = result["rows"]
     groups = dict.fromkeys(map(_group, rows))
     parts = [
@@ -65,7 +65,7 @@ def _predicted(row: Row, flax: Row) -> str:
 
 
 def _share(row: Row) -> str:
-    """Of the step: what moving its traffic takes at least."""
+    """Returns the share of the step that moving its traffic takes at least."""
     if not row["traffic_MB"]:
         return ""
     return f"{row['traffic_MB'] / row['copy_GBps'] / row['ms']:.2f}"

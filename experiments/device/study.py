@@ -1,4 +1,4 @@
-"""Training steps timed on the GPU that is here, beside what was predicted of them."""
+"""Times training steps on the GPU of this machine, and compares the predictions."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ from typing import Any
 from experiments import output
 from experiments.device import report
 
-# With command buffers a GPU runs conditionals without its host.
+# With command buffers a GPU runs conditionals without the host.
 SETTINGS = {
     "command buffers": "",
     "no command buffers": "--xla_gpu_enable_command_buffer=",
@@ -36,7 +36,7 @@ class Device:
         output.check_folder(self.out)
         groups = ("quick",) if self.quick else ("layer", "resnet50", "small_network")
         result: dict[str, Any] = {"rounds": self.rounds, "rows": []}
-        # Said by the first worker that gets so far.
+        # The first worker that finds its device replaces this.
         result["device"] = "no device"
         path, text = self.out / "device.json", ""
         for setting, flag in SETTINGS.items():
@@ -51,7 +51,7 @@ class Device:
         print(text)
 
     def _timed(self, group: str, flag: str) -> list[dict[str, Any]]:
-        """What a process of its own, with that flag of XLA, says of a group."""
+        """Returns the rows of a group from a process of its own with a flag of XLA."""
         command = [sys.executable, "-m", "experiments.device.worker"]
         command += ["--groups", group, "--rounds", str(self.rounds)]
         # PyTorch needs memory beside JAX.

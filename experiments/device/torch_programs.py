@@ -1,7 +1,7 @@
-"""The layer and ResNet-50 in PyTorch: channels last, cuDNN where there is a GPU.
+"""The layer and ResNet-50 in PyTorch: channels last, with cuDNN on a GPU.
 
-As its users write it: float32 parameters, `torch.autocast`, fused SGD. Imported only
-where PyTorch is installed.
+They are written as users of PyTorch write them: float32 parameters, `torch.autocast`,
+SGD. This module is imported only if PyTorch is installed.
 """
 
 import os
@@ -13,7 +13,7 @@ from torch import nn
 
 
 class Layer(nn.Module):
-    """One normalisation between two 1x1 convolutions."""
+    """A normalisation between two 1x1 convolutions."""
 
     def __init__(self, channels: int, wide: int):
         super().__init__()
@@ -22,7 +22,7 @@ class Layer(nn.Module):
         self.narrow = nn.Conv2d(wide, channels, 1, bias=False)
 
     def forward(self, x):
-        """`[N, C, H, W]` to the same."""
+        """Returns an array of the same shape as `x`, `[N, C, H, W]`."""
         return self.narrow(torch.relu_(self.norm(self.widen(x))))
 
 
@@ -47,7 +47,7 @@ class Bottleneck(nn.Module):
             self.shortcut = nn.Sequential(conv, nn.BatchNorm2d(wide))
 
     def forward(self, x):
-        """`[N, C, H, W]` to `[N, 4 * features, H / stride, W / stride]`."""
+        """Returns `[N, 4 * features, H / stride, W / stride]` from `[N, C, H, W]`."""
         y = torch.relu_(self.norms[0](self.convs[0](x)))
         y = torch.relu_(self.norms[1](self.convs[1](y)))
         y = self.norms[2](self.convs[2](y))
@@ -55,7 +55,7 @@ class Bottleneck(nn.Module):
 
 
 def resnet(blocks: tuple[int, ...], classes: int = 1000) -> nn.Module:
-    """ResNet-50 with `blocks` of (3, 4, 6, 3)."""
+    """Returns a ResNet with `blocks` blocks per stage; ResNet-50 has (3, 4, 6, 3)."""
     stem = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
     parts: list[nn.Module] = [
         stem,
@@ -77,7 +77,7 @@ def resnet(blocks: tuple[int, ...], classes: int = 1000) -> nn.Module:
 def training(
     network: nn.Module, images: int, size: int, dtype: str
 ) -> Callable[[], Any]:
-    """One SGD step, forward, backward and update."""
+    """Returns a program that runs one SGD step: forward, backward and update."""
     device, wait = _device()
     network = network.to(device).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(network.parameters(), 0.1)
@@ -96,7 +96,10 @@ def training(
 
 
 def layer(shape: tuple[int, int, int, int], wide: int, dtype: str) -> Callable[[], Any]:
-    """The layer forward and backward, to parameters and input of a shape."""
+    """Returns a program that runs the layer forward and backward.
+
+    The gradients are those of the parameters and of an input of the given shape.
+    """
     device, wait = _device()
     network = Layer(shape[1], wide).to(device).to(memory_format=torch.channels_last)
     parameters = list(network.train().parameters())
@@ -115,7 +118,7 @@ def layer(shape: tuple[int, int, int, int], wide: int, dtype: str) -> Callable[[
 
 def _device() -> tuple[str, Callable[[], None]]:
     torch.set_num_threads(os.cpu_count() or 1)
-    torch.backends.cudnn.benchmark = True  # The fastest of its algorithms.
+    torch.backends.cudnn.benchmark = True  # cuDNN chooses its fastest algorithm.
     if torch.cuda.is_available():
         return "cuda", torch.cuda.synchronize
     return "cpu", lambda: None

@@ -2,7 +2,7 @@
 
     python -m experiments.device.worker --rounds 10 --groups layer resnet50
 
-Prints one JSON line per program, first one for the device.
+It prints a JSON line for the device, then one for each program.
 """
 
 import dataclasses
@@ -31,7 +31,8 @@ NORMS = {
     "resnet50": (*norms.FOUR, *FORMS, "torch"),
 }
 
-# Program, dtype and images. The arrays of the layers have 103, 206 and 411 MB.
+# Each entry has program, dtype and images. The arrays of the layers have 103, 206 and
+# 411 MB.
 GROUPS = {
     "layer": (("layer", "bfloat16", 64), ("layer", "float32", 64),
               ("layer", "bfloat16", 256)),
@@ -52,7 +53,7 @@ class Worker:
     """Rounds in which all programs of a group take turns."""
 
     def run(self) -> None:
-        """Prints a line for the device, and one per program and normalisation."""
+        """Prints a line for the device, and one for each program and normalisation."""
         quick = "quick" in self.groups
         device = jax.devices()[0]
         if device.platform != "gpu" and not quick:
@@ -69,7 +70,7 @@ class Worker:
 
 
 def copy_speed(rounds: int, megabytes: int) -> float:
-    """GB per second, read and written."""
+    """Returns the GB per second that a copy reads and writes."""
     taken = interleaved.seconds({"copy": programs.copy(megabytes)}, rounds)["copy"]
     return round(2e-3 * megabytes / statistics.median(taken), 1)
 
@@ -77,7 +78,7 @@ def copy_speed(rounds: int, megabytes: int) -> float:
 def time_group(
     program: str, dtype: str, images: int, rounds: int
 ) -> Iterator[dict[str, Any]]:
-    """The rows of one program with every normalisation."""
+    """Yields the rows of one program with every normalisation."""
     same = {"program": program, "dtype": dtype, "images": images}
     made: dict[str, programs.Runnable] = {}
     for norm in NORMS[program]:
@@ -87,7 +88,8 @@ def time_group(
             else:
                 one = programs.make(cases.Case(norm=norm, **same))
             one.run()
-        except (ImportError, RuntimeError) as error:  # No PyTorch, or no memory left.
+        # PyTorch may not be installed, or memory may not suffice.
+        except (ImportError, RuntimeError) as error:
             why = f"{type(error).__name__}: {error}".splitlines()[0][:200]
             yield same | {"norm": norm, "error": why}
         else:

@@ -1,1 +1,1 @@
-"""Scales of input features: how many steps they cost, and what BN makes of them."""
+"""A study of the scales of input features: the steps that they cost, and BN."""

@@ -1,4 +1,4 @@
-"""Loss contours over two weights, and steps against the condition number."""
+"""The figure of the study: loss contours, and steps by condition number."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ _COLORS = {
 
 
 def draw(result: Mapping[str, Any]) -> Figure:
-    """Four bowls with thirty steps each; at the right all tables and scalings."""
+    """Draws four losses with thirty steps each, and all tables and scalings (right)."""
     figure, panels = plt.subplots(
         1, 5, figsize=(13, 3.2), width_ratios=(2, 2, 2, 2, 3), layout="constrained"
     )

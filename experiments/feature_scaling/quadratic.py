@@ -1,9 +1,10 @@
-"""Gradient descent on least squares, exactly: of linear models the loss is quadratic.
+"""Computes gradient descent on least squares exactly.
 
-The mean squared error of `x @ w + b` is minimised from zero with the learning rate
-`1 / largest eigenvalue of the Hessian`. In the basis of the singular vectors of the
-inputs every step multiplies the error by `1 - eigenvalue / largest`, so that the number
-of steps to any accuracy is known without making them.
+The loss of a linear model is quadratic. The mean squared error of `x @ w + b` is
+minimised from zero with the learning rate `1 / largest eigenvalue of the Hessian`. In
+the basis of the singular vectors of the inputs, every step multiplies the error by
+`1 - eigenvalue / largest`. So the number of steps to any accuracy is known without
+running them.
 """
 
 from typing import NamedTuple
@@ -14,14 +15,15 @@ import numpy as np
 class Spectrum(NamedTuple):
     """A least-squares problem in the basis in which its Hessian is diagonal."""
 
-    eigenvalues: np.ndarray  # Of the Hessian, falling, all positive.
-    excess: np.ndarray  # Share of the loss at zero that each direction holds.
+    eigenvalues: np.ndarray  # The positive eigenvalues, in falling order.
+    excess: np.ndarray  # The share of each direction in the loss at zero.
 
 
 def spectrum(x: np.ndarray, y: np.ndarray) -> Spectrum:
-    """Of `x @ w + b`, where `x` is `[N, features]` and `y` is `[N, outputs]`.
+    """Returns the problem of fitting `x @ w + b` to `y`.
 
-    Directions in which the inputs do not vary are left out.
+    `x` is `[N, features]` and `y` is `[N, outputs]`. Directions in which the inputs do
+    not vary are left out.
     """
     inputs = np.concatenate([x, np.ones((len(x), 1))], 1)
     u, singular, _ = np.linalg.svd(inputs, full_matrices=False)
@@ -31,25 +33,29 @@ def spectrum(x: np.ndarray, y: np.ndarray) -> Spectrum:
 
 
 def condition_number(found: Spectrum) -> float:
-    """The largest eigenvalue over the smallest."""
+    """Returns the largest eigenvalue divided by the smallest."""
     return float(found.eigenvalues[0] / found.eigenvalues[-1])
 
 
 def excess_after(found: Spectrum, steps: float) -> float:
-    """The loss above its minimum after so many steps, over that at the start."""
+    """Returns the excess loss after `steps` steps, divided by that at the start.
+
+    The excess loss is the loss above its minimum.
+    """
     share = found.eigenvalues / found.eigenvalues[0]
-    with np.errstate(divide="ignore"):  # The first direction is done after one step.
+    # The error of the first direction is 0 after one step.
+    with np.errstate(divide="ignore"):
         logs = np.log1p(-share)
     factors = np.exp(2 * steps * logs) if steps else np.ones_like(share)
     return float(np.sum(found.excess * factors))
 
 
 def steps_to(found: Spectrum, tolerance: float) -> int:
-    """The first step after which `excess_after` is at most `tolerance`.
+    """Returns the number of steps until `excess_after` is at most `tolerance`.
 
     Args:
-      found: of the problem.
-      tolerance: in (0, 1).
+      found: the spectrum of the problem.
+      tolerance: the excess loss to reach, in (0, 1).
     """
     high = 1
     while excess_after(found, high) > tolerance:
@@ -65,15 +71,15 @@ def steps_to(found: Spectrum, tolerance: float) -> int:
 
 
 class Bowl(NamedTuple):
-    """The loss over two weights, the bias at its best, and a descent on it."""
+    """A loss as a function of two weights, with the best bias, and a descent on it."""
 
     hessian: np.ndarray  # [2, 2]
     optimum: np.ndarray  # [2]
-    path: np.ndarray  # [steps + 1, 2]; from zero.
+    path: np.ndarray  # [steps + 1, 2]; starts at zero.
 
 
 def bowl(x: np.ndarray, y: np.ndarray, steps: int) -> Bowl:
-    """Of two features `[N, 2]` and one output `[N]`."""
+    """Returns the loss and the descent of two features `[N, 2]` and an output `[N]`."""
     centred = x - x.mean(0)
     hessian = centred.T @ centred / len(x)
     slope = centred.T @ (y - y.mean()) / len(x)

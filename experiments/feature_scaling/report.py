@@ -1,4 +1,4 @@
-"""The tables of the study and its verdict, made from its JSON alone."""
+"""The tables and the verdict of the study, from its JSON alone."""
 
 import pathlib
 from collections.abc import Mapping
@@ -10,33 +10,33 @@ from experiments import output, verdicts
 from experiments.feature_scaling import figure
 
 AS_MANY = 1.05
-"""BN needs as many steps as standardised features within this factor."""
+"""The steps with BN and with standardised features may differ by this factor."""
 PROPORTIONAL = (0.5, 1.5)
-"""Slopes of the logarithms of steps and condition number that count as in proportion:
-the steps depend on where the target lies as well."""
+"""The range of slopes of log steps by log condition number that count as proportional.
+It is wide because the steps depend on the place of the target as well."""
 
 SCALINGS = ("none", "min-max", "z-score", "BN first")
 
 
 def write(path: pathlib.Path) -> str:
-    """Writes `.md` and `.png` beside the JSON at `path`; returns the text."""
+    """Writes `.md` and `.png` beside the JSON at `path` and returns the text."""
     return output.write_pages(path, table, {"": figure.draw})
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The result as Markdown."""
+    """Returns the result as Markdown."""
     return "\n\n".join([_verdict(result), _steps(result)])
 
 
 def slope(result: Mapping[str, Any]) -> float:
-    """Of the logarithm of the steps by that of the condition number."""
+    """Returns the slope of log steps by log condition number."""
     conditions = np.log([row["condition"] for row in result["rows"]])
     steps = np.log([row["steps"] for row in result["rows"]])
     return float(np.polyfit(conditions, steps, 1)[0])
 
 
 def statements(result: Mapping[str, Any]) -> dict[str, bool]:
-    """What was expected, and whether it was found in every table."""
+    """Returns each expected statement, and True if it holds in every table."""
     tables = {
         name: {row["scaling"]: row["steps"] for row in result["rows"]
                if row["table"] == name}
@@ -62,7 +62,7 @@ def statements(result: Mapping[str, Any]) -> dict[str, bool]:
 
 
 def verdict(result: Mapping[str, Any]) -> str:
-    """In plain words."""
+    """Returns the verdict in words."""
     return verdicts.of(*statements(result).values())
 
 

@@ -1,17 +1,18 @@
-"""What do badly scaled features cost, and does BN as the first layer save scaling them?
+"""Measures the steps that badly scaled features cost, and BN as the first layer.
 
-The paper (Section 2) stands on an old fact (LeCun et al., 1998): training converges
-faster if inputs are whitened, with zero means and unit variances. Gradient descent on
-least squares needs steps in proportion to the condition number of the Hessian, which
-badly scaled features make large.
+The paper (Section 2) uses an old fact (LeCun et al., 1998): training converges faster
+if inputs are whitened, with zero means and unit variances. Gradient descent on least
+squares needs steps in proportion to the condition number of the Hessian, and badly
+scaled features make it large.
 
-Real tables of scikit-learn, as they are, scaled to [0, 1], standardised, and through
-BN as the first layer (without scale and bias, whole table as one batch, epsilon 1e-5).
-Expected: standardised features need fewest steps, unscaled ones thousands of times
-more, BN as many as standardised ones; steps grow in proportion to the condition number.
+The data are real tables of scikit-learn: as they are, scaled to [0, 1], standardised,
+and with BN as the first layer (without scale and bias, the whole table as one batch,
+epsilon 1e-5). Expected: standardised features need the fewest steps, unscaled ones
+thousands of times more, and BN as many as standardised ones. Steps grow in proportion
+to the condition number.
 
-Measured: holds. Steps grow as the condition number to the power of .93; standardised
-features need 10 to 485 steps, unscaled ones 6,669 to 2e10.
+Measured: holds. Steps grow as the condition number to the power of .93. Standardised
+features need 10 to 485 steps, and unscaled ones 6,669 to 2e10.
 """
 
 import dataclasses
@@ -34,7 +35,8 @@ TABLES: dict[str, Callable[[], Any]] = {
     "breast_cancer": sklearn.datasets.load_breast_cancer,
     "diabetes": lambda: sklearn.datasets.load_diabetes(scaled=False),
 }
-# Two features of the wines, for the contours: their scales differ by some hundreds.
+# Two features of the wine table for the contours. Their scales differ by a factor of
+# some hundreds.
 _PAIR = ("alcohol", "proline")
 _PATH = 30
 
@@ -63,7 +65,7 @@ def check(config: FeatureScaling) -> None:
     """Checks the options before any work.
 
     Raises:
-      ValueError: naming the option, what it must be and what it is.
+      ValueError: if an option is wrong; the message says what it must be.
     """
     options.check_among(config, TABLES, "tables")
     if not 0 < config.tolerance < 1:
@@ -71,7 +73,7 @@ def check(config: FeatureScaling) -> None:
 
 
 def measure(config: FeatureScaling) -> dict[str, Any]:
-    """Steps and condition number of every table and scaling; the contours."""
+    """Computes steps and condition number of every table and scaling, and contours."""
     rows = []
     for name in tqdm.tqdm(config.tables, unit="table"):
         table = TABLES[name]()
@@ -97,7 +99,10 @@ def measure(config: FeatureScaling) -> dict[str, Any]:
 
 
 def contours() -> dict[str, Any]:
-    """The loss over two weights for each scaling, of wines of one kind or another."""
+    """Computes the loss over two weights for each scaling, in the wine table.
+
+    The output separates the first kind of wine from the others.
+    """
     table = sklearn.datasets.load_wine()
     columns = [list(table.feature_names).index(name) for name in _PAIR]
     y = np.where(table.target == 0, 1.0, -1.0)
@@ -111,7 +116,7 @@ def contours() -> dict[str, Any]:
 
 
 def targets(table: Any) -> np.ndarray:
-    """Standardised, `[N, outputs]`; of classes, one output per class."""
+    """Returns standardised targets, `[N, outputs]`, with one output per class."""
     y = np.float64(table.target)
     if hasattr(table, "target_names"):
         y = y[:, None] == np.unique(y)[None]
@@ -120,22 +125,22 @@ def targets(table: Any) -> np.ndarray:
 
 
 def as_they_are(x: np.ndarray) -> np.ndarray:
-    """The features, float64."""
+    """Returns the features as float64."""
     return np.float64(x)
 
 
 def min_max(x: np.ndarray) -> np.ndarray:
-    """Each feature from 0 to 1."""
+    """Scales each feature to [0, 1]."""
     return (x - x.min(0)) / (x.max(0) - x.min(0))
 
 
 def z_score(x: np.ndarray) -> np.ndarray:
-    """Each feature with mean 0 and variance 1."""
+    """Scales each feature to mean 0 and variance 1."""
     return (x - x.mean(0)) / x.std(0)
 
 
 def batch_norm(x: np.ndarray) -> np.ndarray:
-    """What `jaxbn.linen.BatchNorm` makes of all examples as one batch."""
+    """Normalises all examples as one batch with `jaxbn.linen.BatchNorm`."""
     layer = linen.BatchNorm(use_running_average=False, use_scale=False, use_bias=False)
     made, _ = layer.apply({}, jnp.asarray(x, jnp.float32), mutable=["batch_stats"])
     return np.float64(made)

@@ -1,4 +1,4 @@
-"""Figure 1 as the paper drew it."""
+"""Draws Figure 1 in the form of the paper."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,9 +15,9 @@ _LABELS = {"with_bn": "with BN", "without_bn": "without BN"}
 
 
 def draw(result: Mapping[str, Any]) -> Figure:
-    """Panels (a), (b) and (c) of the paper's Figure 1, next to the paper's own curves.
+    """Draws the three panels of Figure 1, with the paper's own curves for MNIST.
 
-    The paper's curves are dashed and labelled as such, and drawn only for MNIST.
+    The paper's curves are dashed and labelled as such.
     """
     steps = np.array(result["step"])
     with_paper = result["config"]["dataset"] == "mnist"

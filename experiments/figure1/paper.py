@@ -1,8 +1,8 @@
 """The paper's own Figure 1, read from the vector graphics of its PDF.
 
-Ioffe and Szegedy, arXiv:1502.03167v3, 2 March 2015. Accuracies to .001 at the vertices
-of the curves of panel (a), one about every 4,000 steps; percentiles to .01 at twelve
-steps of panels (b) and (c).
+Ioffe and Szegedy, arXiv:1502.03167v3, 2 March 2015. Accuracies are read to .001 at the
+vertices of the curves of panel (a), about one every 4,000 steps. Percentiles are read
+to .01 at twelve steps of panels (b) and (c).
 """
 
 ACCURACY_STEPS = (

@@ -1,4 +1,4 @@
-"""Figure 1 in numbers: a JSON, a table, the distance to the paper's curves."""
+"""Summarises Figure 1: a JSON, a table and the distance to the paper's curves."""
 
 import pathlib
 from typing import Any
@@ -13,19 +13,19 @@ Records = dict[str, np.ndarray]
 
 
 def write(path: pathlib.Path) -> str:
-    """Writes `.md` and `.png` beside the JSON at `path`; returns the text."""
+    """Writes `.md` and `.png` beside the JSON at `path` and returns the text."""
     return output.write_pages(path, table, {"": figure.draw})
 
 
 def summarize(
     config: dict[str, Any], steps: np.ndarray, records: Records
 ) -> dict[str, Any]:
-    """Everything that is plotted or printed, as JSON holds it.
+    """Returns the content of the JSON: everything that is plotted or printed.
 
     Args:
-      config: what decided the numbers.
-      steps: after which records were made, `[records]`.
-      records: as `figure1.train` returns them.
+      config: the options that decided the numbers.
+      steps: the steps after which records were made, `[records]`.
+      records: the result of `figure1.train`.
     """
     result: dict[str, Any] = {
         "config": config,
@@ -62,10 +62,10 @@ def summarize(
 
 
 def typical_unit(traces: np.ndarray) -> int:
-    """The unit whose percentile traces lie nearest to the median over all units.
+    """Returns the unit whose percentiles are nearest to the median over all units.
 
     Args:
-      traces: `[records, percentiles, units]`.
+      traces: the percentiles, `[records, percentiles, units]`.
     """
     median = np.median(traces, axis=-1, keepdims=True)
     return int(np.abs(traces - median).mean((0, 1)).argmin())
@@ -74,10 +74,10 @@ def typical_unit(traces: np.ndarray) -> int:
 def distance_to_paper(
     network: str, steps: np.ndarray, accuracy: np.ndarray
 ) -> float | None:
-    """Mean absolute difference from the paper's accuracies, from 4,000 steps on.
+    """Returns the mean absolute difference from the paper's accuracies.
 
-    Taken where the paper's curve has its vertices, about every 4,000 steps; None for a
-    run that ends before the first.
+    It is taken at the vertices of the paper's curve, about every 4,000 steps. It is
+    None for a run that ends before the first vertex.
     """
     pairs = zip(paper.ACCURACY_STEPS, paper.ACCURACY[network], strict=False)
     differences = [
@@ -89,14 +89,14 @@ def distance_to_paper(
 
 
 def trace_distances(network: str, steps: np.ndarray, traces: np.ndarray) -> np.ndarray:
-    """Mean absolute difference of each unit's percentiles from the paper's, `[units]`.
+    """Returns the distance of each unit's percentiles from the paper's, `[units]`.
 
-    Taken at the steps of both.
+    It is the mean absolute difference at the steps that both have.
 
     Args:
       network: one of `mlp.NETWORKS`.
-      steps: after which records were made, `[records]`.
-      traces: `[records, percentiles, units]`.
+      steps: the steps after which records were made, `[records]`.
+      traces: the percentiles, `[records, percentiles, units]`.
     """
     _, ours, theirs = np.intersect1d(steps, paper.PERCENTILE_STEPS, return_indices=True)
     known = np.array(paper.TRACES[network])[:, theirs]
@@ -104,7 +104,7 @@ def trace_distances(network: str, steps: np.ndarray, traces: np.ndarray) -> np.n
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result in a few lines of text (Markdown)."""
+    """Returns the result in a few lines of Markdown."""
     rows = result["table"]
     at = sorted(rows["with_bn"]["accuracy"], key=int)
     header = ["network", *(f"{int(step):,} steps" for step in at), "best",

@@ -1,4 +1,4 @@
-"""The sweep's table, made from its JSON alone."""
+"""The table of the sweep, from its JSON alone."""
 
 import pathlib
 from collections.abc import Mapping
@@ -10,12 +10,12 @@ from experiments.networks import mlp
 
 
 def write(path: pathlib.Path) -> str:
-    """Writes `figure1_sweep.md` beside the JSON at `path`; returns the text."""
+    """Writes `figure1_sweep.md` beside the JSON at `path` and returns the text."""
     return output.write_pages(path, table, {})
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The rows as Markdown."""
+    """Returns the rows as Markdown."""
     steps = ("4K", "8K", "12K", "24K", "44K")
     at = [paper.ACCURACY_STEPS.index(int(step[:-1]) * 1000) for step in steps]
     header = ["configuration", f"with BN at {' / '.join(steps)}", "without BN",

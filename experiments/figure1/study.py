@@ -1,4 +1,4 @@
-"""The paper's Figure 1: a sigmoid network with and without Batch Normalization."""
+"""Repeats the paper's Figure 1: a sigmoid network with and without BN."""
 
 import dataclasses
 import json
@@ -12,8 +12,8 @@ from experiments.figure1 import paper, report
 from experiments.networks import fully_connected, mlp
 from jaxbn import training
 
-_OBSERVED = 1000  # Test images over which the percentiles are taken.
-_POPULATION = 10_000  # Training images for `exact_population`.
+_OBSERVED = 1000  # The number of test images for the percentiles.
+_POPULATION = 10_000  # The number of training images for `exact_population`.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ def check(config: Figure1) -> None:
     """Checks the options before any work.
 
     Raises:
-      ValueError: naming the option, what it must be and what it is.
+      ValueError: if an option is wrong; the message says what it must be.
     """
     recording.check(_plan(config))
     hp = config.hp
@@ -79,15 +79,15 @@ def check(config: Figure1) -> None:
 
 
 def train(config: Figure1) -> report.Records:
-    """Trains both networks on all seeds, resuming what a killed run left.
+    """Trains both networks on all seeds, and resumes a run that was killed.
 
     Returns:
       For each network `<network>/accuracy`, `[records, seeds]`, and
-      `<network>/percentiles`, `[records, seeds, 3, units]`; the first record is made
+      `<network>/percentiles`, `[records, seeds, 3, units]`. The first record is that
       after `record_every` steps.
 
     Raises:
-      ValueError: as `check`, or if a batch is larger than the data set.
+      ValueError: as in `check`, or if a batch is larger than the data set.
     """
     check(config)
     train_split, test = (_split(config, name) for name in ("train", "test"))
@@ -114,21 +114,24 @@ def forget(config: Figure1) -> None:
 
 
 def recorded_steps(config: Figure1) -> np.ndarray:
-    """The steps after which records are made, `[records]`."""
+    """Returns the steps after which records are made, `[records]`."""
     return recording.recorded_steps(_plan(config))
 
 
 def identity(config: Figure1) -> dict[str, Any]:
-    """What decides the numbers: everything but where files lie and how often saved."""
+    """Returns the options that decide the numbers.
+
+    These are all but the folders and the interval of checkpoints.
+    """
     fields = options.identity(config)
     del fields["checkpoint_every"]
     if not datasets.PIXELS[config.dataset].binary:
-        fields["hp"]["ink"] = None  # It decides nothing.
+        fields["hp"]["ink"] = None  # It has no effect.
     return fields
 
 
 def _is_finished(path: pathlib.Path, config: Figure1) -> bool:
-    """Whether there is the result of an earlier run with the same options."""
+    """Returns True if an earlier run with the same options left its result."""
     if not path.exists():
         return False
     return json.loads(path.read_text()).get("config") == identity(config)

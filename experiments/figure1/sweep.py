@@ -1,4 +1,4 @@
-"""What the paper leaves open in Figure 1: a sweep against its own curves."""
+"""A sweep over the settings that the paper leaves open in Figure 1."""
 
 import dataclasses
 import json
@@ -11,10 +11,10 @@ from experiments import output
 from experiments.figure1 import paper, report, report_sweep, study
 from experiments.networks import mlp
 
-# From here all rows depart.
+# Every row changes these settings.
 _BASE = {"learning_rate": 0.15, "init_std": 0.045, "decay": 1.0, "ink": 128}
-# Learning rate and initial scale; then one change each at the pair that comes nearest,
-# and several of those that come nearer.
+# The first rows change learning rate and initial scale. The next ones change one
+# setting at the pair nearest to the paper, or several that come nearer.
 _CHANGES: tuple[dict[str, Any], ...] = (
     *(
         {"learning_rate": rate, "init_std": std}
@@ -64,7 +64,7 @@ class Figure1Sweep:
     """Folder for table and JSON."""
 
     def run(self) -> None:
-        """Writes `figure1_sweep.json` and `.md` after each row; skips rows done."""
+        """Writes `figure1_sweep.json` and `.md` after each row; skips known rows."""
         output.check_folder(self.out)
         path = self.out / "figure1_sweep.json"
         rows = json.loads(path.read_text())["rows"] if path.exists() else []

@@ -1,1 +1,1 @@
-"""A network from PyTorch, adapted to new data and shipped without normalisation."""
+"""A study that adapts a network from PyTorch to new data and folds its layers."""

@@ -1,4 +1,4 @@
-"""Accuracy on new data after each stage, and what is shipped."""
+"""The figure of the study: accuracy after each stage, and the shipped models."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ _LABELS = {
 
 
 def draw(result: Mapping[str, Any]) -> Figure:
-    """Left: accuracy by stage, a dot per seed. Right: size and time when shipped."""
+    """Draws accuracy by stage (left, a dot per seed) and the shipped models."""
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(11, 3.8), width_ratios=(3, 2), layout="constrained"
     )

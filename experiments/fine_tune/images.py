@@ -1,4 +1,4 @@
-"""What the network was trained on, and the new data."""
+"""Loads the data that the network was trained on, and the new data."""
 
 import os
 from typing import Any, Literal
@@ -8,14 +8,15 @@ import numpy as np
 from experiments import datasets
 
 New = Literal["digits", "fashion_mnist"]
-SAME_CLASSES = ("digits",)  # As the network knows; of the others it has to learn them.
+# New data with the classes that the network already has. It must learn other classes.
+SAME_CLASSES = ("digits",)
 Split = tuple[np.ndarray, np.ndarray]  # Images in [0, 1], float32, and labels.
 
 
 def images_of(
     new_name: New, data_dir: os.PathLike | None
 ) -> tuple[dict[str, Split], dict[str, Split]]:
-    """What the network was trained on, and the new data."""
+    """Returns the data that the network was trained on, and the new data, by split."""
 
     def load(name: datasets.Dataset, split: Any) -> Split:
         images, labels = datasets.load(name, split, data_dir)
@@ -33,6 +34,6 @@ def images_of(
 
     def by_another_camera(images: np.ndarray) -> np.ndarray:
         noise = rng.normal(scale=0.05, size=images.shape).astype(np.float32)
-        return 0.4 + 0.3 * images + noise  # More light, less contrast.
+        return 0.4 + 0.3 * images + noise  # It has more light and less contrast.
 
     return old, {split: (by_another_camera(x), y) for split, (x, y) in old.items()}

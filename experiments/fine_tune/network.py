@@ -1,4 +1,4 @@
-"""One small convolutional network, in Linen and in PyTorch, and who is who."""
+"""A small convolutional network in Linen and in PyTorch, and the names of its parts."""
 
 import functools
 from typing import Any
@@ -12,7 +12,7 @@ FEATURES = (16, 32, 32, 64)
 STRIDES = (1, 2, 1, 2)
 CLASSES = 10
 
-# Modules of the Linen network, and their names in the `state_dict`.
+# The modules of the Linen network, and their names in PyTorch's `state_dict`.
 NAMES = {
     **{f"conv{i}": f"{3 * i}" for i in range(len(FEATURES))},
     **{f"norm{i}": f"{3 * i + 1}" for i in range(len(FEATURES))},
@@ -21,11 +21,11 @@ NAMES = {
 
 
 class Network(nn.Module):
-    """Convolution, normalisation and ReLU four times, the mean of each map, a dense."""
+    """Four convolutions with normalisation and ReLU, map means and a dense layer."""
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Images `[N, H, W, 1]` to logits `[N, 10]`."""
+        """Returns logits `[N, 10]` of images `[N, H, W, 1]`."""
         conv = functools.partial(nn.Conv, kernel_size=(3, 3), padding=1, use_bias=False)
         for i, (features, stride) in enumerate(zip(FEATURES, STRIDES, strict=True)):
             x = conv(features, strides=stride, name=f"conv{i}")(x)
@@ -35,7 +35,7 @@ class Network(nn.Module):
 
 
 def torch_network() -> Any:
-    """The same in PyTorch, whose images are `[N, 1, H, W]`."""
+    """Returns the network in PyTorch, which takes images `[N, 1, H, W]`."""
     from torch import nn as torch_nn
 
     layers, channels = [], 1

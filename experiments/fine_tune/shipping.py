@@ -1,4 +1,4 @@
-"""The model as it is, folded, and exported."""
+"""Compares the model as it is, folded, and exported."""
 
 import functools
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from experiments.measuring import interleaved
 def ship(
     variables: Any, images: np.ndarray, labels: np.ndarray, timed: Any
 ) -> dict[str, dict[str, Any]]:
-    """The model as it is, folded, and exported: accuracy, size, time."""
+    """Returns accuracy, size and time of the model as it is, folded, and exported."""
     shape = jax.ShapeDtypeStruct((1, *images.shape[1:]), jnp.float32)
     folded, fold_report = timed(
         "fold", lambda: jaxbn.fold(NET, variables, shape, evaluation.evaluating)
@@ -62,7 +62,7 @@ def _in_parts(run: Callable[[Any], Any], images: np.ndarray) -> np.ndarray:
 
 
 def _exported(variables: Any, shape: jax.ShapeDtypeStruct) -> bytearray:
-    """The evaluation with its weights, for batches of any size, as bytes."""
+    """Exports the evaluation with its weights, for batches of any size, as bytes."""
     batch = export.symbolic_shape("batch")
     function = jax.jit(functools.partial(evaluation.logits, variables))
     given = jax.ShapeDtypeStruct((*batch, *shape.shape[1:]), shape.dtype)

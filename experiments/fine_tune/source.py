@@ -1,4 +1,4 @@
-"""The network as someone else made it: trained in PyTorch, saved as safetensors."""
+"""Trains the network in PyTorch and saves it as safetensors, to be imported."""
 
 import pathlib
 from typing import Any
@@ -15,7 +15,7 @@ def train(
 ) -> None:
     """Trains on images `[N, H, W, 1]` in [0, 1], and writes the weights to `path`.
 
-    Adam with rate 1e-3, batches of 64.
+    The optimiser is Adam with a rate of 1e-3, and batches have 64 images.
 
     Raises:
       ValueError: if PyTorch is not installed.
@@ -37,7 +37,10 @@ def train(
 
 
 def logits(path: pathlib.Path, images: np.ndarray) -> np.ndarray:
-    """What PyTorch computes in evaluation from the weights at `path`, `[N, 10]`."""
+    """Returns the logits `[N, 10]` that PyTorch computes from the weights at `path`.
+
+    The network is in evaluation mode.
+    """
     torch = _torch()
     model = network.torch_network()
     weights = interop.load_safetensors(path)

@@ -1,4 +1,4 @@
-"""Fine-tuning on few labelled images."""
+"""Fine-tunes the network on few labelled images."""
 
 from typing import Any
 
@@ -17,10 +17,10 @@ from jaxbn import training
 def tune(
     config: Any, variables: Any, train_split: Split, seed: int, frozen: bool
 ) -> Any:
-    """The variables after some steps on few labelled images.
+    """Returns the variables after some steps on few labelled images.
 
-    The dense layer is a new one where the classes are others than those of the network.
-    What is frozen are statistics; scale and bias are trained.
+    The dense layer is a new one if the new data have other classes. `frozen` freezes
+    the statistics; scale and bias are trained.
     """
     order = np.random.default_rng(seed).permutation(len(train_split[0]))
     images, labels = (array[order[: config.labelled]] for array in train_split)

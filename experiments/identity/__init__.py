@@ -1,1 +1,1 @@
-"""Batch Normalization that undoes itself."""
+"""A study of Batch Normalization that undoes itself."""

@@ -1,4 +1,4 @@
-"""Does a layer learn to undo its normalisation?"""
+"""The figure of the study: a layer that learns to undo its normalisation."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from experiments import curves
 
 
 def draw(result: Mapping[str, Any]) -> Figure:
-    """Scale and bias on their way; what remains, by batch size."""
+    """Draws the errors of scale and bias by step, and the rest by batch size."""
     steps = np.array(result["steps"])
     figure, panels = plt.subplots(1, 3, figsize=(11, 3.8), layout="constrained")
     sizes = sorted(result["learnt"], key=int)

@@ -1,4 +1,4 @@
-"""One layer whose scale and bias are the deviation and the mean of its input."""
+"""Tests a layer whose scale and bias are the deviation and mean of its input."""
 
 import jax
 import jax.numpy as jnp
@@ -13,19 +13,20 @@ _CHANNELS = 100
 
 
 def errors(ratio: float) -> dict[str, float]:
-    """How far the layer is from the identity, over the deviation of its input.
+    """Returns the distance of the layer from the identity.
 
     Args:
-      ratio: mean over standard deviation of every channel.
+      ratio: the mean of every channel divided by its standard deviation, which is 1.
 
     Returns:
-      Root mean squares of what `train` and `inference` change of the input, and of
-      what either changes of a cotangent, over that of the cotangent.
+      For `train` and `inference` the root mean square of the change of the input. For
+      `train_gradient` and `inference_gradient` that of the change of a cotangent,
+      divided by that of the cotangent.
     """
     rng = np.random.default_rng(0)
     x, dy = rng.standard_normal((2, EXAMPLES, _CHANNELS))
     x, dy = jnp.float32(x + ratio), jnp.float32(dy)
-    known = np.float64(x)  # As it was rounded.
+    known = np.float64(x)  # It has the rounding of float32.
     stats = jaxbn.BatchStats(jnp.float32(known.mean(0)), jnp.float32(known.var(0)))
     scale, bias = jnp.sqrt(stats.var + EPSILON), stats.mean
 

@@ -1,4 +1,4 @@
-"""The tables of the study, made from its JSON alone."""
+"""The tables of the study, from its JSON alone."""
 
 import pathlib
 from collections.abc import Mapping
@@ -11,19 +11,19 @@ from experiments.identity import figure
 
 # Half a unit in the last place of a mean of 1e4 deviations is 5e-4 of a deviation.
 _ROUNDING = 1e-3
-# "Recovered": within a twentieth.
+# Scale and bias count as recovered within a twentieth.
 _FOUND = 0.05
-# The noise of the statistics falls as one over the size: within this factor of it.
+# The noise of the statistics must fall as one over the batch size, within this factor.
 _NOISE = 2.0
 
 
 def write(path: pathlib.Path) -> str:
-    """Writes `.md` and `.png` beside the JSON at `path`; returns the text."""
+    """Writes `.md` and `.png` beside the JSON at `path` and returns the text."""
     return output.write_pages(path, table, {"": figure.draw})
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The result as Markdown."""
+    """Returns the result as Markdown."""
     rows = [
         [f"{row['ratio']:g}", *(f"{row['errors'][name]:.1e}" for name in
          ("train", "inference", "train_gradient", "inference_gradient"))]
@@ -40,7 +40,7 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def verdict(result: Mapping[str, Any]) -> dict[str, list[bool]]:
-    """By claim, what of it was found to hold."""
+    """Returns for each claim whether it holds in each case."""
     last = [_last(values) for values in result["learnt"].values()]
     sizes = np.array([int(size) for size in result["learnt"]], float)
     noise = sizes * [each["training"] for each in last]
@@ -65,7 +65,7 @@ def verdict(result: Mapping[str, Any]) -> dict[str, list[bool]]:
 
 
 def _last(values: Mapping[str, Any]) -> dict[str, float]:
-    """Means over seeds at the end."""
+    """Returns means over seeds at the end."""
     return {name: float(np.mean(each[-1])) for name, each in values.items()}
 
 

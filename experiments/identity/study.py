@@ -1,19 +1,20 @@
-"""Does Batch Normalization learn to undo itself, where that is what is asked for?
+"""Tests whether Batch Normalization learns to undo itself if that is the task.
 
 The paper, Section 3: normalising an input "may change what the layer can represent".
-Therefore scale and bias: "by setting gamma = sqrt(Var[x]) and beta = E[x], we could
-recover the original activations, if that were the optimal thing to do".
+Therefore it has scale and bias: "by setting gamma = sqrt(Var[x]) and beta = E[x], we
+could recover the original activations, if that were the optimal thing to do".
 
-Expected: exactly so to rounding, in training and inference, forwards; not backwards in
-training, where the gradient loses its mean and its part along the input. A layer that
-is trained to reproduce its input finds these values, from mini-batches of any size;
-what remains is the noise of their statistics, about 1.5 of the variance over the
-size.
+Expected: forwards that holds to rounding, in training and inference. Backwards it does
+not hold in training, where the gradient loses its mean and its part along the input. A
+layer that is trained to reproduce its input finds these values with mini-batches of any
+size. The remaining error is the noise of their statistics, about 1.5 times the variance
+divided by the batch size.
 
-Measured: to 2e-7 forwards; backwards in training .18 of a gradient over 60 examples is
-lost. From mini-batches of 64 and more the layer learns scale and bias to .02, from 16
-to .05, from 4 a scale that is .18 too far, because a deviation over four examples is
-too small. What remains is 1.5 to 2 of the variance over the batch size.
+Measured: forwards it holds to 2e-7. Backwards in training .18 of a gradient over 60
+examples is lost. With mini-batches of 64 and more the layer learns scale and bias to
+.02, and with 16 to .05. With 4 the scale is off by .18, because a deviation over four
+examples is too small. The remaining error is 1.5 to 2 times the variance divided by the
+batch size.
 """
 
 import dataclasses
@@ -31,8 +32,8 @@ from experiments.identity import layer, report
 from jaxbn import linen, training
 
 _QUICK = {"dataset": "digits", "steps": 300}
-_LEAST_STD = 0.1  # Pixels that hardly vary have nothing to recover.
-_OBSERVED = 4096  # Images over which what remains is taken.
+_LEAST_STD = 0.1  # Pixels that vary less are left out.
+_OBSERVED = 4096  # The number of images for the remaining error.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,7 @@ def check(config: Identity) -> None:
     """Checks the options before any work.
 
     Raises:
-      ValueError: naming the option, what it must be and what it is.
+      ValueError: if an option is wrong; the message says what it must be.
     """
     options.check_at_least(config, records=1, batch_sizes=2)
     options.check_positive(config, "learning_rate")
@@ -78,10 +79,13 @@ def check(config: Identity) -> None:
 
 
 def measure(config: Identity) -> dict[str, Any]:
-    """One layer with these values, and curves `[records, seeds]` of learnt ones."""
+    """Measures a layer with these values, and trains layers that learn them.
+
+    The curves are `[records, seeds]`.
+    """
     train = datasets.flat(config.dataset, "train", config.data_dir)["image"]
     train = train[:, train.std(0) > _LEAST_STD]
-    # Of the training set: others have another mean, which is not what is asked.
+    # Images of the training set are observed, because others have another mean.
     observed = {"x": train[:_OBSERVED], "mean": train.mean(0), "std": train.std(0)}
     runs = _runs(config, train.shape[1])
     found = recording.train(runs, _plan(config), {"x": train}, observed, _kept(config))
@@ -126,11 +130,11 @@ def _runs(config: Identity, channels: int) -> list[recording.Run]:
 
 
 def make_run(batch_size: int, learning_rate: float, channels: int) -> recording.Run:
-    """A layer that is trained to reproduce its input.
+    """Returns the training of a layer that learns to reproduce its input.
 
-    Records, means over channels: `scale` and `bias`, how far they are from deviation
-    and mean of the training set, over the deviation; `training` and `evaluation`, mean
-    squares of what the layer changes of its input, over its variance.
+    It records means over channels. `scale` and `bias` are their distances from
+    deviation and mean of the training set, divided by the deviation. `training` and
+    `evaluation` are mean squares of the change of the input, divided by its variance.
     """
     model = linen.BatchNorm()
 

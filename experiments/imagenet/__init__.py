@@ -1,1 +1,1 @@
-"""BN-Inception at full definition, trained from records on disk on many devices."""
+"""A study of BN-Inception at full size, trained from records on many devices."""

@@ -1,4 +1,4 @@
-"""The paper's Figure 2: validation accuracy by step, and the loss of training."""
+"""The figure of the study: the paper's Figure 2, and the loss in training."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,7 @@ _COLORS = {
 
 
 def draw(result: Mapping[str, Any]) -> Figure:
-    """Left: accuracy, dotted at Inception's best. Right: mean loss of the batches."""
+    """Draws accuracy (left, dotted at Inception's best) and mean loss of batches."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
     runs = result["runs"]
     for name, run in runs.items():

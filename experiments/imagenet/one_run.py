@@ -1,4 +1,4 @@
-"""The training of one configuration on all devices, resumed where it was killed."""
+"""Trains one configuration on all devices, and resumes a training that was killed."""
 
 import functools
 import math
@@ -26,17 +26,17 @@ def train(
     """Trains one configuration.
 
     Args:
-      config: as `study.ImageNet`.
-      name: of the configuration, one of `inception_training.RECIPES`.
-      images: to train on.
-      held_out: by which accuracy is measured.
+      config: the options, a `study.ImageNet`.
+      name: the name of the configuration, one of `inception_training.RECIPES`.
+      images: the training images.
+      held_out: the images for loss and accuracy.
 
     Returns:
-      `step`, the mean `train_loss` since the record before, and `loss` and `accuracy`
-      on what is held out, each a list with an entry for every record.
+      Lists with an entry for every record: `step`, the mean `train_loss` since the
+      record before, and `loss` and `accuracy` on the held-out images.
 
     Raises:
-      ValueError: if the images end before the steps.
+      ValueError: if there are not enough images for the steps.
     """
     _check_enough(config, images)
     mesh = parallel.data_mesh()
@@ -54,7 +54,7 @@ def train(
     records = np.array(tree["records"])
 
     batches = iter(batches_of(images))
-    # All of the pipeline is a function of seed and step.
+    # The pipeline is a function of seed and step, so this is its whole state.
     batches.set_state({"next_index": int(state.step)})
     since = []
     steps = range(int(state.step), config.steps)
@@ -64,7 +64,7 @@ def train(
         for done in range(steps.start + 1, config.steps + 1):
             state, metrics = step(state, next(batches))
             since.append(metrics["loss"])
-            if len(since) > 1:  # Not more than two steps are under way.
+            if len(since) > 1:  # At most two steps are in flight.
                 jax.block_until_ready(since[-2])
             bar.update()
             if done % config.record_every:
@@ -88,7 +88,7 @@ def forget(config: Any, name: str) -> None:
 
 
 def init(config: Any, name: str, classes: int) -> training.TrainState:
-    """Before the first step."""
+    """Returns the state before the first step."""
     recipe = it.RECIPES[name]
     model = inception.BNInception(
         classes=classes,
@@ -122,7 +122,7 @@ def _loss_fn(config: Any) -> training.LossFn:
 def _batches(
     config: Any, name: str, sharding: Any, split: source.Source, train: bool = True
 ) -> Any:
-    """Global batches, on the devices before they are needed."""
+    """Returns global batches that are copied to the devices before they are needed."""
     recipe = it.RECIPES[name]
     settings = pipeline.Options(
         batch_size=config.batch_size,
@@ -142,7 +142,7 @@ def _batches(
 def _evaluated(
     evaluate: Callable[..., training.Metrics], state: Any, batches: Any
 ) -> tuple[float, float]:
-    """Loss and accuracy over all batches."""
+    """Returns loss and accuracy over all batches."""
     found = [jax.device_get(evaluate(state, batch)) for batch in batches]
     return tuple(float(sum(m[name] for m in found)) for name in ("loss", "accuracy"))
 
@@ -159,7 +159,10 @@ def _check_enough(config: Any, images: source.Source) -> None:
 
 
 def _kept(config: Any, name: str) -> checkpoints.Checkpoints:
-    """The checkpoints of one training, found again by what decides its numbers."""
+    """Returns the checkpoints of one training.
+
+    They are named by the options that decide its numbers.
+    """
     fields = options.identity(config)
     for field in ("configurations", "checkpoint_every", "threads", "quick"):
         del fields[field]

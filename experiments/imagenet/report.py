@@ -1,4 +1,4 @@
-"""The table of the study, made from its JSON alone."""
+"""The table of the study, from its JSON alone."""
 
 import pathlib
 from collections.abc import Mapping
@@ -12,12 +12,12 @@ from experiments.networks import inception_paper as paper
 
 
 def write(path: pathlib.Path) -> str:
-    """Writes `.md` and `.png` beside the JSON at `path`; returns the text."""
+    """Writes `.md` and `.png` beside the JSON at `path` and returns the text."""
     return output.write_pages(path, table, {"": figure.draw})
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The result as Markdown."""
+    """Returns the result as Markdown."""
     config, runs = result["config"], result["runs"]
     baseline = runs.get("Inception")
     target = max(baseline["accuracy"]) if baseline else None

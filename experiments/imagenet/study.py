@@ -1,15 +1,16 @@
-"""The paper's Figures 2 and 3 at full definition, for who has ImageNet and devices.
+"""Repeats the paper's Figures 2 and 3 at full size, with ImageNet and many devices.
 
-The network of Figure 5 with and without Batch Normalization, the six configurations of
-Section 4.2.2, mini-batches of random-resized crops read record by record, synchronous
-data parallelism over all devices of all processes: statistics and gradients are those
-of the whole mini-batch, in which each device has an equal part.
+It trains the network of Figure 5 with and without Batch Normalization, in the six
+configurations of Section 4.2.2. Mini-batches of random-resized crops are read record by
+record. Training is synchronous and data-parallel over all devices of all processes:
+statistics and gradients are those of the whole mini-batch, of which each device has an
+equal part.
 
-Expected: as `learning_rate_ladder`, which does the same at the size of 2 cores.
+Expected: the results of `learning_rate_ladder`, the same study for 2 cores.
 
-Measured: nothing on ImageNet, which was not at hand. On ten of its classes, at 64
-pixels and an eighth of the channels, Inception stays at chance for 2,000 steps; with BN
-.30 are right.
+Measured: ImageNet was not available. On ten of its classes, at 64 pixels and an eighth
+of the channels, Inception stays at chance for 2,000 steps, and with BN the accuracy is
+.30.
 """
 
 import dataclasses
@@ -105,7 +106,7 @@ def check(config: ImageNet) -> None:
     """Checks the options before any work.
 
     Raises:
-      ValueError: naming the option, what it must be and what it is.
+      ValueError: if an option is wrong; the message says what it must be.
     """
     options.check_among(config, it.RECIPES, "configurations")
     options.check_at_least(
@@ -129,7 +130,7 @@ def check(config: ImageNet) -> None:
 
 
 def measure(config: ImageNet) -> dict[str, Any]:
-    """Accuracy and loss of all configurations over their trainings."""
+    """Trains all configurations; returns accuracy and loss over their trainings."""
     train, validation = (
         source.read(config.dataset, split, config.data_dir)
         for split in (config.train, config.validation)

@@ -1,4 +1,4 @@
-"""Square parts of images of any size: random ones for training, the middle to test."""
+"""Cuts square parts of images: random ones for training, the middle for evaluation."""
 
 import math
 
@@ -16,16 +16,16 @@ def random_resized(
     size: int,
     area: tuple[float, float] = (0.08, 1.0),
 ) -> np.ndarray:
-    """A random part of the image, resized.
+    """Cuts a random part of the image and resizes it.
 
     Args:
-      rng: where randomness comes from.
-      image: of any size.
-      size: of what is returned.
-      area: least and greatest share of the image's area.
+      rng: the random generator.
+      image: an image of any size.
+      size: the side of the result in pixels.
+      area: the least and the greatest share of the image's area.
 
     Returns:
-      `[size, size, 3]`, uint8.
+      The part, `[size, size, 3]`, uint8.
 
     References:
       Szegedy et al., Going Deeper with Convolutions, arXiv:1409.4842, Section 6.
@@ -36,9 +36,9 @@ def random_resized(
 def random_box(
     rng: np.random.Generator, width: int, height: int, area: tuple[float, float]
 ) -> Box:
-    """A part with a random area and a width of 3/4 to 4/3 of its height.
+    """Returns a part with a random area and a width of 3/4 to 4/3 of its height.
 
-    The largest square in the middle if chance does not find one that fits.
+    If no random part fits, it is the largest square in the middle.
     """
     for _ in range(_TRIES):
         pixels = rng.uniform(*area) * width * height
@@ -51,10 +51,12 @@ def random_box(
 
 
 def central(image: PIL.Image.Image, size: int) -> np.ndarray:
-    """The middle, for evaluation: 7/8 of the shorter side, as 224 of 256 pixels.
+    """Cuts the middle of the image for evaluation and resizes it.
+
+    Its side is 7/8 of the shorter side, as 224 of 256 pixels.
 
     Returns:
-      `[size, size, 3]`, uint8.
+      The middle, `[size, size, 3]`, uint8.
     """
     return _part(image, _middle(image.width, image.height, 7 / 8), size)
 

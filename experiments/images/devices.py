@@ -1,4 +1,4 @@
-"""Batches on the devices, before they are needed."""
+"""Copies batches to the devices before they are needed."""
 
 import functools
 
@@ -9,17 +9,19 @@ import jax
 def put(
     batches: grain.IterDataset, sharding: jax.sharding.Sharding, ahead: int = 2
 ) -> grain.IterDataset:
-    """The batches of all processes as global arrays, copied while a step runs.
+    """Returns the batches of all processes as global arrays.
+
+    Batches are copied to the devices while a step runs.
 
     Args:
-      batches: those of this process, as `pipeline` makes them.
-      sharding: of the global batches, such as
+      batches: the batches of this process, from `pipeline`.
+      sharding: the sharding of the global batches, such as
         `NamedSharding(mesh, PartitionSpec("data"))`.
-      ahead: batches on the devices that wait for their step.
+      ahead: the number of batches that wait on the devices for their step.
 
     Returns:
-      The same with `jax.Array`; states of its iterator are those of the batches that
-      were taken, not of those that wait.
+      The batches with `jax.Array`. A state of their iterator counts the batches that
+      were taken, not those that wait.
     """
     place = functools.partial(jax.make_array_from_process_local_data, sharding)
     placed = batches.map(functools.partial(jax.tree.map, place))

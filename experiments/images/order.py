@@ -1,8 +1,8 @@
-"""Which record comes when: shards in random order, and shuffled within.
+"""The order of records: shards in random order, with their records shuffled.
 
-The sixth change of the paper's Section 4.2.1: with examples shuffled within the shards,
-the same ones do not always meet in a mini-batch, which is worth about 1 % of validation
-accuracy there.
+The sixth change of the paper's Section 4.2.1 is to shuffle examples within the shards.
+Then the same examples do not always meet in a mini-batch. In the paper that gains about
+1 % of validation accuracy.
 """
 
 import dataclasses
@@ -14,13 +14,14 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Order(Sequence):
-    """Of all records of a split, epoch after epoch, as indices of records.
+    """The order of all records of a split, epoch after epoch, as indices.
 
-    Several shards are read at a time; each next record is of one of them at random. The
-    order of an epoch is a function of seed and epoch, and the same in every process.
+    Several shards are read at a time, and each next record comes from a random one of
+    them. The order of an epoch is a function of seed and epoch, and is the same in
+    every process.
 
     Raises:
-      ValueError: naming the argument, what it must be and what it is.
+      ValueError: if an argument is wrong; the message says what it must be.
 
     Example:
       >>> order = Order((3, 3), seed=3, epochs=1, shards_at_once=1, within_shards=False)
@@ -59,7 +60,7 @@ class Order(Sequence):
         return int(_of_epoch(self, epoch)[place])
 
 
-@functools.lru_cache(maxsize=2)  # The end of one epoch may be read with the next.
+@functools.lru_cache(maxsize=2)  # Two epochs may be read at the same time.
 def _of_epoch(order: Order, epoch: int) -> np.ndarray:
     rng = np.random.default_rng((order.seed, epoch))
     starts = np.concatenate([[0], np.cumsum(order.shard_lengths)])

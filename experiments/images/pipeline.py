@@ -1,4 +1,4 @@
-"""Mini-batches of one process, from records: decoded, cropped, distorted."""
+"""Makes the mini-batches of a process from records: decodes, crops and distorts."""
 
 import dataclasses
 from typing import Any
@@ -11,7 +11,7 @@ from experiments.images import cropping, distortions, order, source
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What the batches are; `batch_size` is that of all processes together."""
+    """The options of the batches; `batch_size` is that of all processes together."""
 
     batch_size: int
     """Images in a mini-batch of all processes together."""
@@ -33,7 +33,7 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Process:
-    """Which process this is, of how many; see `jax.process_index()`."""
+    """The index of this process and the number of all; see `jax.process_index()`."""
 
     index: int = 0
     count: int = 1
@@ -46,26 +46,26 @@ def training(
     epochs: int,
     process: Process = Process(),
 ) -> grain.IterDataset:
-    """Endless variety: each image by another crop, mirrored and distorted at random.
+    """Returns batches of images that are cropped, mirrored and distorted at random.
 
-    The mini-batches of all processes together hold the same images, distorted in the
-    same way, whatever the number of processes; each process reads only its own.
+    The batches of all processes together have the same images with the same distortions
+    for any number of processes. Each process reads only its own images.
 
     Args:
-      split: of a prepared data set.
-      options: what the batches are.
-      seed: of order, crops and distortions.
-      epochs: after which the batches end. A remainder that fills no batch is dropped
+      split: a split of a prepared data set.
+      options: the options of the batches.
+      seed: the seed of order, crops and distortions.
+      epochs: the number of epochs. A remainder that does not fill a batch is dropped
         once, at the end.
-      process: which this is.
+      process: the index of this process and the number of all.
 
     Returns:
-      Batches with `image`, `[b, size, size, 3]` uint8, and `label`, `[b]` int32. Its
-      iterator has `get_state()` and `set_state(state)`, a small dictionary: the next
-      batches are the same again.
+      Batches with `image`, `[b, size, size, 3]` uint8, and `label`, `[b]` int32. Their
+      iterator has `get_state()` and `set_state(state)`; a state is a small dictionary.
+      The same state gives the same next batches.
 
     Raises:
-      ValueError: naming the option, what it must be and what it is.
+      ValueError: if an option is wrong; the message says what it must be.
     """
     _check(options, process)
     records = order.Order(
@@ -84,7 +84,8 @@ def training(
         image = distortions.photometric(rng, image, options.photometric)
         return {"image": image, "label": np.int32(record["label"])}
 
-    # Sliced after `random_map`, whose generators follow the place among all images.
+    # Images are sliced after `random_map`, so that the generators depend on the place
+    # among all images.
     images = grain.MapDataset.source(records).seed(seed).random_map(load)
     return _batches(images, options, process)
 
@@ -94,19 +95,19 @@ def evaluation(
     options: Options,
     process: Process = Process(),
 ) -> grain.IterDataset:
-    """The middle of every image once, in the order of the files.
+    """Returns batches with the middle of every image once, in the order of the files.
 
     Args:
-      split: of a prepared data set.
-      options: what the batches are.
-      process: which this is.
+      split: a split of a prepared data set.
+      options: the options of the batches.
+      process: the index of this process and the number of all.
 
     Returns:
-      Batches with `image` and `label` as of `training`, and `mask`, `[b]`, which is
-      False for what fills up the last one.
+      Batches with `image` and `label` as in `training`, and `mask`, `[b]`. The mask is
+      False for the images that fill up the last batch.
 
     Raises:
-      ValueError: as `training`.
+      ValueError: as in `training`.
     """
     _check(options, process)
     count = sum(split.shard_lengths)

@@ -1,4 +1,4 @@
-"""Prepared splits of TFDS that are read record by record, without TensorFlow."""
+"""Reads prepared splits of TFDS record by record, without TensorFlow."""
 
 import io
 import os
@@ -12,24 +12,24 @@ from experiments import datasets
 
 
 class Source(NamedTuple):
-    """A split: its records, `image` as encoded bytes, in the order of its files."""
+    """A split, with its records in the order of the files, `image` as encoded bytes."""
 
     records: Sequence[dict[str, Any]]
-    shard_lengths: tuple[int, ...]  # Records in each file; they sum up to all.
+    shard_lengths: tuple[int, ...]  # The number of records in each file.
     classes: int
 
 
 def read(name: str, split: str, data_dir: os.PathLike | None = None) -> Source:
-    """A split of a data set that was prepared as ArrayRecord.
+    """Returns a split of a data set that was prepared as ArrayRecord.
 
     Args:
-      name: of the TFDS data set, with features `image` and `label`; `digits` is
+      name: the name of a TFDS data set with features `image` and `label`; `digits` is
         prepared on first use.
-      split: such as "train" or "validation".
-      data_dir: where TFDS keeps its data; default: its own default.
+      split: the name of the split, such as "train" or "validation".
+      data_dir: the folder where TFDS keeps its data; the default is that of TFDS.
 
     Raises:
-      FileNotFoundError: if it is not prepared. Never downloads.
+      FileNotFoundError: if the set is not prepared. Nothing is downloaded.
       ValueError: if it has no such split, or was prepared in another file format.
     """
     if name in get_args(datasets.Dataset):
@@ -59,5 +59,5 @@ def read(name: str, split: str, data_dir: os.PathLike | None = None) -> Source:
 
 
 def decode(content: bytes) -> PIL.Image.Image:
-    """An encoded image in RGB."""
+    """Decodes an image to RGB."""
     return PIL.Image.open(io.BytesIO(content)).convert("RGB")

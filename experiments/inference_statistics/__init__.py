@@ -1,1 +1,1 @@
-"""Which statistics inference should use, and how near each comes to the truth."""
+"""A study of the statistics for inference and of their distance to the truth."""

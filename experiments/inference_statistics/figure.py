@@ -1,4 +1,4 @@
-"""The bias of the variance, and the accuracy by the statistics of inference."""
+"""The figure of the study: the bias of the variance, and the accuracies."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -28,7 +28,7 @@ _LABELS = {
 
 
 def draw(result: Mapping[str, Any]) -> Figure:
-    """Left: variance over the truth. Right: accuracy; both against the batch size."""
+    """Draws variance over the truth (left) and accuracy, against the batch size."""
     sizes = np.array(sorted(map(int, result["sizes"])))
     found = [result["sizes"][str(size)] for size in sizes]
     figure, (left, right) = plt.subplots(
@@ -63,7 +63,7 @@ def draw(result: Mapping[str, Any]) -> Figure:
 
 
 def _accuracy(found: Mapping[str, Any], name: str) -> list[float]:
-    """Of every seed at the end."""
+    """Returns the accuracy of every seed at the end."""
     if name in found["after"]:
         return found["after"][name]["accuracy"]
     return found["during"][name]["accuracy"][-1]

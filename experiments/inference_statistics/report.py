@@ -1,4 +1,4 @@
-"""The tables of the study and its verdict, made from its JSON alone."""
+"""The tables and the verdict of the study, from its JSON alone."""
 
 import pathlib
 from collections.abc import Mapping
@@ -10,10 +10,10 @@ from experiments import output, verdicts
 from experiments.inference_statistics import figure
 
 BIAS = 0.03
-"""What the first layer's variance may be off by: the mean over some thousand examples
-is itself off by about .01."""
+"""The error that the first layer's variance may have. The mean over some thousand
+examples has an error of about .01 itself."""
 TRACKS = 0.01
-"""Statistics serve where the accuracy is within a point of that of the exact ones."""
+"""Statistics serve inference if they lose less accuracy than this to the exact ones."""
 
 _ACCURACIES = ("truth", "algorithm 2", "algorithm 2, biased", "ema", "ema, biased",
                "debiased", "window", "cumulative", "batch")  # fmt: skip
@@ -21,12 +21,12 @@ _DISTANCES = ("algorithm 2", "ema", "debiased", "window", "cumulative")
 
 
 def write(path: pathlib.Path) -> str:
-    """Writes `.md` and `.png` beside the JSON at `path`; returns the text."""
+    """Writes `.md` and `.png` beside the JSON at `path` and returns the text."""
     return output.write_pages(path, table, {"": figure.draw})
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The result as Markdown."""
+    """Returns the result as Markdown."""
     return "\n\n".join(
         [
             _verdict(result),
@@ -40,7 +40,7 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def statements(result: Mapping[str, Any]) -> dict[str, list[int]]:
-    """Each statement of the paper, and the batch sizes at which it did not hold."""
+    """Returns the paper's statements and the batch sizes where they do not hold."""
     tests = {
         "with m / (m - 1) the variance is right": lambda each: (
             abs(_mean(each, "algorithm 2", "ratio")[0] - 1) < BIAS
@@ -59,14 +59,14 @@ def statements(result: Mapping[str, Any]) -> dict[str, list[int]]:
 
 
 def by_size(result: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
-    """What was found, in the order of the batch sizes."""
+    """Returns the results in the order of the batch sizes."""
     return {
         size: result["sizes"][str(size)] for size in sorted(map(int, result["sizes"]))
     }
 
 
 def verdict(result: Mapping[str, Any]) -> str:
-    """In plain words."""
+    """Returns the verdict in words."""
     return verdicts.of(*(not failed for failed in statements(result).values()))
 
 
@@ -138,19 +138,19 @@ def _distance(result: Mapping[str, Any], layer: int, name_of_layer: str) -> str:
 
 
 def _gap(found: Mapping[str, Any], name: str) -> float:
-    """By how much the accuracy is lower than with the exact statistics."""
+    """Returns the accuracy that is lost against the exact statistics."""
     return float(_mean(found, "truth", "accuracy") - _mean(found, name, "accuracy"))
 
 
 def _mean(found: Mapping[str, Any], name: str, quantity: str) -> np.ndarray:
-    """Over seeds, at the end."""
+    """Returns the mean over seeds at the end."""
     return _seeds(found, name, quantity, -1).mean(0)
 
 
 def _seeds(
     found: Mapping[str, Any], name: str, quantity: str, record: int
 ) -> np.ndarray:
-    """Of every seed at a record, `[seeds, ...]`."""
+    """Returns the values of every seed at a record, `[seeds, ...]`."""
     if name in found["after"]:
         return np.array(found["after"][name][quantity])
     return np.array(found["during"][name][quantity])[record]

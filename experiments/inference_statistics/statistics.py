@@ -1,7 +1,7 @@
-"""Estimates of the statistics of a training, side by side, and their distance to truth.
+"""Estimates the statistics of a training side by side, and their distance to the truth.
 
-The layers of the network have a momentum of 0 and no m / (m - 1), so that its
-`batch_stats` are those of the last mini-batch; every estimator is fed from them.
+The layers of the network have a momentum of 0 and no factor m / (m - 1), so that its
+`batch_stats` are those of the last mini-batch. All estimators are updated with them.
 """
 
 from collections.abc import Mapping
@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import jaxbn
 from jaxbn import estimators
 
-Stats = Mapping[str, Mapping[str, jax.Array]]  # `mean` and `var` by layer.
-Estimates = Mapping[str, Mapping[str, Any]]  # A state by estimator and layer.
+Stats = Mapping[str, Mapping[str, jax.Array]]  # `mean` and `var` of each layer.
+Estimates = Mapping[str, Mapping[str, Any]]  # The state of each estimator and layer.
 
 
 def all_estimators(momentum: float, window: int) -> dict[str, estimators.Estimator]:
-    """The four of jaxbn, and the exponential average as Flax has it."""
+    """Returns the four estimators of jaxbn, and Flax's exponential average."""
     return {
         "ema": estimators.ema(momentum),
         "ema, biased": estimators.ema(momentum, unbiased=False),
@@ -29,7 +29,7 @@ def all_estimators(momentum: float, window: int) -> dict[str, estimators.Estimat
 
 
 def init(followed: Mapping[str, estimators.Estimator], stats: Stats) -> Estimates:
-    """The state of every estimator before the first batch, for layers as in `stats`."""
+    """Returns the initial state of every estimator for the layers in `stats`."""
     return {
         name: {
             layer: estimator.init(each["mean"].shape, each["mean"].dtype)
@@ -45,7 +45,7 @@ def update(
     stats: Stats,
     batch_size: int,
 ) -> Estimates:
-    """The states after a batch whose own (biased) statistics are `stats`."""
+    """Returns the states after a batch with the biased statistics `stats`."""
 
     def moments(layer: str) -> jaxbn.Moments:
         mean, var = stats[layer]["mean"], stats[layer]["var"]
@@ -63,7 +63,7 @@ def update(
 def estimate(
     followed: Mapping[str, estimators.Estimator], states: Estimates
 ) -> dict[str, Stats]:
-    """What each estimator says, as the `batch_stats` of the network."""
+    """Returns the estimate of each estimator, as `batch_stats` of the network."""
     return {
         name: {
             layer: dict(estimator.estimate(state)._asdict())
@@ -74,12 +74,12 @@ def estimate(
 
 
 def distances(found: Stats, truth: Stats) -> dict[str, jax.Array]:
-    """How far statistics lie from the truth, `[layers]` each.
+    """Returns the distances of statistics from the truth.
 
     Returns:
-      `mean`: root mean square over units of the error of the mean, in standard
-      deviations of the unit. `var`: root mean square of the log of the ratio of the
-      variances. `ratio`: mean of that ratio.
+      Three arrays `[layers]`. `mean` is the root mean square over units of the error of
+      the mean, in standard deviations of the unit. `var` is the root mean square of the
+      logarithm of the ratio of the variances. `ratio` is the mean of that ratio.
     """
     rows = [_of_layer(found[layer], truth[layer]) for layer in sorted(truth)]
     return {name: jnp.stack([row[name] for row in rows]) for name in rows[0]}

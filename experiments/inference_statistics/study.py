@@ -1,24 +1,24 @@
-"""Which statistics should inference use, and how near does each come to the truth?
+"""Compares the statistics that inference can use, and their distance to the truth.
 
 The paper (Section 3.1, Algorithm 2): inference normalises by the population's mean and
-variance, estimated over many training mini-batches at fixed weights with the unbiased
-variance m / (m - 1) E[var]; "using moving averages instead, we can track the accuracy
-of a model as it trains".
+variance. They are estimated over many training mini-batches at fixed weights, with the
+unbiased variance m / (m - 1) E[var]. "Using moving averages instead, we can track the
+accuracy of a model as it trains."
 
-A network with Batch Normalization is trained at batch sizes 2 to 512. Beside it run the
-exponential average with m / (m - 1) and without, the debiased one, a window and the
-average of all batches; afterwards Algorithm 2, with the factor and without. The truth
-is the statistics of the whole training set at the same weights, every layer normalised
-by them.
+A network with Batch Normalization is trained at batch sizes 2 to 512. During training
+five averages are updated: the exponential one with m / (m - 1) and without, the
+debiased one, a window, and the average of all batches. Algorithm 2 runs afterwards,
+with the factor and without. The truth is the statistics of the whole training set at
+the same weights, where every layer is normalised by them.
 
-Expected: the first layer's variance is (m - 1) / m of the truth without the factor and
-right with it; the averages track the accuracy; the average of all batches does not,
-because it remembers old weights; at a batch size of 2 the later layers see in training
-what no population statistics show them in inference.
+Expected: the first layer's variance is (m - 1) / m of the truth without the factor, and
+right with it. The averages track the accuracy, except the average of all batches, which
+contains old weights. At a batch size of 2 the inputs of later layers differ between
+training and inference with every population statistic.
 
-Measured: holds partly. The factor is right within 2 %, Algorithm 2 as accurate as the
-truth from 4 on and 3 points worse at 2; the exponential average loses up to 4 points
-while weights move fast, the average of all batches up to 8.
+Measured: holds partly. The factor is right within 2 %. Algorithm 2 is as accurate as
+the truth from a batch size of 4 on, and 3 points worse at 2. The exponential average
+loses up to 4 points while weights move fast, and the average of all batches up to 8.
 """
 
 import dataclasses
@@ -91,7 +91,7 @@ def check(config: InferenceStatistics) -> None:
     """Checks the options before any work.
 
     Raises:
-      ValueError: naming the option, what it must be and what it is.
+      ValueError: if an option is wrong; the message says what it must be.
     """
     recording.check(_plan(config))
     options.check_at_least(config, batch_sizes=2, hidden=1, window=1)
@@ -101,7 +101,7 @@ def check(config: InferenceStatistics) -> None:
 
 
 def measure(config: InferenceStatistics) -> dict[str, Any]:
-    """All trainings, and Algorithm 2 at the end of each."""
+    """Runs all trainings, and Algorithm 2 at the end of each."""
     train_split, test = datasets.flat_splits(config.dataset, config.data_dir)
     held_out = {**test, "population": train_split["image"]}
     found = recording.train(
@@ -131,14 +131,14 @@ def algorithm_2(
     train_split: recording.Batch,
     test: recording.Batch,
 ) -> dict[str, Any]:
-    """The paper's: the statistics of many batches at fixed weights.
+    """Runs the paper's Algorithm 2: the statistics of many batches at fixed weights.
 
     Args:
-      config: of the study.
-      batch_size: of the training.
-      weights: of every seed, flat, `[seeds, parameters]`.
-      train_split: images and labels to take the batches from.
-      test: images and labels.
+      config: the options of the study.
+      batch_size: the batch size of the training.
+      weights: the flat weights of every seed, `[seeds, parameters]`.
+      train_split: images and labels from which the batches are taken.
+      test: images and labels of the test set.
 
     Returns:
       Accuracy and distances, `[seeds, ...]` each, of the paper's statistics and of
@@ -184,7 +184,7 @@ def algorithm_2(
 
 
 def _network(config: InferenceStatistics) -> fully_connected.FullyConnected:
-    """After a pass in training mode `batch_stats` are those of that batch alone."""
+    """Returns the network; a pass in training sets `batch_stats` to that batch's."""
     norm = functools.partial(linen.BatchNorm, momentum=0.0, unbiased=False)
     return fully_connected.FullyConnected(config.hidden, "relu", norm)
 

@@ -1,1 +1,1 @@
-"""Accuracy against the scale of the initial weights, with and without BN."""
+"""A study of accuracy by the scale of the initial weights, with and without BN."""

@@ -1,4 +1,4 @@
-"""Which scales of initial weights does a network survive?"""
+"""The figure of the study: accuracy by the scale of the initial weights."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,5 +15,5 @@ _STYLES = {
 
 
 def draw(result: Mapping[str, Any]) -> Figure:
-    """A panel per activation."""
+    """Draws a panel per activation."""
     return grids.draw(result, _STYLES, "standard deviation of the initial weights")

@@ -1,4 +1,4 @@
-"""The tables of the study, made from its JSON alone."""
+"""The tables of the study, from its JSON alone."""
 
 import pathlib
 from collections.abc import Mapping
@@ -14,17 +14,17 @@ LABELS = {
     "without_bn": "without BN",
 }
 
-# "Less careful": a decade more to choose from.
+# "Less careful" means that a decade more of scales works.
 _MORE = 1.0
 
 
 def write(path: pathlib.Path) -> str:
-    """Writes `.md` and `.png` beside the JSON at `path`; returns the text."""
+    """Writes `.md` and `.png` beside the JSON at `path` and returns the text."""
     return output.write_pages(path, table, {"": figure.draw})
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The result as Markdown."""
+    """Returns the result as Markdown."""
     found = {
         activation: grids.works(networks)
         for activation, networks in result["accuracy"].items()

@@ -1,1 +1,1 @@
-"""Accuracy and divergence against the learning rate, with and without BN."""
+"""A study of accuracy and divergence by learning rate, with and without BN."""

@@ -1,4 +1,4 @@
-"""Which learning rates does a network survive?"""
+"""The figure of the study: accuracy by learning rate."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,5 +14,5 @@ _STYLES = {
 
 
 def draw(result: Mapping[str, Any]) -> Figure:
-    """A panel per activation."""
+    """Draws a panel per activation."""
     return grids.draw(result, _STYLES, "learning rate")

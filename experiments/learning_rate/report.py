@@ -1,4 +1,4 @@
-"""The tables of the study, made from its JSON alone."""
+"""The tables of the study, from its JSON alone."""
 
 import pathlib
 from collections.abc import Mapping
@@ -12,17 +12,17 @@ from experiments.networks import grids
 
 LABELS = {"with_bn": "with BN", "without_bn": "without BN"}
 
-# "Higher learning rates": by one step of the grid, a factor of 3.2, or more.
+# "Higher learning rates" means at least one step of the grid, a factor of 3.2.
 _HIGHER = 3.0
 
 
 def write(path: pathlib.Path) -> str:
-    """Writes `.md` and `.png` beside the JSON at `path`; returns the text."""
+    """Writes `.md` and `.png` beside the JSON at `path` and returns the text."""
     return output.write_pages(path, table, {"": figure.draw})
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The result as Markdown."""
+    """Returns the result as Markdown."""
     found = {name: _found(result, name) for name in result["accuracy"]}
     higher = [_ratio(each) >= _HIGHER for each in found.values()]
     wider = [
@@ -48,7 +48,10 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def _ratio(found: Mapping[str, Any]) -> float:
-    """Of the highest rates that work; 0 where none works with BN."""
+    """Returns the ratio of the highest working rates with and without BN.
+
+    It is 0 if no rate works with BN.
+    """
     with_bn, without_bn = (found[name]["highest"] for name in LABELS)
     if with_bn is None:
         return 0.0
@@ -56,7 +59,7 @@ def _ratio(found: Mapping[str, Any]) -> float:
 
 
 def _found(result: Mapping[str, Any], activation: str) -> dict[str, dict[str, Any]]:
-    """By network, where it works and where it diverges."""
+    """Returns for each network the rates at which it works and diverges."""
     networks, values = result["accuracy"][activation], np.array(result["values"])
     working = grids.works(networks)
     found = {}

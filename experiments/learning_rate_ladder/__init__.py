@@ -1,1 +1,1 @@
-"""How many training steps Batch Normalization saves: the paper's Figures 2 and 3."""
+"""A study of the steps that Batch Normalization saves: Figures 2 and 3."""

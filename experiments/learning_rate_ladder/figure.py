@@ -1,4 +1,4 @@
-"""The paper's Figure 2 at this size, and how many fewer steps that is."""
+"""The figure of the study: the paper's Figure 2, and the steps that are saved."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,7 +23,7 @@ _COMPARED = ("BN-Baseline", "BN-x5", "BN-x30")
 
 
 def draw(result: Mapping[str, Any]) -> Figure:
-    """Left: accuracy by step, where each reaches Inception's best. Right: how soon."""
+    """Draws accuracy by step (left) and times fewer steps to Inception's best."""
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(11, 3.8), width_ratios=(3, 2), layout="constrained"
     )

@@ -1,4 +1,4 @@
-"""The tables of the ladder, made from its JSON alone."""
+"""The tables of the ladder, from its JSON alone."""
 
 import pathlib
 from collections.abc import Mapping
@@ -9,27 +9,27 @@ from experiments.learning_rate_ladder import figure
 from experiments.networks import inception_paper as paper
 
 OF_DEPTHS = ("Inception", "BN-x5", "BN-x30")
-"""What is trained of each further depth."""
+"""The configurations that are trained at each further depth."""
 
-_HALF = 2.0  # "Less than half the steps" (Section 4.2.2).
-_MANY = 5.0  # The goal at this size; the paper has 14.
-# Ten classes: nothing is learnt at .1; half of the way to 1 is more than a few classes.
+_HALF = 2.0  # This stands for "less than half the steps" (Section 4.2.2).
+_MANY = 5.0  # It is the goal at this size; the paper has 14.
+# With ten classes, chance is .1. Half of the way to 1 is more than a few classes.
 _CHANCE = 0.15
 _TRAINS = 0.55
 
 
 def of_depth(name: str, modules: int) -> str:
-    """The name of a configuration with another number of modules."""
+    """Returns the name of a configuration with another number of modules."""
     return f"{name}, {modules} modules"
 
 
 def write(path: pathlib.Path) -> str:
-    """Writes `.md` and `.png` beside the JSON at `path`; returns the text."""
+    """Writes `.md` and `.png` beside the JSON at `path` and returns the text."""
     return output.write_pages(path, table, {"": figure.draw})
 
 
 class Claim(NamedTuple):
-    """What was expected, the numbers that decide it, and which part of it holds."""
+    """An expected claim, the numbers that decide it, and whether each part holds."""
 
     words: str
     measured: str
@@ -37,7 +37,7 @@ class Claim(NamedTuple):
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The result as Markdown."""
+    """Returns the result as Markdown."""
     made = claims(result)
     whole = verdicts.of(*(held for claim in made for held in claim.held))
     rows = [
@@ -57,7 +57,7 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def claims(result: Mapping[str, Any]) -> list[Claim]:
-    """What the study expects, and what of it was found to hold."""
+    """Returns the claims of the study, and whether they hold."""
     runs = result["runs"]
     ratios = {
         name: crossings.times_fewer(run, runs["Inception"]) or 0
@@ -103,12 +103,12 @@ def _listed(numbers: Mapping[str, float], style: str) -> str:
 
 
 def best_at_end(run: Mapping[str, Any]) -> float:
-    """The best accuracy of any seed at the last record."""
+    """Returns the best accuracy of any seed at the last record."""
     return max(run["accuracy"][-1])
 
 
 def _rate_names(result: Mapping[str, Any]) -> list[str]:
-    """BN with all changes, by learning rate."""
+    """Returns the names of BN with all changes, sorted by learning rate."""
     rates = sorted({5, 30, *result["config"]["rates"]})
     return [f"BN-x{rate:g}" for rate in rates]
 

@@ -1,20 +1,21 @@
-"""How many fewer steps does Batch Normalization need? The paper's Figures 2 and 3.
+"""Measures the steps that Batch Normalization saves: the paper's Figures 2 and 3.
 
 The paper, Section 4.2.2, on ImageNet: Inception has its best accuracy, 72.2 %, after 31
-million steps; with BN and nothing else it takes less than half of them, with BN, 5
-times the learning rate and the changes of Section 4.2.1 it takes 14 times fewer; 30
-times the rate ends highest, at 74.8 %; without BN the parameters overflow at 5 times
-the rate; with BN sigmoids train (69.8 %), without they stay at chance.
+million steps. With BN alone it takes less than half of them. With BN, 5 times the
+learning rate and the changes of Section 4.2.1 it takes 14 times fewer. 30 times the
+rate ends highest, at 74.8 %. Without BN the parameters overflow at 5 times the rate.
+Sigmoids train with BN (69.8 %), and stay at chance without.
 
-Expected at this size: BN-Baseline in less than half the steps, the best configuration
-with BN in at least 5 times fewer; neither higher rate trains without BN; sigmoids train
-with BN only.
+Expected at this size: BN-Baseline takes less than half the steps, and the best
+configuration with BN at least 5 times fewer. Neither higher rate trains without BN.
+Sigmoids train with BN only.
 
-Measured: holds partly. On Fashion-MNIST BN-Baseline takes 2.7 times fewer steps, BN-x5
-6 times, with two modules 7.7 times; on CIFAR-10 3.8 and 7.5 times. 14 are not reached,
-nor does BN-x30 reach Inception's best in a quarter of its steps. Without BN 30 times
-the rate stays at chance, 5 times trains, slower than the usual rate. Sigmoids reach
-.870 and .524 with BN, .28 and .14 without.
+Measured: holds partly. On Fashion-MNIST BN-Baseline takes 2.7 times fewer steps and
+BN-x5 6 times, or 7.7 times with two modules; on CIFAR-10 they take 3.8 and 7.5 times
+fewer. No configuration takes 14 times fewer, and BN-x30 does not reach Inception's best
+in a quarter of its steps. Without BN, 30 times the rate stays at chance, and 5 times
+trains, but slower than the usual rate. Sigmoids reach .870 and .524 with BN, and .28
+and .14 without.
 """
 
 import dataclasses
@@ -29,18 +30,19 @@ from experiments.learning_rate_ladder import report
 from experiments.networks import inception
 from experiments.networks import inception_training as it
 
-# Modules of Figure 5 by their number; each has the two that halve the resolution.
+# The modules of each depth, from Figure 5. Each depth has a first and a second module
+# that halve the resolution.
 DEPTHS = {
     2: ("3c", "4e"),
     3: ("3c", "4e", "5b"),
     5: ("3a", "3c", "4a", "4e", "5b"),
     10: tuple(inception.FIGURE5),
 }
-# Steps over those of Inception. The paper's curves end after .53 (BN-Baseline), .09
-# (BN-x5) and .2 of them (BN-x30). Those with equal shares are trained side by side.
+# The share of Inception's steps. The paper's curves end after .53 (BN-Baseline), .09
+# (BN-x5) and .2 of them (BN-x30). Runs with equal shares can train at the same time.
 _SHARE = {"Inception": 1.0, "BN-Baseline": 1.0}
 _SHARE_CHANGED = 0.25
-_SHARE_TOO_FAST = 0.1  # Enough to see whether they train.
+_SHARE_TOO_FAST = 0.1  # This is enough to see whether they train.
 
 _QUICK = {
     "dataset": "digits",
@@ -100,19 +102,19 @@ class LearningRateLadder:
 
 
 class Rung(NamedTuple):
-    """One configuration of the ladder."""
+    """A configuration of the ladder."""
 
     name: str
     recipe: it.Recipe
-    share: float  # Of Inception's steps.
-    modules: int | None = None  # Of a further ladder.
+    share: float  # The share of Inception's steps.
+    modules: int | None = None  # The number of modules in a further ladder.
 
 
 def check(config: LearningRateLadder) -> None:
     """Checks the options before any work.
 
     Raises:
-      ValueError: naming the option, what it must be and what it is.
+      ValueError: if an option is wrong; the message says what it must be.
     """
     hp = config.hp
     recording.check(_plan_of(config, config.steps, config.seeds))
@@ -128,7 +130,7 @@ def check(config: LearningRateLadder) -> None:
 
 
 def rungs(config: LearningRateLadder) -> list[Rung]:
-    """All configurations, in the order in which they are trained."""
+    """Returns all configurations in the order of their trainings."""
     ladder = [
         Rung(name, recipe, _SHARE.get(name, _SHARE_CHANGED))
         for name, recipe in it.RECIPES.items()
@@ -148,7 +150,7 @@ def rungs(config: LearningRateLadder) -> list[Rung]:
 
 
 def measure(config: LearningRateLadder) -> dict[str, Any]:
-    """Accuracy and loss of all configurations over their trainings."""
+    """Trains all configurations; returns accuracy and loss over their trainings."""
     train, test = (_split(config, split) for split in ("train", "test"))
     test = {name: array[: config.test_images] for name, array in test.items()}
     made = _runs(config, train["image"])

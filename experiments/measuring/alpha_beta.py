@@ -1,7 +1,7 @@
-"""An alpha-beta model of synchronised statistics.
+"""An alpha-beta model of the time that synchronised statistics cost.
 
-Every normalisation layer adds two collectives to a step, one forward and one backward,
-each waiting for the layer before it: the cost is latency, not bandwidth.
+Every normalisation layer adds two collectives to a step, one forward and one backward.
+Each waits for the layer before it, so the cost is latency and not bandwidth.
 """
 
 import math
@@ -16,11 +16,12 @@ from jaxbn.core import sync
 
 
 def nccl_seconds(devices: int, size: int) -> float:
-    """One all-reduce over GPUs in nodes of eight, NCCL's own tuner table (LL).
+    """Returns the seconds of one all-reduce over GPUs in nodes of eight.
 
-    The faster of ring and tree: base latency, NVLink hops inside a node (1.8 times
-    slower with several nodes), network hops between nodes, then bytes over the slowest
-    link, 25 GB/s between and 200 GB/s inside nodes.
+    The latencies come from NCCL's own tuner table (LL). The result is that of the
+    faster of ring and tree. It sums the base latency, the NVLink hops inside a node
+    (1.8 times slower with several nodes), the network hops between nodes, and the bytes
+    over the slowest link: 25 GB/s between nodes and 200 GB/s inside a node.
     """
     if devices == 1:
         return 0.0
@@ -35,9 +36,10 @@ def nccl_seconds(devices: int, size: int) -> float:
 
 
 def tpu_seconds(devices: int, size: int) -> float:
-    """One all-reduce over TPU v3 cores, two per chip, on a square torus.
+    """Returns the seconds of one all-reduce over TPU v3 cores on a square torus.
 
-    1 us per hop; half a side in each of two dimensions, there and back; 100 GB/s.
+    There are two cores per chip. A hop takes 1 us, and the data go half a side in each
+    of two dimensions, there and back. The bandwidth is 100 GB/s.
     """
     if devices == 1:
         return 0.0
@@ -54,10 +56,11 @@ def sync_seconds(
     all_reduce: Callable[[int, int], float],
     max_rows: int = sync.MAX_ROWS,
 ) -> float:
-    """Added to a step by statistics over groups of `group` devices.
+    """Returns the seconds that statistics over groups of `group` devices add to a step.
 
-    Forward `3 C + 1` floats per device of the group as rows, or beyond `max_rows`
-    `2 C + 1` in all; backward `2 C`.
+    The forward collective has `3 C + 1` floats per device of the group, as rows. Groups
+    of more than `max_rows` devices reduce `2 C + 1` floats in all. The backward
+    collective has `2 C` floats.
     """
     total = 0.0
     for layer in layers:
@@ -67,13 +70,14 @@ def sync_seconds(
     return total
 
 
-# Milliseconds per step of ResNet-50 without synchronised statistics, and images per
-# device, from the MLPerf v0.6 logs: 1,024 TPU v3 cores; 1,040 V100 in nodes of eight.
+# ResNet-50 without synchronised statistics: milliseconds per step and images per
+# device, from the MLPerf v0.6 logs of 1,024 TPU v3 cores and 1,040 V100 in nodes of
+# eight.
 UNSYNCHRONISED = {"TPU v3": (45.8, 32), "GPU, nodes of 8": (49.8, 52)}
 
 
 def flops(model: Any) -> float:
-    """Of one image of 224x224 through a model, by XLA's own count."""
+    """Returns the FLOPs of a model on one image of 224x224, as XLA counts them."""
     image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     variables = jax.eval_shape(
         lambda key, x: model.init(key, x, train=False), jax.random.key(0), image

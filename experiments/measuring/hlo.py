@@ -1,4 +1,4 @@
-"""Cycles, memory traffic and collectives of a compiled program, from its HLO text."""
+"""Reads cycles, memory traffic and collectives from the HLO text of a program."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,8 @@ _COLLECTIVES = (
     "all-to-all",
     "collective-permute",
 )
-# Convolutions and products of libraries are custom calls, on a GPU.
+# Operations that do not count as kernels. On a GPU, convolutions and matrix products of
+# libraries are custom calls.
 _NO_KERNEL = {
     "parameter",
     "constant",
@@ -28,19 +29,19 @@ _ASYNC_COPIES = ("copy-done", "slice-done", "dynamic-slice-done")
 
 
 class Collective(NamedTuple):
-    """One collective operation."""
+    """A collective operation."""
 
     op: str
-    bytes: int  # Of its result, on one device.
-    conditional: bool  # In a branch: runs only where the predicate says so.
-    op_name: str = ""  # Where in the traced program it comes from.
+    bytes: int  # The size of its result on one device.
+    conditional: bool  # True: it is in a branch of a conditional.
+    op_name: str = ""  # The place in the traced program that it comes from.
     asynchronous: bool = False
-    between: int = 0  # Kernels from its start to its end, and their cycles.
-    cycles_between: int = 0
+    between: int = 0  # The number of kernels between its start and its end.
+    cycles_between: int = 0  # The cycles of these kernels.
 
 
 def collectives(text: str) -> list[Collective]:
-    """Those of a compiled program, in the order of the text.
+    """Returns the collectives of a compiled program, in the order of the text.
 
     Args:
       text: `compiled.as_text()`.
@@ -69,15 +70,18 @@ def collectives(text: str) -> list[Collective]:
 
 
 def is_collective(op: str) -> bool:
-    """Whether an operation is a collective, or the start of one."""
+    """Returns True if an operation is a collective, or the start of one."""
     return op.removesuffix("-start") in _COLLECTIVES
 
 
 def _while_it_runs(
     program: hlo_text.Program, computation: str, place: int, started: bool
 ) -> list[hlo_text.Instruction] | None:
-    """What is scheduled between start and end of a collective, if it has both."""
-    if not started:  # Perhaps all that a computation does, which is run beside others.
+    """Returns the instructions between start and end of a collective.
+
+    The result is None if the collective is not split into a start and an end.
+    """
+    if not started:  # It may lie in a computation that an `async-start` calls.
         for name, each in program.walk():
             if each.op == "async-start" and computation in each.called:
                 computation = name
@@ -100,7 +104,10 @@ def _origin(
     instructions: list[hlo_text.Instruction],
     places: dict[str, int],
 ) -> str:
-    """Its `op_name`, or that of what it is given: merging collectives loses it."""
+    """Returns the `op_name` of an instruction, or else that of one of its operands.
+
+    The compiler drops the `op_name` when it merges collectives.
+    """
     level = [instruction]
     for _ in range(4):
         for each in level:
@@ -112,7 +119,7 @@ def _origin(
 
 
 class Traffic(NamedTuple):
-    """Bytes that the kernels of a program move."""
+    """The number of kernels of a program, and the bytes that they move."""
 
     kernels: int
     read: int
@@ -120,16 +127,16 @@ class Traffic(NamedTuple):
 
 
 def traffic(text: str, elements: int | None = None) -> Traffic:
-    """Of the main computation, each kernel once, without its branches.
+    """Returns the traffic of the main computation, without branches.
 
-    A kernel is taken to read all of every array that it is given, but for one of which
-    it only slices parts. Arrays in a TPU's VMEM do not count; copies to it and from it
-    do, but are no kernels.
+    Each kernel counts once. It is taken to read all of each operand, except where it
+    only slices parts of one. Arrays in the VMEM of a TPU do not count. Copies to and
+    from VMEM count as traffic, but not as kernels.
 
     Args:
       text: `compiled.as_text()`.
-      elements: if given, only arrays of so many elements count, and only kernels that
-        have one.
+      elements: if given, only arrays with this number of elements count, and only
+        kernels that read or write one.
     """
 
     def counts(array: hlo_text.Array) -> bool:
@@ -177,7 +184,7 @@ def _is_kernel(instruction: hlo_text.Instruction) -> bool:
 def _only_sliced(
     program: hlo_text.Program, kernel: hlo_text.Instruction
 ) -> dict[str, int]:
-    """Operands of a fusion that it only slices, and the bytes of the slices."""
+    """Returns the bytes of the slices of each operand that a fusion only slices."""
     body = [i for name in kernel.called for i in program.computations.get(name, ())]
     parts = {}
     for parameter in body:
@@ -191,7 +198,7 @@ def _only_sliced(
 
 
 def _uses(body: list[hlo_text.Instruction], name: str) -> list[hlo_text.Instruction]:
-    """What is made of an array, seen through bitcasts."""
+    """Returns the instructions that use an array, or a bitcast of it."""
     found = []
     for each in body:
         if name in each.operands and each.op != "parameter":
@@ -200,14 +207,14 @@ def _uses(body: list[hlo_text.Instruction], name: str) -> list[hlo_text.Instruct
 
 
 class Cycles(NamedTuple):
-    """The TPU compiler's own estimate; 0 of other compilers."""
+    """The cycles that the TPU compiler estimates; other compilers give 0."""
 
     main: int
-    branches: int  # Of all branches of conditionals together.
+    branches: int  # The sum over all branches of conditionals.
 
 
 def cycles(text: str) -> Cycles:
-    """Sums the estimates of the main computation, and of the branches.
+    """Sums the estimates of the main computation and those of the branches.
 
     Args:
       text: `compiled.as_text()`.
@@ -221,7 +228,7 @@ def cycles(text: str) -> Cycles:
 
 
 def conditionals(text: str) -> int:
-    """How many there are.
+    """Returns the number of conditionals, including those in branches.
 
     Args:
       text: `compiled.as_text()`.

@@ -1,8 +1,8 @@
-"""Which collectives a compiled program waits for: its graph, read from its HLO text.
+"""Finds the collectives that a compiled program waits for, from its HLO text.
 
-A collective is waited for if a product of matrices or a convolution depends on its
-result, however indirectly. What only the new parameters or the results of a step depend
-on is not: nothing of this step stands behind it.
+A program waits for a collective if a matrix product or a convolution depends on its
+result, directly or not. It does not wait for a collective that only the new parameters
+or the results of the step depend on.
 """
 
 import functools
@@ -10,24 +10,24 @@ from typing import NamedTuple
 
 from experiments.measuring import hlo, hlo_text
 
-# Targets of custom calls that multiply: libraries of CPUs and GPUs.
+# Parts of the targets of custom calls to CPU and GPU libraries that multiply matrices.
 _LIBRARIES = ("gemm", "matmul", "cublas", "conv", "cudnn")
 
 
 class Waiting(NamedTuple):
-    """Of the collectives that always run, and of those in branches."""
+    """Counts of the collectives that always run, and of those in branches."""
 
     collectives: int
     waited_for: int
-    in_a_row: int  # The longest chain, each waiting for the one before.
+    in_a_row: int  # The longest chain in which each waits for the one before.
     conditional: int
     conditional_waited_for: int
-    bytes: int  # Of the results of those that always run, on one device.
+    bytes: int  # The size of the results that are always computed, on one device.
     conditional_bytes: int
 
 
 def waiting(text: str) -> Waiting:
-    """How many collectives there are, and for how many of them a layer waits.
+    """Counts the collectives, and those among them that a layer waits for.
 
     Args:
       text: `compiled.as_text()`.
@@ -35,7 +35,7 @@ def waiting(text: str) -> Waiting:
     program = hlo_text.parse(text)
     graph = _Graph(program)
     branches = program.in_branches()
-    # In the order in which `walk` meets them.
+    # `hlo.collectives` gives them in the same order as `walk`.
     sizes = [each.bytes for each in hlo.collectives(text)]
     places = [
         (name, each.name) for name, each in program.walk() if hlo.is_collective(each.op)
@@ -58,7 +58,7 @@ def waiting(text: str) -> Waiting:
 
 
 class _Graph:
-    """Who uses what, within each computation and from one to those that call it."""
+    """The users of each instruction, and the callers of each computation."""
 
     def __init__(self, program: hlo_text.Program):
         self.program = program
@@ -66,7 +66,7 @@ class _Graph:
         self.callers: dict[str, list[tuple[str, str]]] = {}
         self.instructions = {(name, each.name): each for name, each in program.walk()}
         for name, each in program.walk():
-            if each.op != "parameter":  # Whose operand is a number.
+            if each.op != "parameter":  # The operand of a parameter is a number.
                 for operand in each.operands:
                     self.users.setdefault((name, operand), []).append(each.name)
             for called in _computations(each):
@@ -75,7 +75,7 @@ class _Graph:
         self.is_waited_for = functools.cache(self._is_waited_for)
 
     def _multiplies(self, computation: str, name: str) -> bool:
-        """Whether an instruction holds a product of matrices or a convolution."""
+        """Returns True if an instruction has a matrix product or a convolution."""
         each = self.instructions[computation, name]
         if each.op in ("dot", "convolution"):
             return True
@@ -90,7 +90,7 @@ class _Graph:
         )
 
     def _is_waited_for(self, computation: str, name: str) -> bool:
-        """Whether something that multiplies depends on an instruction."""
+        """Returns True if an instruction that multiplies depends on this one."""
         seen, left = {name}, [name]
         while left:
             for user in self.users.get((computation, left.pop()), ()):
@@ -100,13 +100,16 @@ class _Graph:
                     return True
                 seen.add(user)
                 left.append(user)
-        # What a computation makes may be used by those that call it.
+        # The callers of a computation may use its result.
         return any(
             self.is_waited_for(*caller) for caller in self.callers.get(computation, ())
         )
 
     def longest(self, computation: str) -> int:
-        """Collectives on the longest path through a computation without branches."""
+        """Returns the most collectives on a path through a computation.
+
+        Branches of conditionals do not count.
+        """
         length: dict[str, int] = {}
         for each in self.program.computations.get(computation, ()):
             before = 0

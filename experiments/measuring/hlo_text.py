@@ -1,4 +1,4 @@
-"""The text of a compiled program, as instructions: what `compiled.as_text()` says."""
+"""Parses the text of a compiled program, `compiled.as_text()`, into instructions."""
 
 import math
 import re
@@ -18,11 +18,11 @@ _NAME = re.compile(r"[\w.\-]+")
 
 
 class Array(NamedTuple):
-    """One array that an instruction gives."""
+    """An array in the result of an instruction."""
 
     elements: int
-    bytes: int  # Without the padding of a TPU's tiles.
-    space: int  # Of memory: 0 is the main one, 1 a TPU's VMEM.
+    bytes: int  # The size without the padding of a TPU's tiles.
+    space: int  # The memory space: 0 is the main memory, 1 the VMEM of a TPU.
 
 
 class Instruction(NamedTuple):
@@ -30,25 +30,25 @@ class Instruction(NamedTuple):
 
     name: str
     op: str
-    results: tuple[Array, ...]  # More than one where it gives a tuple.
-    operands: tuple[str, ...]  # Names, in order; the number of a parameter.
+    results: tuple[Array, ...]  # More than one if the result is a tuple.
+    operands: tuple[str, ...]  # Names in order; for a parameter, its number.
     attributes: str
 
     @property
     def op_name(self) -> str:
-        """Where in the traced program it comes from, or nothing."""
+        """The place in the traced program that it comes from, or an empty string."""
         found = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.attributes)
         return found[1] if found else ""
 
     @property
     def cycles(self) -> int:
-        """The TPU compiler's own estimate; 0 where it gives none."""
+        """The cycles that the TPU compiler estimates; 0 without an estimate."""
         found = re.search(r'"estimated_cycles":"(\d+)"', self.attributes)
         return int(found[1]) if found else 0
 
     @property
     def branches(self) -> list[str]:
-        """Computations of which a conditional runs one."""
+        """The names of the computations that a conditional chooses from."""
         names = []
         for several, one in _BRANCHES.findall(self.attributes):
             names += _NAME.findall(several or one)
@@ -56,22 +56,22 @@ class Instruction(NamedTuple):
 
     @property
     def called(self) -> list[str]:
-        """Other computations that it runs."""
+        """The names of the other computations that it runs."""
         return _CALLED.findall(self.attributes)
 
 
 class Program(NamedTuple):
-    """Computations by name, each its instructions in the order they are scheduled."""
+    """The computations by name, each with its instructions in scheduled order."""
 
     computations: dict[str, list[Instruction]]
     entry: str
 
     def main(self) -> list[Instruction]:
-        """The instructions that always run."""
+        """Returns the instructions of the entry computation, which always run."""
         return self.computations[self.entry]
 
     def in_branches(self) -> set[str]:
-        """Names of computations that run only where a predicate says so."""
+        """Returns the names of the computations that run only in branches."""
         waiting = [
             name
             for instructions in self.computations.values()
@@ -88,11 +88,11 @@ class Program(NamedTuple):
         return found
 
     def conditionals(self) -> list[Instruction]:
-        """All of them, also those in branches."""
+        """Returns all conditionals, including those in branches."""
         return [i for _, i in self.walk() if i.op == "conditional"]
 
     def walk(self) -> Iterator[tuple[str, Instruction]]:
-        """Every instruction, with the name of its computation."""
+        """Yields every instruction with the name of its computation."""
         for name, instructions in self.computations.items():
             for instruction in instructions:
                 yield name, instruction
@@ -130,7 +130,10 @@ def _instruction(name: str, rest: str) -> Instruction | None:
 
 
 def _names(text: str) -> list[str]:
-    """Of operands, which some versions write with their types and comments."""
+    """Returns the names of operands.
+
+    Some versions write the operands with their types and with comments.
+    """
     text = re.sub(r"/\*.*?\*/", "", text)
     parts = _split(text)
     return [names[-1] for part in parts if (names := _NAME.findall(part))]
@@ -146,7 +149,7 @@ def _split(text: str) -> list[str]:
 
 
 def _closing(text: str, mark: str) -> int:
-    """Where `mark` is first met outside of all brackets."""
+    """Returns the index of the first `mark` outside all brackets."""
     depth = 0
     for index, character in enumerate(text):
         if character == mark and depth == 0:
@@ -166,4 +169,4 @@ def _bytes_of(dtype: str) -> float:
     if dtype in _BYTES:
         return _BYTES[dtype]
     bits = re.match(r"[a-z]+(\d+)", dtype)
-    return int(bits[1]) / 8 if bits else 0  # Tokens have none.
+    return int(bits[1]) / 8 if bits else 0  # Tokens have no size.

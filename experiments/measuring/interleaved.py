@@ -1,7 +1,7 @@
-"""Timing side by side: programs take turns, and only ratios of one round count.
+"""Times programs that take turns, so that times of the same round can be compared.
 
-The order changes from round to round: a program pays for what the one before it left in
-caches and threads.
+The order changes from round to round, because a program runs with the caches and
+threads that the one before it left.
 """
 
 import math
@@ -13,26 +13,27 @@ from typing import Any, NamedTuple
 
 
 class Ratio(NamedTuple):
-    """Of the time of one program to that of another."""
+    """The ratio of the time of one program to that of another."""
 
     median: float
-    low: float  # Quartiles over the rounds.
-    high: float
+    low: float  # The lower quartile over the rounds.
+    high: float  # The upper quartile.
 
 
 def seconds(
     programs: Mapping[str, Callable[[], Any]], rounds: int, at_least: float = 2e-3
 ) -> dict[str, list[float]]:
-    """Seconds per call of each program in each round.
+    """Returns the seconds per call of each program in each round.
 
     Args:
-      programs: each returns when its work is done.
-      rounds: every program runs once per round, after one that does not count.
-      at_least: seconds per program and round: short ones are called repeatedly.
+      programs: functions that return when their work is done.
+      rounds: the number of rounds, after a first one that does not count.
+      at_least: the seconds per program and round; a shorter program is called
+        repeatedly.
     """
     repeats = {}
     for name, program in programs.items():
-        program()  # Compiles.
+        program()  # The first call compiles.
         start = time.perf_counter()
         program()
         elapsed = time.perf_counter() - start
@@ -50,12 +51,12 @@ def seconds(
 
 
 def ratio(numerator: list[float], denominator: list[float]) -> Ratio:
-    """Median and quartiles of the ratios of the rounds."""
+    """Returns median and quartiles of the ratios of the rounds."""
     ratios = [a / b for a, b in zip(numerator, denominator, strict=True)]
     low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
     return Ratio(*(round(value, 3) for value in (median, low, high)))
 
 
 def geometric_mean(values: list[float]) -> float:
-    """The mean of ratios."""
+    """Returns the geometric mean, the mean of ratios."""
     return math.exp(statistics.fmean(map(math.log, values)))

@@ -1,4 +1,4 @@
-"""What a function keeps for its backward pass."""
+"""Finds the arrays that a function keeps for its backward pass."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,11 +7,11 @@ import jax
 
 
 def kept(function: Callable[..., Any], *args: Any) -> list[jax.ShapeDtypeStruct]:
-    """The arrays that the backward pass of `function` at `args` is given."""
+    """Returns the arrays that `function` at `args` keeps for its backward pass."""
     vjp = jax.eval_shape(lambda *args: jax.vjp(function, *args)[1], *args)
     return jax.tree.leaves(vjp)
 
 
 def kept_bytes(function: Callable[..., Any], *args: Any) -> int:
-    """Their size."""
+    """Returns the total size of these arrays in bytes."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in kept(function, *args))

@@ -1,10 +1,10 @@
-"""Step times of published runs, ResNet-50 on TPU v3, and what a model makes of them.
+"""Compares a model with the step times of published runs of ResNet-50 on TPU v3.
 
 The runs are those of the MLPerf logs (Google, rounds v0.6 and v0.7), five of each kind.
 A log gives the time of every block of four epochs with its evaluation. The first block
-is longer by 2 to 220 seconds, in which inputs start to flow, so that the time of a
-whole run over its steps, which is what is published, is no time of a step. The blocks
-after it are: their median is `steady`.
+is longer by 2 to 220 seconds, in which inputs start to flow. The published number is
+the time of the whole run divided by its steps, and so is longer than a step. `steady`
+is the median of the blocks after the first.
 """
 
 from typing import Any, NamedTuple
@@ -18,15 +18,15 @@ from experiments.networks import models
 
 
 class Run(NamedTuple):
-    """One kind of run: five logs of it."""
+    """One kind of run, with five logs. All times are milliseconds per step."""
 
     round: str
     cores: int
-    images: int  # Per core.
-    group: int  # Cores that share statistics.
-    published: float  # Milliseconds, the whole run over its steps.
-    steady: float  # The median over the five of each one's median block, per step.
-    fastest: float  # Of the five.
+    images: int  # The images per core.
+    group: int  # The number of cores that share statistics.
+    published: float  # The time of the whole run divided by its steps.
+    steady: float  # The median block of each log; of these, the median.
+    fastest: float  # The fastest of the five logs.
     slowest: float
 
 
@@ -41,23 +41,25 @@ RUNS = (
     Run("v0.7 JAX", 8192, 8, 8, 15.7, 14.55, 14.32, 14.55),
 )
 
-# What five equal runs differ by if nothing but the chips decides: the others of v0.6
-# differ by 7 to 17 %, so that something else slowed them, probably their inputs.
+# The relative difference of five equal runs that are limited by the chips alone. Other
+# runs of v0.6 differ by 7 to 17 %: something else slowed them, probably their inputs.
 STEADY = 0.01
 
-# Million cycles of a step on one core, as the TPU's compiler estimates them, by images:
+# Million cycles of a step on one core, by images, as the TPU compiler estimates them:
 # python -m experiments.accelerators.worker --platform tpu --target v3:2x2
 #     --program resnet50 --norm flax --parameters cast --images 16
 CYCLES = {8: 15.53, 16: 25.39, 32: 44.99, 64: 85.28, 128: 146.57}
 MEGAHERTZ = 940.0
-PARAMETERS = 25_557_032  # Of ResNet-50, whose gradients are added up in float32.
+PARAMETERS = 25_557_032  # ResNet-50; its gradients are added up in float32.
 
 
 def compare() -> dict[str, Any]:
-    """Step = compiled cycles times a factor + the gradient's sum + synchronisation.
+    """Compares the model with the steady step time of every run.
 
-    The factor is the one thing that is fitted: to runs without synchronised statistics
-    that nothing but chips decides. All others are predicted.
+    A step is the compiled cycles times a factor, the sum of the gradients over the
+    cores, and the synchronisation of statistics. Only the factor is fitted, to the runs
+    without synchronised statistics that are limited by the chips alone. The other runs
+    are predicted.
     """
     fitted = [run for run in RUNS if run.group == 1 and _spread(run) <= STEADY]
     factor = float(
@@ -93,14 +95,15 @@ def compare() -> dict[str, Any]:
 
 
 def straight_line() -> dict[str, Any]:
-    """What a time per image and a constant per step would predict.
+    """Returns the predictions of a time per image and a constant per step.
 
-    Both fitted to the published times of all runs without synchronised statistics.
+    Both are fitted to the published times of all runs without synchronised statistics.
     """
     fitted = [run for run in RUNS if run.group == 1]
     published = np.array([run.published for run in fitted])
     images = np.array([[run.images, 1.0] for run in fitted])
-    # In units of each run's own time: relative errors, not those of the slowest.
+    # Dividing by the time of each run fits relative errors. Otherwise the slowest runs
+    # would decide.
     solution, *_ = np.linalg.lstsq(
         images / published[:, None], np.ones(len(fitted)), rcond=None
     )
@@ -118,7 +121,7 @@ def straight_line() -> dict[str, Any]:
 
 
 def parameters(model: Any) -> int:
-    """Of a network of this project, on images of 224x224."""
+    """Returns the number of parameters of a network on images of 224x224."""
     image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     variables = jax.eval_shape(
         lambda key, x: model.init(key, x, train=False), jax.random.key(0), image

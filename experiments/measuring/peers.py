@@ -1,15 +1,15 @@
-"""Batch Normalization of jaxbn and of what a user would take instead, for benchmarks.
+"""Batch Normalization of jaxbn and of other libraries, for benchmarks.
 
-Each peer is a function from shape and dtype to programs: the forward pass in training,
-forward and backward together, and for some inference:
+Each peer is a function of shape and dtype. It returns programs for the forward pass in
+training, for forward and backward pass together, and in some cases for inference:
 
     forward() -> y, new running statistics
     both() -> y, new running statistics, (dx, dscale, dbias)
     inference() -> y
 
-PyTorch moves its running statistics in place and returns none.
+PyTorch updates its running statistics in place and returns none.
 
-A peer that is not installed raises ImportError when called.
+A peer whose library is not installed raises ImportError when it is called.
 """
 
 import functools
@@ -27,7 +27,7 @@ from jaxbn import linen
 
 
 class Programs(NamedTuple):
-    """Called without arguments; return when the result is there."""
+    """The programs of a peer, without arguments; each returns once it is done."""
 
     forward: Callable[[], Any]
     both: Callable[[], Any]
@@ -35,7 +35,10 @@ class Programs(NamedTuple):
 
 
 def make_batch(shape: tuple[int, ...], dtype: str) -> tuple[np.ndarray, np.ndarray]:
-    """`x` of mean 1 and std 1, and a cotangent, float32 values that `dtype` holds."""
+    """Returns `x`, with mean 1 and standard deviation 1, and a cotangent.
+
+    Both are float32 arrays of values that `dtype` represents exactly.
+    """
     rng = np.random.default_rng(0)
     x, dy = rng.standard_normal((2, *shape), np.float32)
     return tuple(np.asarray(jnp.asarray(a, dtype), np.float32) for a in (x + 1, dy))
@@ -48,7 +51,7 @@ def jax_programs(
     x: jax.Array,
     dy: jax.Array,
 ) -> Programs:
-    """Of `apply(x, scale, bias) -> (y, state)`."""
+    """Returns the programs of `apply(x, scale, bias) -> (y, state)`."""
 
     def both(x, dy, scale, bias):
         y, vjp, state = jax.vjp(apply, x, scale, bias, has_aux=True)
@@ -61,17 +64,17 @@ def jax_programs(
 
 
 class Jitted(NamedTuple):
-    """A program of JAX."""
+    """A jitted function with its arguments."""
 
-    function: Any  # Jitted.
+    function: Any
     args: tuple[Any, ...]
 
     def __call__(self):
-        """Runs it to its end."""
+        """Runs the function and waits for its result."""
         return jax.block_until_ready(self.function(*self.args))
 
     def text(self) -> str:
-        """What it is compiled to, as HLO."""
+        """Returns the HLO text of the compiled program."""
         return self.function.lower(*self.args).compile().as_text()
 
 
@@ -122,12 +125,16 @@ def _haiku(shape, dtype) -> Programs:
         params = {"scale": scale.reshape(full), "offset": bias.reshape(full)}
         return layer.apply({"batch_norm": params}, state, None, x)
 
-    scale, bias = (a.astype(dtype) for a in _affine(shape))  # As its own init makes it.
+    # Haiku's own `init` makes parameters of this dtype.
+    scale, bias = (a.astype(dtype) for a in _affine(shape))
     return jax_programs(apply, scale, bias, x, dy)
 
 
 def _equinox(shape, dtype) -> Programs:
-    """In its own layout, channels first, an example at a time."""
+    """Returns the programs of Equinox in its own layout.
+
+    Channels come first, and the layer takes one example at a time.
+    """
     import equinox as eqx
 
     x, dy = (
@@ -147,7 +154,10 @@ def _equinox(shape, dtype) -> Programs:
 
 
 def _torch(shape, dtype) -> Programs:
-    """Channels last in memory; as many threads, and the GPU, as JAX takes."""
+    """Returns the programs of PyTorch, with channels last in memory.
+
+    It uses as many threads as there are CPUs, and a GPU if JAX uses one.
+    """
     import torch
 
     torch.set_num_threads(os.cpu_count() or 1)
@@ -192,11 +202,12 @@ def _torch(shape, dtype) -> Programs:
 
 
 def limits(shape, dtype) -> Programs:
-    """Programs that move the least bytes and do next to nothing with them.
+    """Returns programs that move the fewest bytes and compute almost nothing.
 
-    Two reads and a write forward, four reads and a write more backward, a read and a
-    write in inference. In float32 whatever the dtype, or conversions would be timed;
-    a second pass waits for the sums of the first, so that the two cannot be one.
+    The forward pass reads twice and writes once, the backward pass adds four reads and
+    one write, and inference reads once and writes once. The arrays are float32 for
+    every dtype, because conversions would take time. The second pass needs the sums of
+    the first, so that the compiler cannot fuse the two.
     """
     size = shape[-1] * jnp.dtype(dtype).itemsize // 4
     x, dy = (jnp.asarray(a) for a in make_batch((*shape[:-1], size), "float32"))

@@ -1,4 +1,4 @@
-"""Two processes of one program on this machine, joined by gloo."""
+"""Runs a program in two processes on this machine, joined by gloo."""
 
 import socket
 import subprocess
@@ -7,13 +7,13 @@ import sys
 import jax
 
 PROCESSES = 2
-DEVICES = 2  # Of each.
+DEVICES = 2  # The devices of each process.
 
 
 def start(module: str, *options: str) -> list[subprocess.Popen[str]]:
     """Runs `python -m module PROCESS PORT *options` for processes 0 and 1.
 
-    Their output and errors come through one pipe each.
+    Output and errors of a process come through one pipe.
     """
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -30,15 +30,15 @@ def start(module: str, *options: str) -> list[subprocess.Popen[str]]:
 
 
 def finish(module: str, *options: str, seconds: int = 300) -> list[str]:
-    """What each printed, once both have ended.
+    """Runs both processes to their end and returns what each printed.
 
     Args:
-      module: as `start`.
-      *options: as `start`.
-      seconds: that a process may take.
+      module: the module, as in `start`.
+      *options: the options, as in `start`.
+      seconds: the time that a process may take.
 
     Raises:
-      RuntimeError: if one of them failed, with what it printed.
+      RuntimeError: if a process failed; the message has what it printed.
     """
     outputs = []
     for process in start(module, *options):
@@ -50,7 +50,7 @@ def finish(module: str, *options: str, seconds: int = 300) -> list[str]:
 
 
 def join(process: int, port: int, devices: int = DEVICES) -> None:
-    """Called by each process before it uses a device."""
+    """Joins a process to the other; each calls this before it uses a device."""
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", devices)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")

@@ -1,7 +1,7 @@
 """One training step of a normalisation in every parallel style that JAX has.
 
-Each style makes, from a normalisation and a number of devices, a jitted function of the
-whole batch, so that one device with all of it is the reference of every other.
+A style takes a normalisation and a number of devices. It returns a jitted function of
+the whole batch, so that every style can be compared with one device that has it all.
 """
 
 from collections.abc import Callable
@@ -16,11 +16,11 @@ P = jax.P
 AUTO, EXPLICIT = jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit
 
 Normalize = Callable[..., tuple[jax.Array, Any]]
-"""From x, mask, scale, bias, statistics and an `axis_name` to y and new statistics."""
+"""Takes x, mask, scale, bias, statistics and `axis_name`; returns y and statistics."""
 
 
 class Step(NamedTuple):
-    """Of the whole batch: `[N, ..., C]` and `[C]`."""
+    """The results of a step on the whole batch, of shapes `[N, ..., C]` and `[C]`."""
 
     y: jax.Array
     stats: Any
@@ -30,7 +30,7 @@ class Step(NamedTuple):
 
 
 Compiled = Callable[..., Step]
-"""From x, mask, dy, scale, bias and statistics."""
+"""Takes x, mask, dy, scale, bias and statistics."""
 Style = Callable[[Normalize, int], Compiled]
 
 
@@ -43,13 +43,16 @@ def _step(normalize: Normalize, x, mask, dy, scale, bias, stats, axis_name=None)
 
 
 def single_device(normalize: Normalize, devices: int) -> Compiled:
-    """All of the batch on one device, whatever their number."""
+    """Runs the whole batch on one device, for every value of `devices`."""
     del devices
     return jax.jit(lambda *args: _step(normalize, *args))
 
 
 def _mapped(transform) -> Style:
-    """Gradients are taken on each device; those of scale and bias are its own."""
+    """Returns a style that takes gradients on each device.
+
+    Each device has its own part of the gradients of scale and bias; they are summed.
+    """
 
     def style(normalize, devices):
         mapped = jax.jit(transform(normalize, devices))
@@ -91,7 +94,7 @@ def _pmap(normalize, devices):
 
 
 def _nn_vmap(normalize, devices):
-    """Inside `nn.vmap`, as a module with an axis name."""
+    """Maps a module with `nn.vmap` and an axis name."""
     del devices
 
     class Module(nn.Module):
@@ -104,7 +107,10 @@ def _nn_vmap(normalize, devices):
 
 
 def _unchecked(normalize, devices):
-    """JAX does not know what is replicated: each device says what it has."""
+    """Maps with `check_vma=False`: JAX does not know which results are replicated.
+
+    So each device returns its own results.
+    """
 
     def on_shard(x, mask, dy, *whole):
         shard = (a[0] for a in (x, mask, dy))
@@ -121,11 +127,13 @@ def _unchecked(normalize, devices):
 
 
 def _checked(names: tuple[str, ...], sizes: Callable[[int], tuple[int, ...]]) -> Style:
-    """JAX knows what is replicated, and adds up dscale and dbias itself.
+    """Returns a style in which JAX knows what is replicated.
+
+    JAX sums dscale and dbias over the devices itself.
 
     Args:
-      names: of the axes of the mesh, over all of which the batch is split.
-      sizes: of the axes, from the number of devices.
+      names: the names of the axes of the mesh; the batch is split over all of them.
+      sizes: a function that returns the sizes of the axes for a number of devices.
     """
     axis_name = names[0] if len(names) == 1 else names
 
@@ -147,7 +155,7 @@ def _gradient_outside(
     names: tuple[str, ...] = ("d",),
     sizes: Callable[[int], tuple[int, ...]] = lambda devices: (devices,),
 ) -> Style:
-    """The gradient is taken of the mapped function."""
+    """Returns a style that takes the gradient of the mapped function."""
 
     def style(normalize, devices):
         shard = P("d")
@@ -173,7 +181,10 @@ def _gradient_outside(
 
 
 def _jit(axis_type) -> Style:
-    """Statistics are global by construction; the compiler finds the collectives."""
+    """Returns a style without mapped axes: the compiler adds the collectives.
+
+    The statistics are those of the whole batch by construction.
+    """
 
     def style(normalize, devices):
         mesh = _mesh(("d",), (devices,), axis_type)
@@ -212,6 +223,6 @@ MAPPED: dict[str, Style] = {
     "data x model": _gradient_outside(True, ("d", "model"), lambda n: (n // 2, 2)),
     "two names": _checked(("a", "b"), lambda devices: (devices // 2, 2)),
 }
-"""Statistics are combined over an axis name."""
+"""The styles that combine statistics over an axis name."""
 JIT: dict[str, Style] = {"jit Auto": _jit(AUTO), "jit Explicit": _jit(EXPLICIT)}
 ALL: dict[str, Style] = {"single device": single_device} | MAPPED | JIT

@@ -1,7 +1,8 @@
-"""A fully connected network with options, and what studies train and record of it.
+"""A fully connected network with options, its training state and its evaluation.
 
-Mini-batches are `image`, `[N, pixels]`, and `label`, `[N]`. Plain SGD, whose learning
-rate is part of the state: `recording.side_by_side` trains one network per rate.
+Mini-batches are `image`, `[N, pixels]`, and `label`, `[N]`. The optimiser is plain SGD.
+Its learning rate is part of the state, so that `recording.side_by_side` can train one
+network per rate.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ import optax
 
 from jaxbn import linen, training
 
-Norm = Callable[..., nn.Module]  # With the arguments of linen.BatchNorm.
+Norm = Callable[..., nn.Module]  # It takes the arguments of linen.BatchNorm.
 
 # Customary initial weights: Glorot and Bengio (2010), He et al. (2015).
 KERNEL_INITS = {
@@ -25,15 +26,17 @@ KERNEL_INITS = {
 
 
 class FullyConnected(nn.Module):
-    """Dense, normalisation and nonlinearity for each of `hidden`; then a softmax.
+    """A network of dense layers with normalisation, and a softmax at the end.
+
+    Each of `hidden` gives a dense layer, a normalisation and a nonlinearity.
 
     Attributes:
-      hidden: units per layer.
-      activation: a function of `flax.linen`, by name.
-      norm: makes what stands before each nonlinearity; None for no normalisation.
-      kernel_init: of all weights; default: what is customary for the activation.
-      classes: of the softmax.
-      norm_after: normalise after each nonlinearity instead.
+      hidden: the units of each layer.
+      activation: the name of a function of `flax.linen`.
+      norm: makes the normalisation before each nonlinearity; None for no normalisation.
+      kernel_init: initialises all weights; the default is customary for the activation.
+      classes: the number of classes of the softmax.
+      norm_after: True to normalise after each nonlinearity instead.
     """
 
     hidden: tuple[int, ...] = (100, 100, 100)
@@ -51,20 +54,20 @@ class FullyConnected(nn.Module):
         offsets: Sequence[jax.Array] = (),
         dropout: jax.Array | float | None = None,
     ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        """Logits `[N, classes]`, and the inputs of the nonlinearities of each layer.
+        """Returns logits `[N, classes]`, and the input of each nonlinearity.
 
         Args:
-          x: `[N, pixels]`.
-          train: normalise by the batch.
-          offsets: added to the inputs of the nonlinearities: the gradient by them, at
-            zero, is the gradient by these inputs.
-          dropout: share of the outputs of the hidden layers that training leaves out;
-            may be traced.
+          x: the images, `[N, pixels]`.
+          train: True to normalise by the batch.
+          offsets: arrays to add to the inputs of the nonlinearities; the gradient with
+            respect to them, at zero, is that with respect to these inputs.
+          dropout: the share of the outputs of the hidden layers that training leaves
+            out; may be traced.
         """
         init = self.kernel_init or KERNEL_INITS[self.activation]
         inputs = []
         for i, units in enumerate(self.hidden):
-            # A bias is subsumed by that of the normalisation (Section 3.2).
+            # The bias of the normalisation replaces that of the layer (Section 3.2).
             before = self.norm is not None and not self.norm_after
             u = nn.Dense(units, use_bias=not before, kernel_init=init)(x)
             if before:
@@ -84,13 +87,16 @@ class FullyConnected(nn.Module):
 
 
 def loss_fn(model: Any, batch: Mapping[str, jax.Array], train: bool):
-    """Cross-entropy and accuracy per example, for `training.make_train_step`."""
+    """Returns cross-entropy and accuracy per example.
+
+    It is a loss function for `training.make_train_step`.
+    """
     logits, _ = model(batch["image"].astype(jnp.float32), train=train)
     return cross_entropy(logits, batch["label"])
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
-    """`loss` and `accuracy` per example, `[N]`."""
+    """Returns `loss` and `accuracy` per example, `[N]`."""
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return {"loss": loss, "accuracy": logits.argmax(-1) == labels}
 
@@ -101,13 +107,13 @@ def init_state(
     key: jax.Array,
     learning_rate: jax.Array | float,
 ) -> training.TrainState:
-    """The state before the first step.
+    """Returns the state before the first step.
 
     Args:
-      model: `FullyConnected`, or one that is called as it is.
-      pixels: of an image, or its shape.
-      key: of the initial weights.
-      learning_rate: of plain SGD; may be traced.
+      model: a `FullyConnected`, or a network that is called in the same way.
+      pixels: the number of pixels of an image, or its shape.
+      key: the random key of the initial weights.
+      learning_rate: the learning rate of plain SGD; may be traced.
     """
     shape = pixels if isinstance(pixels, tuple) else (pixels,)
     variables = model.init(key, jnp.zeros((2, *shape)), train=False)
@@ -119,7 +125,7 @@ def init_state(
 def with_rate(
     state: training.TrainState, learning_rate: jax.Array | float
 ) -> training.TrainState:
-    """The state with another learning rate, which may be traced."""
+    """Returns the state with another learning rate, which may be traced."""
     rate = {"learning_rate": jnp.asarray(learning_rate, jnp.float32)}
     return state.replace(opt_state=state.opt_state._replace(hyperparams=rate))
 
@@ -127,12 +133,12 @@ def with_rate(
 def scaled(
     state: training.TrainState, hidden: jax.Array | float, last: jax.Array | float
 ) -> training.TrainState:
-    """The state with its weights multiplied; the factors may be traced.
+    """Returns the state with its weights multiplied; the factors may be traced.
 
     Args:
-      state: of `FullyConnected`.
-      hidden: factor of the weights of the hidden layers.
-      last: factor of those before the softmax.
+      state: the state of a `FullyConnected`.
+      hidden: the factor of the weights of the hidden layers.
+      last: the factor of the weights before the softmax.
     """
     names = [name for name in state.params if name.startswith("Dense_")]
     params = dict(state.params)
@@ -146,9 +152,10 @@ def scaled(
 def evaluate(
     state: training.TrainState, held_out: Mapping[str, jax.Array]
 ) -> dict[str, jax.Array]:
-    """`accuracy` and `loss` by the running statistics; whether all is `finite`.
+    """Returns `accuracy` and `loss` with the running statistics, and `finite`.
 
-    Each of shape (); a network with a parameter that is not finite has diverged.
+    Each has shape (). `finite` is False if a parameter or a logit is not finite: the
+    network has diverged.
     """
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     images = held_out["image"].astype(jnp.float32)

@@ -1,7 +1,7 @@
-"""Fully connected networks along one quantity, side by side; what works, and a figure.
+"""Trains fully connected networks over the values of one quantity, side by side.
 
-A result holds `values`, and `accuracy` by activation and network, `[seeds, values]`,
-with None where a training diverged.
+A result has `values`, and `accuracy` by activation and network, `[seeds, values]`. It
+is None where a training diverged.
 """
 
 import math
@@ -17,10 +17,10 @@ from matplotlib.figure import Figure
 from experiments import curves, options, output, recording
 from experiments.networks import fully_connected
 
-# A network works where it comes within this of the best that was found for its
-# activation: beyond the spread of seeds, and far above what a stuck network reaches.
+# A network works if its accuracy is within this of the best one of its activation. The
+# tolerance exceeds the spread of seeds, and a network that is stuck is far below.
 TOLERANCE = 0.05
-# It has learnt something where it is right as often as not, among ten classes.
+# A network has learnt something if it reaches this accuracy, among ten classes.
 LEARNS = 0.5
 
 
@@ -28,7 +28,7 @@ def check(config: Any) -> None:
     """Checks the options `lowest` and `highest` of a study.
 
     Raises:
-      ValueError: naming the option, what it must be and what it is.
+      ValueError: if an option is wrong; the message says what it must be.
     """
     options.check_positive(config, "lowest", "highest")
     if config.lowest >= config.highest:
@@ -46,16 +46,18 @@ def run(
     hidden: Sequence[float],
     last: Sequence[float],
 ) -> recording.Run:
-    """One network per learning rate and factors of the weights, side by side.
+    """Returns a run of networks side by side.
+
+    Each network has its own learning rate and factors of its initial weights.
 
     Args:
-      name: of the run.
-      model: of all of them.
-      pixels: of an image.
-      batch_size: of each mini-batch.
-      learning_rate: of each network.
-      hidden: factor of the initial weights of the hidden layers, of each network.
-      last: of those before the softmax.
+      name: the name of the run.
+      model: the model of all networks.
+      pixels: the number of pixels of an image.
+      batch_size: the examples of a mini-batch.
+      learning_rate: the learning rate of each network.
+      hidden: the factor of the weights of the hidden layers, for each network.
+      last: the factor of the weights before the softmax, for each network.
     """
 
     def init(key: jax.Array, value: tuple[jax.Array, jax.Array, jax.Array]):
@@ -75,21 +77,24 @@ def run(
 
 
 def accuracies(records: recording.Records) -> list[list[float | None]]:
-    """At the end, `[seeds, values]`; None where a training diverged."""
+    """Returns the accuracies at the end, `[seeds, values]`.
+
+    They are None where a training diverged.
+    """
     last = {name: values[-1] for name, values in records.items()}
     return output.plain(np.where(last["finite"], last["accuracy"], np.nan))
 
 
 def mean(accuracy: Sequence[Sequence[float | None]]) -> np.ndarray:
-    """Over seeds, `[values]`; a training that diverged counts as 0."""
+    """Returns the mean over seeds, `[values]`; a diverged training counts as 0."""
     return np.nan_to_num(np.array(accuracy, float)).mean(0)
 
 
 def works(networks: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """At which values each network works, `[values]`, by name.
+    """Returns for each network whether it works at each value, `[values]`.
 
     Args:
-      networks: accuracies by name, of one activation.
+      networks: the accuracies by network, for one activation.
     """
     means = {name: mean(accuracy) for name, accuracy in networks.items()}
     bar = max(each.max() for each in means.values()) - TOLERANCE
@@ -97,18 +102,21 @@ def works(networks: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def learns(accuracy: Sequence[Sequence[float | None]]) -> np.ndarray:
-    """At which values a network has learnt something, `[values]`."""
+    """Returns whether a network has learnt something at each value, `[values]`."""
     return mean(accuracy) >= LEARNS
 
 
 def decades(values: Sequence[float], where: np.ndarray) -> float:
-    """How many of them are covered, each value standing for its share."""
+    """Returns the number of decades that the values at `where` cover.
+
+    Each value counts for one step of the grid, which is logarithmic.
+    """
     step = math.log10(values[-1] / values[0]) / (len(values) - 1)
     return round(float(step * where.sum()), 2)
 
 
 def table(result: Mapping[str, Any], labels: Mapping[str, str], words: str) -> str:
-    """Mean accuracies, with a note of what diverged, as Markdown."""
+    """Returns the mean accuracies and the divergences as Markdown."""
     rows = []
     for activation, networks in result["accuracy"].items():
         for name, label in labels.items():
@@ -128,12 +136,14 @@ def draw(
     styles: Mapping[str, tuple[str, str, str]],
     xlabel: str,
 ) -> Figure:
-    """Accuracy against the values: a panel per activation, a cross per divergence.
+    """Draws accuracy against the values, with a panel per activation.
+
+    A cross marks each value at which a training diverged.
 
     Args:
-      result: of a study.
-      styles: label, colour and line style of each network, by name.
-      xlabel: what the values are.
+      result: the result of a study.
+      styles: the label, colour and line style of each network, by name.
+      xlabel: the label of the values.
     """
     panels = len(result["accuracy"])
     figure, axes_of = plt.subplots(

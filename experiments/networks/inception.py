@@ -1,8 +1,9 @@
-"""Inception with and without Batch Normalization: the paper's Figure 5, and smaller.
+"""Inception with and without Batch Normalization: the paper's Figure 5 and a small one.
 
-The changes to GoogLeNet that the appendix names: two 3x3 convolutions for each 5x5,
-average or max pools within the modules, none between them but stride 2 in 3c and 4e, a
-separable first convolution with depth multiplier 8.
+It differs from GoogLeNet as the paper's appendix says. Two 3x3 convolutions replace
+each 5x5 convolution. The modules have average or max pools. There are no pools between
+modules; 3c and 4e have stride 2 instead. The first convolution is separable with depth
+multiplier 8.
 """
 
 from collections.abc import Callable
@@ -16,18 +17,21 @@ from experiments.networks import models
 
 
 class Branches(NamedTuple):
-    """Widths of a module's convolutions; without projection its stride is 2."""
+    """The widths of a module's convolutions; without projection it has stride 2."""
 
     one: int
     reduce3: int
     three: int
     reduce5: int
     five: int
-    projection: int  # 0: the pool is passed through.
-    average: bool  # Whether the pool is one.
+    projection: int  # 0: no convolution follows the pool.
+    average: bool  # True: an average pool; False: a max pool.
 
     def scaled(self, width: float) -> "Branches":
-        """With `width` times the channels, at least one where there are any."""
+        """Returns the module with `width` times the channels, rounded.
+
+        A convolution keeps at least one channel.
+        """
         widths = (max(1, round(width * w)) if w else 0 for w in self[:-1])
         return Branches(*widths, self.average)
 
@@ -44,18 +48,19 @@ FIGURE5 = {
     "5a": Branches(352, 192, 320, 160, 224, 128, True),
     "5b": Branches(352, 192, 320, 192, 224, 128, False),
 }
-"""The modules by name, in their order. Where the table's outputs differ from the sum of
-their branches (4c, 4d, 4e), the branches are taken, as all known implementations do."""
+"""The modules by name, in order. In 4c, 4d and 4e the outputs in the paper's table
+differ from the sum of the branches. The branches are used, as in all known
+implementations."""
 
 
 class Inception(models.Network):
-    """What both sizes share; with `norm=None` the network that the paper starts from.
+    """The base of both Inception networks.
 
-    That one has biases, and by the original recipe 40 % dropout and normalisation of
-    local responses.
+    With `norm=None` it is the network that the paper starts from. That network has
+    biases. Its original recipe has 40 % dropout and local response normalisation.
     """
 
-    dropout: float = 0.0  # Before the classifier.
+    dropout: float = 0.0  # The dropout rate before the classifier.
     local_response_norm: bool = False
 
     def _local(self, x: jax.Array) -> jax.Array:
@@ -71,7 +76,7 @@ class Inception(models.Network):
 class BNInception(Inception):
     """The paper's network for 224x224 images (Appendix, Figure 5).
 
-    With another `width` it has as many times the channels of the figure.
+    It has `width` times the channels of the figure.
     """
 
     width: float = 1.0
@@ -90,10 +95,10 @@ class BNInception(Inception):
 
 
 class SmallInception(Inception):
-    """Some modules of Figure 5 with `width` times their channels, for 8 to 32 pixels.
+    """Some modules of Figure 5 with `width` times the channels, for 8 to 32 pixels.
 
-    A 3x3 convolution, with 192 times `width` channels, comes before them instead of the
-    stem of 7x7 and its pools, which leave an eighth of the resolution.
+    A 3x3 convolution with 192 times `width` channels comes before the modules. It
+    replaces the 7x7 stem and its pools, which reduce the resolution to an eighth.
     """
 
     modules: tuple[str, ...] = tuple(FIGURE5)
@@ -111,7 +116,10 @@ class SmallInception(Inception):
 
 
 def plain(network: Callable[..., Inception], **fields: Any) -> Inception:
-    """The network before Batch Normalization: biases, dropout 40 %, local responses."""
+    """Returns the network without Batch Normalization.
+
+    It has biases, 40 % dropout and local response normalisation.
+    """
     original = {"norm": None, "dropout": 0.4, "local_response_norm": True}
     return network(**(original | fields))
 
@@ -126,13 +134,14 @@ def local_response_norm(
     """Divides by the responses of neighbouring channels (Krizhevsky et al., 2012).
 
     Computes `x / (bias + alpha * s) ** beta`, where `s` sums the squares of the `size`
-    channels around each; outside there are zeros. GoogLeNet's numbers are the defaults.
+    channels around each channel. The input is padded with zeros. The defaults are those
+    of GoogLeNet.
 
     Args:
-      x: `[..., C]`.
-      size: channels, odd.
-      bias: added.
-      alpha: of the sum; Caffe divides it by `size`.
+      x: the responses, `[..., C]`.
+      size: the number of channels in the sum, odd.
+      bias: the constant to add.
+      alpha: the factor of the sum; Caffe divides it by `size`.
       beta: the exponent.
     """
     half = size // 2

@@ -1,6 +1,6 @@
 """The paper's Figures 2 and 3 (arXiv:1502.03167v3): Inception on ImageNet."""
 
-# Steps to Inception's best accuracy, in millions, and the best accuracy of each.
+# `STEPS` are millions of steps to Inception's best accuracy.
 STEPS = {"Inception": 31.0, "BN-Baseline": 13.3, "BN-x5": 2.1, "BN-x30": 2.7}
 BEST = {
     "Inception": 0.722,
@@ -10,9 +10,12 @@ BEST = {
     "BN-x5-Sigmoid": 0.698,
     "Inception-Sigmoid": 0.001,  # "Never achieves better than 1/1000 accuracy."
 }
-"""Of validation, a single crop."""
+"""The best validation accuracy of each, on a single crop."""
 
 
 def times_fewer(name: str) -> float | None:
-    """Steps of Inception over those of a configuration to the same accuracy."""
+    """Returns how many times fewer steps than Inception a configuration needs.
+
+    Both are steps to Inception's best accuracy.
+    """
     return STEPS["Inception"] / STEPS[name] if name in STEPS else None

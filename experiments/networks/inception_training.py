@@ -1,6 +1,7 @@
-"""The six configurations of Section 4.2 and the changes between them, for small images.
+"""The six configurations of Section 4.2, and their differences, for small images.
 
-SGD with momentum, a learning rate that decays exponentially, mini-batches of 32.
+They are trained by SGD with momentum, with a learning rate that decays exponentially
+and mini-batches of 32.
 """
 
 import dataclasses
@@ -17,22 +18,24 @@ from experiments import recording
 from experiments.networks import inception, norms
 from jaxbn import linen, training
 
-_DISTORTION = 0.4  # Largest change of brightness and contrast, in standard deviations.
+# The largest change of brightness, in standard deviations, and relative change of
+# contrast, at a `distortion` of 1.
+_DISTORTION = 0.4
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """A network and how it is trained; the defaults are those of Inception."""
+    """A network and its training; the defaults are those of Inception."""
 
     batch_norm: bool = False
     activation: str = "relu"
-    learning_rate: float = 1.0  # Times that of Inception.
+    learning_rate: float = 1.0  # The factor of Inception's learning rate.
     dropout: float = 0.4
-    l2: float = 1.0  # Times that of Inception.
+    l2: float = 1.0  # The factor of Inception's weight decay.
     decay: float = 1.0  # How many times faster the learning rate falls.
     local_response_norm: bool = True
-    reshuffle: bool = False  # Else the same mini-batches in every epoch.
-    distortion: float = 1.0  # Times that of Inception.
+    reshuffle: bool = False  # False: every epoch has the same mini-batches.
+    distortion: float = 1.0  # The factor of Inception's distortion.
 
 
 CHANGES: Mapping[str, Mapping[str, Any]] = {
@@ -44,15 +47,15 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
     "shuffle more thoroughly": {"reshuffle": True},
     "reduce photometric distortions": {"distortion": 0.25},
 }
-"""Those of Section 4.2.1, in its order. The paper gives the numbers of the third and
-the fourth; that of the first is BN-x5's, that of the last is ours."""
+"""The changes of Section 4.2.1, in its order. The paper gives the numbers of the third
+and the fourth. The first has the number of BN-x5, and the last one is our choice."""
 
 
 def changed(recipe: Recipe, names: Iterable[str] = tuple(CHANGES)) -> Recipe:
-    """The recipe with some of the changes, by default with all.
+    """Returns the recipe with the named changes, by default with all of them.
 
     Raises:
-      ValueError: if there is no change of a name.
+      ValueError: if a name is not in `CHANGES`.
     """
     for name in names:
         if name not in CHANGES:
@@ -62,7 +65,10 @@ def changed(recipe: Recipe, names: Iterable[str] = tuple(CHANGES)) -> Recipe:
 
 
 def accelerated(learning_rate: float, activation: str = "relu") -> Recipe:
-    """With Batch Normalization and all changes: BN-x5 with 5, BN-x30 with 30."""
+    """Returns the recipe with Batch Normalization and all changes.
+
+    A `learning_rate` of 5 gives BN-x5, and 30 gives BN-x30.
+    """
     recipe = changed(Recipe(batch_norm=True, activation=activation))
     return dataclasses.replace(recipe, learning_rate=learning_rate)
 
@@ -80,7 +86,7 @@ RECIPES: Mapping[str, Recipe] = {
 
 @dataclasses.dataclass(frozen=True)
 class Hyperparameters:
-    """What all configurations share."""
+    """The hyperparameters that all configurations share."""
 
     modules: tuple[str, ...] = ("3c", "4e", "5b")
     """Inception modules of Figure 5, one after the other (paper: all ten)."""
@@ -105,7 +111,7 @@ class Hyperparameters:
 
 
 def make_model(hp: Hyperparameters, recipe: Recipe) -> inception.SmallInception:
-    """The network of a recipe, with 10 classes."""
+    """Returns the network of a recipe, with 10 classes."""
     return inception.SmallInception(
         classes=10,
         norm=norm_of(recipe, hp.bn_momentum),
@@ -119,11 +125,11 @@ def make_model(hp: Hyperparameters, recipe: Recipe) -> inception.SmallInception:
 
 
 def norm_of(recipe: Recipe, momentum: float) -> Any:
-    """The layer of a recipe, as the networks take it; None for one without."""
+    """Returns the normalisation of a recipe, or None if it has none."""
     if not recipe.batch_norm:
         return None
     norm = functools.partial(linen.BatchNorm, momentum=momentum)
-    if recipe.activation == "sigmoid":  # The layer itself does not apply it.
+    if recipe.activation == "sigmoid":  # `linen.BatchNorm` cannot apply a sigmoid.
         return functools.partial(norms.Apart, norm)
     return norm
 
@@ -131,12 +137,13 @@ def norm_of(recipe: Recipe, momentum: float) -> Any:
 def make_optimizer(
     hp: Hyperparameters, recipe: Recipe, steps: int
 ) -> optax.GradientTransformation:
-    """SGD with momentum, L2 of kernels, exponential decay of the learning rate.
+    """Returns SGD with momentum, weight decay of kernels and a decaying learning rate.
 
     Args:
-      hp: what all configurations share.
-      recipe: of one.
-      steps: after which Inception's learning rate has fallen to `hp.final_rate`.
+      hp: the settings that all configurations share.
+      recipe: the recipe of one configuration.
+      steps: the number of steps after which the factor `hp.final_rate` of Inception's
+        learning rate is left.
     """
     rate = optax.exponential_decay(
         hp.learning_rate * recipe.learning_rate,
@@ -150,13 +157,13 @@ def make_optimizer(
 
 
 def distorted(key: jax.Array, x: jax.Array, strength: float) -> jax.Array:
-    """Images with other contrast and brightness, each its own.
+    """Changes contrast and brightness of each image at random.
 
     Args:
-      key: of the random numbers.
-      x: `[N, H, W, C]`, standardised.
-      strength: largest change of the contrast, as a share of it, and of the
-        brightness, in standard deviations.
+      key: the random key.
+      x: the standardised images, `[N, H, W, C]`.
+      strength: the largest change of contrast, as a share of it, and the largest change
+        of brightness, in standard deviations.
     """
     shape = (2, x.shape[0], 1, 1, 1)
     contrast, brightness = jax.random.uniform(key, shape, minval=-1, maxval=1)
@@ -164,7 +171,7 @@ def distorted(key: jax.Array, x: jax.Array, strength: float) -> jax.Array:
 
 
 def standardizing(images: np.ndarray) -> tuple[float, float]:
-    """Mean and standard deviation of all pixels, over 255."""
+    """Returns mean and standard deviation of all pixels, divided by 255."""
     return float(images.mean()) / 255, float(images.std()) / 255
 
 
@@ -176,15 +183,15 @@ def make_run(
     pixels: tuple[float, float],
     steps: int,
 ) -> recording.Run:
-    """A training that records accuracy and loss on what is held out.
+    """Returns a training that records accuracy and loss on the held-out data.
 
     Args:
-      name: of the run.
-      hp: what all configurations share.
-      recipe: of this one.
-      shape: of an image, `(H, W, C)`; images are uint8.
-      pixels: as `standardizing` gives.
-      steps: as `make_optimizer`.
+      name: the name of the run.
+      hp: the settings that all configurations share.
+      recipe: the recipe of this configuration.
+      shape: the shape of an image, `(H, W, C)`; images are uint8.
+      pixels: the result of `standardizing`.
+      steps: the number of steps, as in `make_optimizer`.
     """
     model = make_model(hp, recipe)
     optimizer = make_optimizer(hp, recipe, steps)

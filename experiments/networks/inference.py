@@ -1,7 +1,7 @@
-"""Accuracy of a network by whatever statistics inference is given.
+"""Measures the accuracy of a network with any statistics for inference.
 
-A model is called with images and `train`, and returns logits first; `split` has
-`image`, `[N, ...]`, and `label`, `[N]`.
+A model takes images and `train`, and returns a pair whose first element is the logits.
+`split` has `image`, `[N, ...]`, and `label`, `[N]`.
 """
 
 from collections.abc import Mapping
@@ -15,13 +15,13 @@ Split = Mapping[str, jax.Array]
 
 
 def population(model: nn.Module, params: Any, images: jax.Array) -> Any:
-    """`batch_stats` of all images, each layer normalised by those before it.
+    """Returns the `batch_stats` of all images, computed as one batch.
 
     Args:
-      model: whose layers have a momentum of 0 and no m / (m - 1), so that they keep the
-        statistics of the batch alone.
-      params: of the model.
-      images: `[N, ...]`, one batch.
+      model: a model whose layers have a momentum of 0 and no factor m / (m - 1), so
+        that they keep the statistics of this batch alone.
+      params: the parameters of the model.
+      images: the images of the batch, `[N, ...]`.
     """
     _, updates = model.apply(
         {"params": params}, images, train=True, mutable=["batch_stats"]
@@ -30,7 +30,7 @@ def population(model: nn.Module, params: Any, images: jax.Array) -> Any:
 
 
 def accuracy(model: nn.Module, params: Any, stats: Any, split: Split) -> jax.Array:
-    """By given statistics, shape ()."""
+    """Returns the accuracy with the given statistics, of shape ()."""
     variables = {"params": params, "batch_stats": stats}
     logits, _ = model.apply(variables, split["image"], train=False)
     return jnp.mean(logits.argmax(-1) == split["label"])
@@ -39,10 +39,10 @@ def accuracy(model: nn.Module, params: Any, stats: Any, split: Split) -> jax.Arr
 def accuracy_by_batches(
     model: nn.Module, params: Any, split: Split, batch_size: int
 ) -> jax.Array:
-    """By the statistics of batches of the split itself, in its order, shape ().
+    """Returns the accuracy with the statistics of each batch, of shape ().
 
-    A remainder that fills no batch is left out; a split that is smaller than a batch is
-    one batch.
+    The batches are taken from `split` in its order. A remainder that does not fill a
+    batch is left out. A split that is smaller than a batch is one batch.
     """
     size = min(batch_size, len(split["label"]))
     used = len(split["label"]) // size * size

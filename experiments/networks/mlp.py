@@ -1,8 +1,8 @@
-"""The network of the paper's Section 4.1, and its training: shared by its studies.
+"""The network of the paper's Section 4.1 and its training, for several studies.
 
-Three hidden layers of sigmoid units, Batch Normalization before the nonlinearity, a
-10-way softmax; plain mini-batch SGD. Everything that varies between seeds is traced, so
-that several runs train side by side under `vmap`.
+The network has three hidden layers of sigmoid units, Batch Normalization before the
+nonlinearity and a 10-way softmax. It is trained by plain mini-batch SGD. Everything
+that varies between seeds is traced, so that runs can train side by side under `vmap`.
 """
 
 import dataclasses
@@ -19,12 +19,12 @@ from experiments.networks import fully_connected
 from jaxbn import linen, training
 
 NETWORKS = ("with_bn", "without_bn")
-_PIXELS = 784  # Of the paper's images.
+_PIXELS = 784  # The pixels of an image in the paper.
 
 
 @dataclasses.dataclass(frozen=True)
 class Hyperparameters:
-    """What the paper fixes, and what it leaves open."""
+    """Hyperparameters: some from the paper, the others not given in it."""
 
     hidden: tuple[int, ...] = (100, 100, 100)
     """Units per hidden layer (paper: three layers of 100)."""
@@ -55,7 +55,7 @@ class Hyperparameters:
 
 
 def make_model(hp: Hyperparameters, network: str) -> fully_connected.FullyConnected:
-    """The network with or without Batch Normalization."""
+    """Returns the network with or without Batch Normalization."""
     norm = functools.partial(linen.BatchNorm, momentum=hp.bn_momentum)
     return fully_connected.FullyConnected(
         hp.hidden,
@@ -78,7 +78,10 @@ def _init_kernel(hp: Hyperparameters, key, shape, dtype=jnp.float32) -> jax.Arra
 def init_states(
     hp: Hyperparameters, key: jax.Array, pixels: int, steps: int = 1
 ) -> dict[str, training.TrainState]:
-    """Both networks with the same initial weights, for so many steps of training."""
+    """Returns the states of both networks, with the same initial weights.
+
+    The learning rate decays over `steps` steps.
+    """
     states = {}
     for network in NETWORKS:
         model = make_model(hp, network)
@@ -98,10 +101,10 @@ def accuracy(
     test: Mapping[str, jax.Array],
     population: jax.Array,
 ) -> jax.Array:
-    """Test accuracy, shape ().
+    """Returns the test accuracy, of shape ().
 
-    By the running statistics or, with `hp.exact_population`, those of one batch of all
-    images of `population`.
+    It uses the running statistics or, with `hp.exact_population`, the statistics of one
+    batch of all images in `population`.
     """
     batch_stats = state.batch_stats
     if hp.exact_population:
@@ -119,16 +122,16 @@ def input_percentiles(
     images: jax.Array,
     percentiles: Sequence[float],
 ) -> jax.Array:
-    """Percentiles of the inputs of the last sigmoids, `[percentiles, units]`.
+    """Returns percentiles of the inputs of the last sigmoids, `[percentiles, units]`.
 
-    As the units see them while they are trained: normalised by the batch of `images`.
+    The network normalises by the batch of `images`, as in training.
     """
     (_, inputs), _ = _apply(hp, network, state, images, train=True)
     return jnp.percentile(inputs[-1], jnp.array(percentiles, jnp.float32), axis=0)
 
 
 def _apply(hp, network, state, images, *, train):
-    """Outputs of the network, and its statistics after the call."""
+    """Returns the outputs of the network and its statistics after the call."""
     variables = {"params": state.params}
     if state.batch_stats:
         variables["batch_stats"] = state.batch_stats

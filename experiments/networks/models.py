@@ -1,8 +1,8 @@
-"""The convolutional networks of the studies: ResNet-50, a small one; what all share.
+"""The convolutional networks of the studies: ResNet-50, a small one and their parts.
 
-Images are `[N, H, W, 3]`; every convolution is followed by Batch Normalization and by
-ReLU, which the layer applies itself, after the shortcut where there is one. `dtype` is
-what they compute in; parameters are float32. BN-Inception is in `inception`.
+Images are `[N, H, W, 3]`. Batch Normalization follows every convolution. The layer adds
+the shortcut, if there is one, and applies ReLU itself. The networks compute in `dtype`;
+parameters are float32. BN-Inception is in `inception`.
 """
 
 import functools
@@ -16,21 +16,21 @@ import jax.numpy as jnp
 
 from jaxbn import linen
 
-Norm = Callable[..., nn.Module]  # With the fields and arguments of linen.BatchNorm.
-Policy = Callable[..., Any]  # Of `jax.checkpoint`.
+Norm = Callable[..., nn.Module]  # It has fields and arguments of linen.BatchNorm.
+Policy = Callable[..., Any]  # A policy of `jax.checkpoint`.
 
 
 class ConvNorm(nn.Module):
-    """Convolution, normalisation, sum with a residual, activation.
+    """A convolution, a normalisation, the sum with a residual and an activation.
 
-    Without a `norm` the convolution has a bias, which a normalisation would subsume.
+    The convolution has a bias only without a `norm`, which has a bias of its own.
     """
 
     features: int
     kernel: int = 1
     stride: int = 1
     groups: int = 1
-    depth_multiplier: int = 0  # Not 0: depthwise first (the paper's separable stem).
+    depth_multiplier: int = 0  # Above 0: a depthwise convolution first (paper's stem).
     activation: str | None = "relu"
     norm: Norm | None = linen.BatchNorm
     scale_init: Any = nn.initializers.ones
@@ -76,7 +76,7 @@ class Bottleneck(nn.Module):
 
 
 class Network(nn.Module):
-    """What all networks here take."""
+    """The base of all networks, with their common fields."""
 
     classes: int = 1000
     norm: Norm | None = linen.BatchNorm
@@ -93,7 +93,7 @@ class Network(nn.Module):
 class ResNet50(Network):
     """ResNet-50 v1.5: the stride is in the 3x3 convolution (He et al., 2015).
 
-    With a `policy`, the backward pass recomputes what it does not keep of each block.
+    With a `policy`, the backward pass of each block recomputes what was not saved.
     """
 
     blocks: tuple[int, ...] = (3, 4, 6, 3)
@@ -108,7 +108,8 @@ class ResNet50(Network):
         for stage, blocks in enumerate(self.blocks):
             for block in range(blocks):
                 stride = 2 if stage and not block else 1
-                name = f"stage{stage}_block{block}"  # The same where recomputed.
+                # `nn.remat` would change the automatic name.
+                name = f"stage{stage}_block{block}"
                 x = bottleneck(64 * 2**stage, stride, not block, conv, name=name)(
                     x, train
                 )
@@ -116,7 +117,10 @@ class ResNet50(Network):
 
 
 class InvertedResidual(nn.Module):
-    """A block of MobileNetV2: widened, depthwise, narrowed without activation."""
+    """A block of MobileNetV2.
+
+    It widens the input, convolves depthwise, and narrows it without an activation.
+    """
 
     features: int
     stride: int
@@ -133,9 +137,12 @@ class InvertedResidual(nn.Module):
 
 
 class SmallNetwork(Network):
-    """3x3 convolutions and inverted residuals (Sandler et al., 2018), all small."""
+    """A small network of 3x3 convolutions and inverted residuals.
 
-    blocks: tuple[tuple[int, int], ...] = (  # Channels and stride of each.
+    The blocks are those of Sandler et al. (2018).
+    """
+
+    blocks: tuple[tuple[int, int], ...] = (  # The channels and the stride of each.
         (24, 2), (24, 1), (32, 2), (32, 1), (64, 2), (64, 1), (96, 1), (96, 1),
     )  # fmt: skip
     policy: Policy | None = None
@@ -154,18 +161,18 @@ class SmallNetwork(Network):
 def _recomputed(block: Any, policy: Policy | None) -> Any:
     if policy is None:
         return block
-    return nn.remat(block, policy=policy, static_argnums=(2,))  # `train`.
+    return nn.remat(block, policy=policy, static_argnums=(2,))  # `train` is static.
 
 
 class NormLayer(NamedTuple):
-    """What one normalisation layer works on, per image."""
+    """The size of the input of a normalisation layer, per image."""
 
     channels: int
     positions: int
 
 
 def norm_layers(model: nn.Module, image_size: int = 224) -> list[NormLayer]:
-    """The normalisation layers of a model, in the order they run."""
+    """Returns the normalisation layers of a model, in the order in which they run."""
     layers = []
 
     def note(call, args, kwargs, context):

@@ -1,7 +1,7 @@
-"""Normalisations to compare, each in the place that jaxbn's layer has in a network.
+"""Normalisations to compare, which can replace jaxbn's layer in a network.
 
-All take the fields `scale_init`, `activation`, `dtype` and `axis_name`, and are called
-with `x`, `use_running_average` and perhaps a `residual`.
+All have the fields `scale_init`, `activation`, `dtype` and `axis_name`. They take `x`,
+`use_running_average` and optionally a `residual`.
 """
 
 import functools
@@ -17,7 +17,7 @@ from jaxbn import linen
 
 
 class Apart(nn.Module):
-    """A layer that only normalises: residual and activation come after it."""
+    """A normalisation with the residual and the activation after it, apart."""
 
     norm: Callable[..., nn.Module]
     scale_init: Any = nn.initializers.ones
@@ -36,7 +36,7 @@ class Apart(nn.Module):
 
 
 class NoNorm(nn.Module):
-    """Only a scale and a bias."""
+    """A layer that applies only a scale and a bias."""
 
     scale_init: Any = nn.initializers.ones
     dtype: Any = None
@@ -53,7 +53,7 @@ class NoNorm(nn.Module):
 
 
 class OfEachExample(nn.Module):
-    """A normalisation that knows no batch: the same in training and inference."""
+    """A normalisation of each example, the same in training and inference."""
 
     norm: Callable[..., nn.Module]
 
@@ -64,7 +64,7 @@ class OfEachExample(nn.Module):
 
 
 class Haiku(nn.Module):
-    """`haiku.BatchNorm`; its state is a variable of this module."""
+    """A wrapper of `haiku.BatchNorm`; the state is a variable of this module."""
 
     scale_init: Any = nn.initializers.ones
     dtype: Any = None
@@ -87,7 +87,7 @@ class Haiku(nn.Module):
         shape = x.shape[-1:]
         scale = self.param("scale", self.scale_init, shape)
         bias = self.param("bias", nn.initializers.zeros, shape)
-        # Haiku's own are of the dtype of its input, and of its rank.
+        # Haiku's own parameters have the dtype and the rank of the input.
         x, scale, bias = dtypes.promote_dtype(x, scale, bias, dtype=self.dtype)
         full = (1,) * (x.ndim - 1) + shape
         params = {"scale": scale.reshape(full), "offset": bias.reshape(full)}
@@ -106,13 +106,13 @@ LAYER = functools.partial(OfEachExample, nn.LayerNorm)
 
 
 def group(groups: int) -> Callable[..., nn.Module]:
-    """Group Normalization (Wu and He, 2018) with so many groups of channels."""
+    """Returns Group Normalization (Wu and He, 2018) with `groups` groups."""
     norm = functools.partial(nn.GroupNorm, num_groups=groups)
     return functools.partial(OfEachExample, norm)
 
 
 class Normalisation(NamedTuple):
-    """A layer, and what `nn.remat` keeps of a block where it is recomputed."""
+    """A layer, and the policy of `nn.remat` if blocks are recomputed."""
 
     layer: Callable[..., nn.Module]
     policy: Callable[..., Any] | None = None
@@ -142,7 +142,7 @@ ALL = {
     "jaxbn, shifted": _jaxbn(variance="shifted"),
 }
 
-# What every table compares, and jaxbn with each form of the variance.
+# `FOUR` are compared in every table. `FORMS` are jaxbn with each form of the variance.
 FOUR = ("none", "flax", "flax stable", "jaxbn")
 FORMS = ("jaxbn, checked", "jaxbn, two_pass", "jaxbn, sliced", "jaxbn, shifted")
-"""By name; the last five force one form of the variance."""
+"""Names in `ALL`, whose last five force one form of the variance."""

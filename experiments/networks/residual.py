@@ -1,4 +1,4 @@
-"""A small residual network, with the normalisation in several places."""
+"""A small residual network with two places for a block's second normalisation."""
 
 import functools
 from collections.abc import Callable
@@ -13,15 +13,18 @@ Place = Literal["before the sum", "after the sum"]
 
 
 class Residual(nn.Module):
-    """Convolution to half the size, residual blocks, the mean of each map, a softmax.
+    """A small residual network with a softmax at the end.
+
+    A convolution halves the size of the images. Residual blocks and the mean of each
+    map follow.
 
     Attributes:
-      channels: of every convolution.
-      blocks: of two convolutions each.
-      place: of the second normalisation of a block: on the branch, or on the sum of
-        branch and shortcut.
-      norm: makes each normalisation.
-      classes: of the softmax.
+      channels: the channels of every convolution.
+      blocks: the number of residual blocks, of two convolutions each.
+      place: the place of the second normalisation of a block: on the branch, or on the
+        sum of branch and shortcut.
+      norm: a function that makes each normalisation.
+      classes: the number of classes of the softmax.
     """
 
     channels: int = 16
@@ -32,7 +35,7 @@ class Residual(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, tuple[()]]:
-        """Logits `[N, classes]` of images `[N, H, W, colours]`, and nothing more."""
+        """Returns logits `[N, classes]` of images `[N, H, W, colours]`, and `()`."""
         conv = functools.partial(nn.Conv, self.channels, (3, 3), use_bias=False)
         x = nn.relu(self.norm()(conv(strides=2)(x), use_running_average=not train))
         for _ in range(self.blocks):

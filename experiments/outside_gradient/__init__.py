@@ -1,1 +1,1 @@
-"""Normalisation that the gradient does not see."""
+"""A study of normalisation outside the gradient."""

@@ -1,7 +1,7 @@
-"""The paper's example: one unit, whose bias is trained although it changes nothing.
+"""The paper's example: one unit whose bias is trained although it has no effect.
 
-Inputs `u` are standard normal, targets `u / 2 + 1`; the unit `scale * u + bias` is
-normalised and the loss is half the mean square.
+Inputs `u` are standard normal, and targets are `u / 2 + 1`. The unit `scale * u + bias`
+is normalised, and the loss is half the mean squared error.
 """
 
 import jax
@@ -14,9 +14,10 @@ _EXAMPLES = 60
 
 
 def train(variant: str, learning_rate: float, steps: int) -> dict[str, np.ndarray]:
-    """`bias`, `scale` and `loss` before each step and after the last, `[steps + 1]`.
+    """Returns `bias`, `scale` and `loss` of a training, `[steps + 1]` each.
 
-    Where the variant does not divide, the bias alone is trained, as in the paper.
+    The values are those before each step and after the last. If the variant does not
+    divide by the deviation, only the bias is trained, as in the paper.
     """
     scales, inside = layers.VARIANTS[variant]
     u = inputs()
@@ -46,6 +47,6 @@ def train(variant: str, learning_rate: float, steps: int) -> dict[str, np.ndarra
 
 
 def inputs() -> jax.Array:
-    """Of mean 0 and variance 1."""
+    """Returns inputs with mean 0 and variance 1."""
     u = np.random.default_rng(0).standard_normal(_EXAMPLES)
     return jnp.asarray((u - u.mean()) / u.std(), jnp.float32)

@@ -1,4 +1,4 @@
-"""Do biases grow that change nothing?"""
+"""The figure of the study: the growth of biases that have no effect."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +18,10 @@ _COLORS = {
 
 
 def draw(result: Mapping[str, Any]) -> Figure:
-    """Biases of one unit, biases of a network, its loss; a cross where it diverged."""
+    """Draws the bias of one unit, and biases and loss of a network.
+
+    A cross marks records at which all seeds had diverged.
+    """
     steps = np.array(result["steps"])
     figure, (left, middle, right) = plt.subplots(
         1, 3, figsize=(11, 3.8), layout="constrained"

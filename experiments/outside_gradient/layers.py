@@ -8,7 +8,8 @@ import jaxbn
 
 EPSILON = 1e-5
 
-# Whether it divides by the standard deviation, and whether the gradient sees it.
+# The first value is True to divide by the standard deviation, the second to include
+# the statistics in the gradient.
 VARIANTS = {
     "BN": (True, True),
     "centred inside": (False, True),
@@ -18,7 +19,10 @@ VARIANTS = {
 
 
 def normalise(x: jax.Array, scales: bool, inside: bool) -> jax.Array:
-    """`[N, C]` without its mean and, if it `scales`, over its standard deviation."""
+    """Centres `x`, `[N, C]`, and divides it by its standard deviation if `scales`.
+
+    The gradient treats the statistics as constants unless `inside`.
+    """
     mean, var = jnp.mean(x, 0, keepdims=True), jnp.var(x, 0, keepdims=True)
     if not inside:
         mean, var = jax.lax.stop_gradient((mean, var))
@@ -27,16 +31,16 @@ def normalise(x: jax.Array, scales: bool, inside: bool) -> jax.Array:
 
 
 class Normalisation(nn.Module):
-    """A bias that the normalisation takes away again, as in the paper's Section 2.
+    """A bias and a normalisation that removes it, as in the paper's Section 2.
 
-    By the statistics of the batch, in evaluation too: there is nothing else to train.
+    It uses the statistics of the batch in evaluation too.
     """
 
     variant: str
 
     @nn.compact
     def __call__(self, x: jax.Array, use_running_average: bool) -> jax.Array:
-        """`[N, C]` normalised."""
+        """Normalises `x`, `[N, C]`."""
         del use_running_average
         x = x + self.param("bias", nn.initializers.zeros, x.shape[-1:])[None]
         if self.variant == "BN":

@@ -1,4 +1,4 @@
-"""The tables of the study, made from its JSON alone."""
+"""The tables of the study, from its JSON alone."""
 
 import pathlib
 from collections.abc import Mapping
@@ -9,25 +9,25 @@ import numpy as np
 from experiments import output, verdicts
 from experiments.outside_gradient import figure
 
-# Float32 sums of a bias that grows to 100 and inputs near 1.
+# The rounding of float32 sums of a bias that grows to 100 and inputs near 1.
 _ROUNDING = 1e-3
 
 OUTSIDE = ("centred outside", "centred and scaled outside")
 
 
 def write(path: pathlib.Path) -> str:
-    """Writes `.md` and `.png` beside the JSON at `path`; returns the text."""
+    """Writes `.md` and `.png` beside the JSON at `path` and returns the text."""
     return output.write_pages(path, table, {"": figure.draw})
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The result as Markdown."""
+    """Returns the result as Markdown."""
     parts = [verdicts.table(verdict(result)), _unit(result), _networks(result)]
     return "\n\n".join(parts)
 
 
 def verdict(result: Mapping[str, Any]) -> dict[str, list[bool]]:
-    """By claim, what of it was found to hold."""
+    """Returns for each claim whether it holds in each case."""
     config = result["config"]
     unit = {name: _arrays(values) for name, values in result["unit"].items()}
     networks = {name: _arrays(values) for name, values in result["networks"].items()}
@@ -57,7 +57,7 @@ def verdict(result: Mapping[str, Any]) -> dict[str, list[bool]]:
 
 
 def _grows(sizes: np.ndarray) -> bool:
-    """From record to record, until it has diverged or to the end."""
+    """Returns True if sizes grow from record to record, while they are finite."""
     return bool(np.all(np.diff(sizes[np.isfinite(sizes)]) > 0))
 
 

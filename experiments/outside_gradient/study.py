@@ -1,21 +1,22 @@
-"""What happens if the gradient does not see the normalisation?
+"""Measures what happens if normalisation is not part of the gradient.
 
 The paper, Section 2: if a layer is normalised outside the gradient step, a bias update
-changes nothing of the output, so "b will grow indefinitely while the loss remains
-fixed. This problem can get worse if the normalization not only centers but also scales
-the activations": "the model blows up".
+does not change the output, so "b will grow indefinitely while the loss remains fixed.
+This problem can get worse if the normalization not only centers but also scales the
+activations": "the model blows up".
 
-Expected: with one unit and centring outside, the bias grows by learning rate times the
-mean of the targets at every step, and the loss does not move. With scaling outside the
-scale is driven through zero, where steps have no bound. In a network biases grow where
-normalisation is outside, and not with Batch Normalization, whose gradient by a bias
-before it is zero.
+Expected: with one unit and centring outside, the bias grows at every step by the
+learning rate times the mean of the targets, and the loss does not change. With scaling
+outside, the scale moves through zero, where steps have no bound. In a network biases
+grow if normalisation is outside. They do not with Batch Normalization, because the
+gradient of a bias before it is zero.
 
-Measured: one unit's bias grows to 500 in 1,000 steps, as told, at a fixed loss. Scaled
-outside too, one step through a scale of zero throws bias and scale to 100, where the
-gradient, divided by the deviation, all but stops. In a network with centring outside
-all seeds overflow within 100 steps; with scaling outside too biases grow to the end and
-accuracy is .11 lower than with BN, whose biases stay at 0, but nothing overflows.
+Measured: one unit's bias grows to 500 in 1,000 steps, as expected, at a fixed loss.
+With scaling outside too, one step through a scale of zero moves bias and scale to 100.
+There the gradient, which is divided by the deviation, almost vanishes. In a network
+with centring outside, all seeds overflow within 100 steps. With scaling outside too,
+biases grow to the end and no seed overflows; accuracy is .11 lower than with BN, whose
+biases stay at 0.
 """
 
 import dataclasses
@@ -31,7 +32,7 @@ from experiments.outside_gradient import example, layers, report
 from jaxbn import training
 
 _QUICK = {"dataset": "digits", "hidden": (30, 30), "steps": 200}
-_OBSERVED = 1000  # Images of the held-out batch.
+_OBSERVED = 1000  # The number of images of the held-out batch.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +72,7 @@ def check(config: OutsideGradient) -> None:
     """Checks the options before any work.
 
     Raises:
-      ValueError: naming the option, what it must be and what it is.
+      ValueError: if an option is wrong; the message says what it must be.
     """
     options.check_at_least(config, records=1, hidden=1, batch_size=2)
     options.check_positive(config, "learning_rate")
@@ -79,7 +80,7 @@ def check(config: OutsideGradient) -> None:
 
 
 def measure(config: OutsideGradient) -> dict[str, Any]:
-    """The single unit, and curves `[records, seeds]` of the networks."""
+    """Trains the single unit and the networks; returns curves `[records, seeds]`."""
     train, test = datasets.flat_splits(config.dataset, config.data_dir)
     runs = _runs(config, train["image"].shape[1])
     found = recording.train(runs, _plan(config), train, test, _kept(config))

@@ -1,1 +1,1 @@
-"""Batch Normalization of sequences of unequal length."""
+"""A study of Batch Normalization on sequences of unequal length."""

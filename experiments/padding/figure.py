@@ -1,4 +1,4 @@
-"""Accuracy while training, and what more padding changes."""
+"""The figure of the study: accuracy in training, and the effect of more padding."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +19,7 @@ _COLORS = {
 
 
 def draw(result: Mapping[str, Any]) -> Figure:
-    """Does it matter that a layer knows what is padding?"""
+    """Draws learning curves, and the change of the logits by more padding."""
     figure, panels = plt.subplots(1, 3, figsize=(11, 3.7), layout="constrained")
     for axes, network in zip(panels, ("feed-forward", "recurrent"), strict=False):
         for kind, color in _COLORS.items():

@@ -12,11 +12,12 @@ Kind = Literal["none", "BN over padding", "masked BN", "Layer Norm"]
 
 
 class Norm(nn.Module):
-    """A normalisation that may be told what is padding.
+    """A normalisation that can mask the padding.
 
     Attributes:
-      kind: which.
-      scale: initial, of the recurrent network small (Cooijmans et al., 2016).
+      kind: the kind of normalisation.
+      scale: the initial scale; the recurrent network has a small one (Cooijmans et al.,
+        2016).
     """
 
     kind: Kind
@@ -24,7 +25,7 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, train: bool) -> jax.Array:
-        """Of `x`, `[..., C]`, where `mask`, `[...]`, is True."""
+        """Normalises `x`, `[..., C]`; `mask`, `[...]`, is False at padding."""
         scale_init = nn.initializers.constant(self.scale)
         if self.kind == "none":
             return x
@@ -39,7 +40,7 @@ class Norm(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two layers for each row, the mean over rows, a softmax."""
+    """Two layers for each row, the mean over rows, and a softmax."""
 
     kind: Kind
     units: int = 64
@@ -48,8 +49,11 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, train: bool) -> jax.Array:
-        """Logits `[N, classes]` of `[N, rows, features]`, `mask` `[N, rows]`."""
-        # Where a row stands, which their mean would forget.
+        """Returns logits `[N, classes]` of `x`, `[N, rows, features]`.
+
+        `mask`, `[N, rows]`, is False at padding.
+        """
+        # The features include the place of each row, because the mean loses the order.
         places = jax.nn.one_hot(jnp.arange(x.shape[1]), self.rows)
         places = jnp.where(mask[..., None], places[None], 0)
         x = jnp.concatenate([x, places], -1)
@@ -77,13 +81,13 @@ class _Cell(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """A tanh network over the rows; the state after the last row, a softmax.
+    """A recurrent tanh network over the rows, with a softmax on the last state.
 
     Attributes:
-      kind: of the normalisation of what comes from the state and of the input.
-      per_step: statistics for every time step, instead of those of all together.
-      units: of the state.
-      classes: of the softmax.
+      kind: the kind of normalisation, of the terms of the state and of the input.
+      per_step: True for statistics of every time step, False for those of all steps.
+      units: the units of the state.
+      classes: the number of classes of the softmax.
 
     References:
       Cooijmans et al., Recurrent Batch Normalization, arXiv:1603.09025.
@@ -96,9 +100,12 @@ class Recurrent(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, train: bool) -> jax.Array:
-        """Logits `[N, classes]` of `[N, rows, features]`, `mask` `[N, rows]`."""
+        """Returns logits `[N, classes]` of `x`, `[N, rows, features]`.
+
+        `mask`, `[N, rows]`, is False at padding.
+        """
         cell = _Cell(self.kind, self.units, train)
-        fixed = not (self.per_step or train)  # Statistics of all steps, in inference.
+        fixed = not (self.per_step or train)  # Inference does not change statistics.
         scan = nn.scan(
             _Cell.__call__,
             variable_broadcast=("params", "batch_stats") if fixed else "params",
@@ -106,12 +113,12 @@ class Recurrent(nn.Module):
             variable_carry=False if self.per_step or fixed else "batch_stats",
             split_rngs={"params": False},
         )
-        # Noise, without which the first step has no variance (Cooijmans et al.).
+        # Without noise the first step has no variance (Cooijmans et al.).
         key = jax.random.key(0)
         h = 0.1 * jax.random.normal(key, (x.shape[0], self.units), x.dtype)
         rows = jnp.moveaxis(x, 1, 0), jnp.moveaxis(mask, 1, 0)
         if self.is_initializing() and not self.per_step:
-            # Flax's scan carries no variables that it has to make.
+            # Flax's scan cannot create the variables that it carries.
             h, _ = cell(h, jax.tree.map(lambda each: each[0], rows))
         else:
             h, _ = scan(cell, h, rows)

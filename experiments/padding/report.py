@@ -1,4 +1,4 @@
-"""The tables of the study and its verdict, made from its JSON alone."""
+"""The tables and the verdict of the study, from its JSON alone."""
 
 import pathlib
 from collections.abc import Mapping
@@ -10,23 +10,26 @@ from experiments import output, records, verdicts
 from experiments.padding import figure
 
 ROUNDING = 1e-4
-"""A smaller relative change of the logits is that of float32."""
+"""A smaller relative change of the logits is due to the rounding of float32."""
 KINDS = ("none", "BN over padding", "masked BN", "Layer Norm")
 _NETWORKS = ("feed-forward", "recurrent")
 
 
 def write(path: pathlib.Path) -> str:
-    """Writes `.md` and `.png` beside the JSON at `path`; returns the text."""
+    """Writes `.md` and `.png` beside the JSON at `path` and returns the text."""
     return output.write_pages(path, table, {"": figure.draw})
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The result as Markdown."""
+    """Returns the result as Markdown."""
     return "\n\n".join([verdicts.expected(statements(result)), _networks(result)])
 
 
 def statements(result: Mapping[str, Any]) -> dict[str, bool]:
-    """What was expected, and whether it was found (means over seeds, last quarter)."""
+    """Returns each expected statement, and True if the result confirms it.
+
+    The values are means over seeds and over the last quarter of the records.
+    """
     change = {name: _last(result, name, "change").mean() for name in result["networks"]}
     accuracy = {name: _last(result, name).mean() for name in result["networks"]}
     found = {
@@ -52,7 +55,7 @@ def statements(result: Mapping[str, Any]) -> dict[str, bool]:
 
 
 def verdict(result: Mapping[str, Any]) -> str:
-    """In plain words."""
+    """Returns the verdict in words."""
     return verdicts.of(*statements(result).values())
 
 
@@ -80,6 +83,9 @@ def _networks(result: Mapping[str, Any]) -> str:
 def _last(
     result: Mapping[str, Any], name: str, quantity: str = "accuracy"
 ) -> np.ndarray:
-    """Over the last quarter of the records, `[seeds]`; 0 for what is not finite."""
+    """Returns the mean over the last quarter of the records, `[seeds]`.
+
+    Values that are not finite count as 0.
+    """
     values = np.array(result["networks"][name][quantity], np.float64)
     return records.quarters(np.nan_to_num(values))[1]

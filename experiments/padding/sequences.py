@@ -1,4 +1,4 @@
-"""Images as sequences of their rows, of unequal length, padded with zeros."""
+"""Turns images into sequences of rows of unequal length, padded with zeros."""
 
 import jax
 import jax.numpy as jnp
@@ -8,15 +8,16 @@ from experiments import datasets
 
 
 def from_images(images: np.ndarray, shortest: int, seed: int) -> dict[str, np.ndarray]:
-    """The first rows of every image, as many as chance has it.
+    """Keeps a random number of the first rows of every image.
 
     Args:
-      images: uint8 `[N, H, W, 1]`; from 16 rows on, two by two pixels become one.
-      shortest: least number of rows.
-      seed: of the lengths.
+      images: uint8 `[N, H, W, 1]`; images with 16 rows or more are halved.
+      shortest: the least number of rows.
+      seed: the seed of the lengths.
 
     Returns:
-      `image`, `[N, rows, features]` float32, zero beyond the length; `length`, `[N]`.
+      `image`, `[N, rows, features]` float32, zero beyond the length, and `length`,
+      `[N]`.
     """
     scaled = images.astype(np.float32) / 255
     x = datasets.halved({"image": scaled})["image"][..., 0]
@@ -27,12 +28,12 @@ def from_images(images: np.ndarray, shortest: int, seed: int) -> dict[str, np.nd
 
 
 def longer(batch: dict[str, jax.Array], factor: int) -> dict[str, jax.Array]:
-    """The same sequences with more padding: `factor` times as many rows."""
+    """Pads the sequences to `factor` times as many rows."""
     rows = batch["image"].shape[1]
     widths = ((0, 0), (0, (factor - 1) * rows), (0, 0))
     return {**batch, "image": jnp.pad(batch["image"], widths)}
 
 
 def mask(batch: dict[str, jax.Array]) -> jax.Array:
-    """Where there is a row and no padding, `[N, rows]`."""
+    """Returns a mask `[N, rows]` that is True at rows and False at padding."""
     return jnp.arange(batch["image"].shape[1])[None] < batch["length"][:, None]

@@ -1,22 +1,22 @@
-"""What does padding do to Batch Normalization of sequences?
+"""Measures the effect of padding on Batch Normalization of sequences.
 
-The paper speaks of mini-batches whose values all count. In a batch of sequences of
-unequal length some are padding, and a layer that is not told so takes them into mean
-and variance; with a mask it does not, and Layer Normalization (Ba et al., 2016) knows
-no other example. Cooijmans et al. (2016): in a recurrent network every time step should
+The paper assumes mini-batches whose values all count. In a batch of sequences of
+unequal length some values are padding. A layer without a mask includes them in mean and
+variance; a layer with a mask does not. Layer Normalization (Ba et al., 2016) uses each
+example alone. Cooijmans et al. (2016): in a recurrent network every time step should
 have statistics of its own.
 
-Images are read row by row, and end at a row that chance decides. A feed-forward and a
-recurrent network are trained with BN over all rows, with masked BN, with Layer Norm,
-with none. Expected: outputs with BN over padding depend on how far a batch is padded,
-those of the others do not, nor those of a recurrent network with statistics per time
-step, which further steps do not touch; masked BN is more accurate; statistics per time
-step are better than shared ones.
+Images are read row by row, and end at a random row. A feed-forward and a recurrent
+network are trained with BN over all rows, with masked BN, with Layer Norm and without
+normalisation. Expected: outputs with BN over padding depend on the amount of padding,
+and those of the others do not. Nor do those of a recurrent network with statistics per
+time step, because further steps do not change them. Masked BN is more accurate, and
+statistics per time step are better than shared ones.
 
-Measured: holds partly. Another padding changes the logits of the feed-forward network
-with BN over padding by .9 of their size, those of the others by rounding at most.
-Masked BN is ahead by .008 there and level in the recurrent network, where none is best
-and shared statistics cost .11.
+Measured: holds partly. More padding changes the logits of the feed-forward network with
+BN over padding by .9 of their size, and those of the others by rounding at most. Masked
+BN is better by .008 there and equal in the recurrent network, where no normalisation is
+best and shared statistics cost .11.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ QUICK = {
     "units": 32,
     "seeds": 2,
 }
-_LONGER = 4  # Times as many rows, to see what changes.
+_LONGER = 4  # The factor by which `change` pads a batch.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +86,7 @@ def check(config: Padding) -> None:
     """Checks the options before any work.
 
     Raises:
-      ValueError: naming the option, what it must be and what it is.
+      ValueError: if an option is wrong; the message says what it must be.
     """
     recording.check(_plan(config))
     options.check_at_least(
@@ -98,7 +98,7 @@ def check(config: Padding) -> None:
 
 
 def measure(config: Padding) -> dict[str, Any]:
-    """All trainings: by network what was recorded, `[records, seeds]` each."""
+    """Trains all networks; returns their records, `[records, seeds]` each."""
     train_split, test = (
         _split(config, name, seed, count)
         for seed, (name, count) in enumerate(
@@ -126,7 +126,7 @@ def measure(config: Padding) -> dict[str, Any]:
 
 
 def loss_fn(model: Any, batch: recording.Batch, train: bool) -> dict[str, jax.Array]:
-    """Cross-entropy and accuracy per sequence."""
+    """Returns cross-entropy and accuracy per sequence."""
     logits = model(batch["image"], sequences.mask(dict(batch)), train=train)
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels
     return {
@@ -188,13 +188,16 @@ def _run(
 def _change_by_padding(
     model: Any, state: training.TrainState, batch: recording.Batch
 ) -> jax.Array:
-    """How much the logits in training change where a batch is padded further.
+    """Returns the relative change of the logits if a batch is padded further.
 
-    The root mean square of the difference over that of the logits, shape ().
+    It is the root mean square of the difference, divided by that of the logits, and has
+    shape (). The network is in training mode.
     """
     variables = {"params": state.params}
     if not getattr(model, "per_step", True):
-        variables["batch_stats"] = state.batch_stats  # Else made anew, of more rows.
+        # Statistics per step are left out and made anew, because the longer batch has
+        # more steps.
+        variables["batch_stats"] = state.batch_stats
 
     def logits(batch: dict[str, jax.Array]) -> jax.Array:
         made, _ = model.apply(

@@ -1,1 +1,1 @@
-"""Where Batch Normalization stands best in a network."""
+"""A study of the best place of Batch Normalization in a network."""

@@ -1,4 +1,4 @@
-"""Accuracy while training, by the place of the normalisation."""
+"""The figure of the study: accuracy in training, by place of the normalisation."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,7 @@ _RESIDUAL = {
 
 
 def draw(result: Mapping[str, Any]) -> Figure:
-    """A panel per nonlinearity, and one of the residual network."""
+    """Draws a panel per nonlinearity, and one for the residual network."""
     activations = result["options"]["activations"]
     figure, panels = plt.subplots(
         1, len(activations) + 1, figsize=(12, 3.6), layout="constrained"

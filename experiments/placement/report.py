@@ -1,4 +1,4 @@
-"""The tables of the study and its verdict, made from its JSON alone."""
+"""The tables and the verdict of the study, from its JSON alone."""
 
 import itertools
 import pathlib
@@ -11,26 +11,29 @@ from experiments import output, records, verdicts
 from experiments.placement import figure
 
 NO_WORSE = 0.005
-"""A place is no worse than another if it is less than half a point below it."""
+"""A place counts as no worse than another if it is lower by less than this."""
 
 _BEST = "before the sum, per channel"
 _WHEN = ("first quarter", "last quarter")
 
 
 def write(path: pathlib.Path) -> str:
-    """Writes `.md` and `.png` beside the JSON at `path`; returns the text."""
+    """Writes `.md` and `.png` beside the JSON at `path` and returns the text."""
     return output.write_pages(path, table, {"": figure.draw})
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The result as Markdown."""
+    """Returns the result as Markdown."""
     return "\n\n".join(
         [verdicts.expected(statements(result)), _connected(result), _residual(result)]
     )
 
 
 def statements(result: Mapping[str, Any]) -> dict[str, bool]:
-    """What was expected, and whether it was found (means over seeds, last quarter)."""
+    """Returns each expected statement, and True if the result confirms it.
+
+    The values are means over seeds and over the last quarter of the records.
+    """
     last = {
         name: records.quarters(each)[1].mean() for name, each in _found(result).items()
     }
@@ -55,7 +58,7 @@ def statements(result: Mapping[str, Any]) -> dict[str, bool]:
 
 
 def verdict(result: Mapping[str, Any]) -> str:
-    """In plain words."""
+    """Returns the verdict in words."""
     return verdicts.of(*statements(result).values())
 
 
@@ -93,7 +96,10 @@ def _residual(result: Mapping[str, Any]) -> str:
 
 
 def _found(result: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Accuracy by network, `[records, seeds]`; 0 for one that diverged."""
+    """Returns the accuracy of each network, `[records, seeds]`.
+
+    It is 0 where a network diverged.
+    """
     return {
         name: np.nan_to_num(np.array(values, np.float64))
         for part in result["parts"].values()

@@ -1,21 +1,21 @@
-"""Where should Batch Normalization stand?
+"""Compares places of Batch Normalization in a network.
 
-The paper: immediately before the nonlinearity (Section 3.2), since its input "is more
-likely to have a symmetric, non-sparse distribution, that is more Gaussian"; in a
-convolution one mean and variance per feature map, so that the normalisation "obeys the
-convolutional property". In a residual block (He et al., 2015) it stands on the branch,
-before the sum with the shortcut.
+The paper puts it immediately before the nonlinearity (Section 3.2), because its input
+"is more likely to have a symmetric, non-sparse distribution, that is more Gaussian". In
+a convolution it has one mean and variance per feature map, so that the normalisation
+"obeys the convolutional property". In a residual block (He et al., 2015) it is on the
+branch, before the sum with the shortcut.
 
-Fully connected networks with sigmoid, tanh and relu: BN before the nonlinearity, after
-it, none. A small residual network: before the sum, after it, and per activation instead
-of per channel. Expected: before is at least as good as after for every nonlinearity,
-and clearly for the sigmoid; both are better than none; before the sum and per channel
-are best in the residual network.
+Fully connected networks with sigmoid, tanh and relu have BN before the nonlinearity,
+after it, or nowhere. A small residual network has it before the sum, after it, and per
+activation instead of per channel. Expected: before the nonlinearity is at least as good
+as after it, and clearly better for the sigmoid. Both are better than no BN. Before the
+sum and per channel are best in the residual network.
 
-Measured: holds partly. With sigmoids BN before learns faster and ends .011 lower than
-BN after; with tanh all are level, none among them; with ReLU both places are, .007 to
-.010 above none. In the residual network the usual place is ahead at first, and within
-the spread of the seeds at the end, after 200 steps.
+Measured: holds partly. With sigmoids BN before them learns faster and ends .011 lower
+than BN after them. With tanh all three are equal. With ReLU both places are equal, and
+.007 to .010 above no BN. In the residual network the usual place is better at first,
+and within the spread of the seeds at the end, after 200 steps.
 """
 
 import dataclasses
@@ -89,7 +89,7 @@ def check(config: Placement) -> None:
     """Checks the options before any work.
 
     Raises:
-      ValueError: naming the option, what it must be and what it is.
+      ValueError: if an option is wrong; the message says what it must be.
     """
     for part in _parts(config, (1, 1, 1)):
         recording.check(part.plan)
@@ -100,7 +100,7 @@ def check(config: Placement) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Networks that are trained on images of one shape."""
+    """The networks that are trained on images of one shape."""
 
     name: str
     runs: list[recording.Run]
@@ -108,7 +108,10 @@ class Part:
 
 
 def measure(config: Placement) -> dict[str, Any]:
-    """All trainings: accuracy of every record and seed, by part and network."""
+    """Trains all networks; returns accuracies by part and network.
+
+    There is an accuracy for every record and seed.
+    """
     train_split, test = (_images(config, name) for name in ("train", "test"))
     test = {name: each[: config.tested] for name, each in test.items()}
     parts = {}

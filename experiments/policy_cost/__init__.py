@@ -1,1 +1,1 @@
-"""What each policy of synchronisation costs."""
+"""A study of the time that each policy of synchronisation costs."""

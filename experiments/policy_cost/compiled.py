@@ -1,7 +1,7 @@
-"""Collectives and kernels of a whole training step by policy, in programs not run.
+"""Counts collectives and kernels of a training step by policy, in compiled programs.
 
 `python -m experiments.policy_cost.compiled PLATFORM TARGET DEVICES POLICY...` compiles
-for accelerators that are only described, and prints a row of JSON for each policy.
+for accelerators that are only described. It prints a row of JSON for each policy.
 """
 
 import json
@@ -15,13 +15,14 @@ from experiments.programs import targets
 
 Row = dict[str, Any]
 SECONDS = 3600
-# A small network is enough: layers of any size are synchronised alike. Its images are
-# as many and as large as let the cycles of synchronisation be compared with others.
+# A small network is enough, because layers of every size are synchronised in the same
+# way. Its images are many and large enough to compare the cycles of synchronisation
+# with those of the rest.
 SMALL = {"widths": (64, 128), "size": 32, "images": 64}
 
 
 class Target(NamedTuple):
-    """What is compiled for."""
+    """The devices to compile for."""
 
     platform: str
     target: str
@@ -35,10 +36,10 @@ TARGETS = (EIGHT_TPU, POD, EIGHT_GPU)
 
 
 def rows(target: Target, policies: Sequence[str]) -> Iterator[Row]:
-    """The row of each policy, compiled in a process of its own.
+    """Compiles all policies in a process of its own and yields the row of each.
 
     Raises:
-      RuntimeError: if that process ended early, with what it said last.
+      RuntimeError: if that process failed; the message has the end of its output.
     """
     command = [sys.executable, "-m", "experiments.policy_cost.compiled"]
     command += [*map(str, target), *policies]
@@ -57,7 +58,7 @@ def rows(target: Target, policies: Sequence[str]) -> Iterator[Row]:
 def _main() -> None:
     platform, name, devices, *policies = sys.argv[1:]
     os.environ.update(targets.ENVIRONMENT[platform])
-    # Only now: importing jax reads the environment.
+    # These imports come late, because importing jax reads the environment.
     from experiments.measuring import hlo, hlo_paths
     from experiments.policy_cost import network
 

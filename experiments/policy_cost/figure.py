@@ -1,4 +1,4 @@
-"""What waiting for statistics costs, by policy: measured here, modelled at scale."""
+"""The figure of the study: measured steps by policy, and modelled shares."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,11 +20,11 @@ _NAMES = {"Group": "Group(8)", "Group, apart": "Group(8), own collectives",
           "Periodic": "Periodic(8)", "Exact": "Exact, Sampled"}  # fmt: skip
 _ORDER = ("Exact", "Group(2)", "Sampled(.5)", "Periodic(8)", "FrozenAfter(0)", "Local",
           "Stale, forward", "Stale")  # fmt: skip
-_LEAST = 1e-3  # Per cent: the lowest that is drawn.
+_LEAST = 1e-3  # The lowest share that is drawn, in per cent.
 
 
 def draw(result: Mapping[str, Any]) -> Figure:
-    """Measured steps over one without synchronisation; modelled shares by devices."""
+    """Draws measured steps relative to no synchronisation, and modelled shares."""
     figure, (left, middle, right) = plt.subplots(
         1, 3, figsize=(13, 3.8), layout="constrained"
     )

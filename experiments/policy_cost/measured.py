@@ -1,7 +1,8 @@
-"""Milliseconds per training step by policy, on devices of this machine's processor.
+"""Measures milliseconds per training step by policy, on CPU devices of this machine.
 
-`python -m experiments.policy_cost.measured PROCESS PORT SETTING ROUNDS` is one of two
-processes of one device each, joined by gloo; process 0 prints what `times` returns.
+`python -m experiments.policy_cost.measured PROCESS PORT SETTING POLICIES ROUNDS` is one
+of two processes with one device each, joined by gloo. Process 0 prints the result of
+`times`.
 """
 
 import json
@@ -15,21 +16,24 @@ import jax
 from experiments.measuring import hlo_paths, interleaved, processes
 from experiments.policy_cost import network
 
-STEPS = 8  # In a row: a period of `Periodic(8)`.
+STEPS = 8  # The steps of one measurement, a period of `Periodic(8)`.
 
 
 def times(
     names: Sequence[str], setting: network.Setting, rounds: int
 ) -> dict[str, dict[str, Any]]:
-    """Milliseconds per step, ratios over "none" and over "Local" round by round.
+    """Measures milliseconds per step, and their ratios to "none" and to "Local".
+
+    The ratios are those of the same round.
 
     Args:
-      names: of policies, "none" and "Local" among them.
-      setting: what is trained on what, on all devices of all processes.
-      rounds: in each of which every policy takes `STEPS` steps, in changing order.
+      names: the names of policies, "none" and "Local" among them.
+      setting: the network and the batch, on all devices of all processes.
+      rounds: the number of rounds; in each, every policy takes `STEPS` steps, and the
+        order changes.
 
     Returns:
-      By policy; also the collectives of its program.
+      The row of each policy, which also has the collectives of its program.
     """
     mesh = network.mesh_of(jax.devices())
     programs, rows = {}, {}
@@ -39,7 +43,8 @@ def times(
         found = hlo_paths.waiting(compiled.as_text())
         rows[name] = {"collectives": found._asdict()}
         programs[name] = _Program(compiled, step)
-    # Once per round in all processes alike, or they would wait for each other.
+    # With `at_least=0` all processes run a program once per round. Otherwise the number
+    # of runs could differ, and one process would wait for the other forever.
     taken = interleaved.seconds(programs, rounds, at_least=0)
     for name, seconds in taken.items():
         rows[name] |= {
@@ -51,7 +56,7 @@ def times(
 
 
 class _Program:
-    """Some steps of a training that goes on from call to call."""
+    """A training; each call runs its next `STEPS` steps."""
 
     def __init__(self, function: Any, step: network.Step):
         self.function, self.state, self.batch = function, step.state, step.batch
@@ -65,7 +70,7 @@ class _Program:
 def in_two_processes(
     names: Sequence[str], setting: network.Setting, rounds: int
 ) -> dict[str, dict[str, Any]]:
-    """`times` on two processes of one device each."""
+    """Returns the result of `times` on two processes of one device each."""
     outputs = processes.finish(
         "experiments.policy_cost.measured",
         json.dumps(setting._asdict()),

@@ -1,7 +1,8 @@
-"""The alpha-beta model by policy: what a training step waits for, and what it sends.
+"""The alpha-beta model of a training step by policy: its waiting and its traffic.
 
-Collectives are those of the compiled programs: two per layer that the next layer waits
-for, or none but the gradient's, which then is larger by what the statistics send.
+The collectives are those of the compiled programs. Either each layer has two, and the
+next layer waits for them, or the statistics travel with the gradient, in a larger
+collective.
 """
 
 from collections.abc import Callable
@@ -12,22 +13,22 @@ from experiments.networks import inception, models
 from jaxbn.core import sync
 
 DEVICES = tuple(2**k for k in range(3, 14))  # 8 to 8192
-GROUP = 8  # Devices that share statistics in `Group(8)`.
-PERIOD = 8  # Of `Periodic(8)`.
+GROUP = 8  # The number of devices that share statistics in `Group(8)`.
+PERIOD = 8  # The period of `Periodic(8)`.
 NETWORKS = {"ResNet-50": models.ResNet50, "BN-Inception": inception.BNInception}
 STALE_FLOATS = 5  # Per channel: count, two sums forward, two backward.
 
 Layers = list[models.NormLayer]
-AllReduce = Callable[[int, int], float]  # Devices, bytes -> seconds.
+AllReduce = Callable[[int, int], float]  # devices, bytes -> seconds
 
 
 def sent_floats(policy: str, layers: Layers, devices: int) -> float:
-    """Floats of statistics that a device adds up with others, per step.
+    """Returns the floats of statistics that a device reduces with others, per step.
 
     Args:
-      policy: a key of `seconds`; of `Periodic` the mean over its steps.
-      layers: of the network.
-      devices: how many there are.
+      policy: a name that `seconds` knows; `Periodic` gives the mean over its steps.
+      layers: the normalisation layers of the network.
+      devices: the number of devices.
     """
     rows = sum(devices * (3 * layer.channels + 1) for layer in layers)
     pairs = sum(2 * layer.channels for layer in layers)
@@ -40,7 +41,7 @@ def sent_floats(policy: str, layers: Layers, devices: int) -> float:
         return rows + devices // GROUP * pairs
     if policy == "Group, apart":
         return sent_floats("Exact", layers, GROUP)
-    if policy == "Local":  # For the running statistics.
+    if policy == "Local":  # The running statistics are synchronised.
         return rows if few else 2 * pairs + len(layers)
     if policy in ("Stale", "Stale, apart"):
         return STALE_FLOATS / 2 * pairs
@@ -50,20 +51,21 @@ def sent_floats(policy: str, layers: Layers, devices: int) -> float:
 def seconds(
     policy: str, layers: Layers, devices: int, all_reduce: AllReduce, gradient: int
 ) -> float:
-    """What a step is longer by.
+    """Returns the seconds that a policy adds to a step.
 
     Args:
-      policy: "none", "Exact", "Sampled", "Periodic", "FrozenAfter" (later), "Local";
-        "Group", as jaxbn makes it, of all devices' rows; "Group, apart", if groups had
-        collectives of their own; "Stale", packed with the gradient; "Stale, apart", in
-        one collective of its own, which the end of the step waits for.
-      layers: of the network.
-      devices: how many there are.
-      all_reduce: the cost of one collective.
-      gradient: bytes of the gradient, which is added up in any case.
+      policy: "none", "Exact", "Sampled", "Periodic", "FrozenAfter" (once frozen) or
+        "Local". "Group" is the one of jaxbn, which sends the rows of all devices;
+        "Group, apart" has collectives for each group. "Stale" is packed with the
+        gradient; "Stale, apart" has one collective of its own at the end of the step.
+      layers: the normalisation layers of the network.
+      devices: the number of devices.
+      all_reduce: a function that returns the seconds of one collective.
+      gradient: the bytes of the gradient, which is reduced in any case.
     """
     if policy in ("Exact", "Sampled"):
-        always_twice = all_reduce is alpha_beta.nccl_seconds  # On a GPU no conditional.
+        # A program for a GPU has no conditional, so its second collective always runs.
+        always_twice = all_reduce is alpha_beta.nccl_seconds
         total = alpha_beta.sync_seconds(layers, devices, all_reduce)
         if always_twice and devices > sync.MAX_ROWS:
             total += sum(all_reduce(devices, 4 * 2 * each.channels) for each in layers)
@@ -83,7 +85,7 @@ def seconds(
         return all_reduce(devices, round(4 * sent_floats(policy, layers, devices)))
     more = round(4 * sent_floats(policy, layers, devices))
     if policy == "Local" and devices > sync.MAX_ROWS:
-        # Of its two collectives one can travel with the gradient.
+        # One of its two collectives can travel with the gradient.
         return all_reduce(devices, more) + (
             all_reduce(devices, gradient + more // 2) - all_reduce(devices, gradient)
         )
@@ -95,7 +97,11 @@ POLICIES = ("none", "Exact", "Group", "Group, apart", "Sampled", "Periodic",
 
 
 def predictions() -> dict[str, Any]:
-    """By network: the step without, milliseconds added and floats sent by policy."""
+    """Returns the predictions for each network.
+
+    They are the step without synchronisation, and by policy the milliseconds that it
+    adds and the floats that it sends.
+    """
     work = {name: alpha_beta.flops(make()) for name, make in NETWORKS.items()}
     found = {}
     for name, make in NETWORKS.items():

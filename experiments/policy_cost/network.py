@@ -1,4 +1,4 @@
-"""The training step of the study: a small residual network, by policy."""
+"""The training step of a small residual network with each policy."""
 
 import functools
 from collections.abc import Callable
@@ -28,11 +28,11 @@ POLICIES: dict[str, sync_policies.Policy | None] = {
     "Stale, forward": sync_policies.Stale(backward=False),
     "Stale": sync_policies.Stale(),
 }
-"""In "none" every device has statistics of its own, running ones as well."""
+"""With "none" every device has its own statistics, and its own running statistics."""
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions and a shortcut (He et al., 2015)."""
+    """A block of two 3x3 convolutions and a shortcut (He et al., 2015)."""
 
     conv: Callable[..., nn.Module]
     features: int
@@ -47,7 +47,7 @@ class Block(nn.Module):
 
 
 class Network(nn.Module):
-    """A ResNet for small images, of one block per width: 12 normalised layers."""
+    """A ResNet for small images with one block per width and 12 normalised layers."""
 
     norm: models.Norm
     widths: tuple[int, ...] = (16, 32, 64, 128)
@@ -62,40 +62,40 @@ class Network(nn.Module):
 
 
 class Setting(NamedTuple):
-    """What is trained on what."""
+    """The sizes of the network and of the batch."""
 
     widths: tuple[int, ...] = (16, 32, 64, 128)
-    size: int = 32  # Of an image, in each direction.
-    images: int = 8  # Per device.
+    size: int = 32  # The height and width of an image.
+    images: int = 8  # The images per device.
 
 
 class Step(NamedTuple):
-    """A jitted step over a mesh, and what it is called with."""
+    """A jitted step over a mesh, with its arguments."""
 
     function: Any  # state, batch -> state, metrics
-    state: Any  # Arrays or, of an abstract mesh, shapes.
+    state: Any  # Arrays, or shapes if the step is abstract.
     batch: dict[str, Any]
 
 
 def layers(setting: Setting) -> list[models.NormLayer]:
-    """The normalisation layers of the network."""
+    """Returns the normalisation layers of the network."""
     network = Network(linen.BatchNorm, setting.widths)
     return models.norm_layers(network, setting.size)
 
 
 def mesh_of(devices: Any) -> Mesh:
-    """All devices in one axis."""
+    """Returns a mesh with all devices in one axis."""
     return Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def make(name: str, setting: Setting, mesh: Mesh, *, abstract: bool = False) -> Step:
-    """The step of a policy.
+    """Returns the step of a policy.
 
     Args:
-      name: of `POLICIES`.
-      setting: network and batch.
-      mesh: of `mesh_of`, over the devices of all processes.
-      abstract: for shapes instead of arrays, where devices are only described.
+      name: a name in `POLICIES`.
+      setting: the sizes of the network and of the batch.
+      mesh: the result of `mesh_of` for the devices of all processes.
+      abstract: True for shapes instead of arrays, if devices are only described.
     """
     policy = POLICIES[name]
     norm = functools.partial(
@@ -119,7 +119,7 @@ def make(name: str, setting: Setting, mesh: Mesh, *, abstract: bool = False) -> 
         "y": jax.ShapeDtypeStruct((number,), np.int32),
     }
     split = NamedSharding(mesh, P(AXIS))
-    # Unchecked: "none" has running statistics that differ from device to device.
+    # `check_vma` is off, because with "none" the running statistics of devices differ.
     function = jax.jit(
         jax.shard_map(
             training.make_train_step(_loss, axis_name=AXIS),

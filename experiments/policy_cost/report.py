@@ -1,4 +1,4 @@
-"""The tables of the study and its verdict, made from its JSON alone."""
+"""The tables and the verdict of the study, from its JSON alone."""
 
 import pathlib
 from collections.abc import Mapping
@@ -10,13 +10,14 @@ from experiments.policy_cost import figure, modelled
 Result = Mapping[str, Any]
 
 LEVEL = 1.05
-"""A step within 5 % of that with local statistics."""
+"""The most that a step may take, relative to local statistics."""
 SMALL_SHARE = 0.01
-"""Of a step on 2,048 TPU cores, where exact synchronisation takes 13 %."""
+"""The largest share of a step on 2,048 TPU cores. Exact synchronisation takes 13 %."""
 NEAR = 0.2
-"""Of the model's step times, from those of published runs."""
+"""The largest relative error of the model's step times against published runs."""
 
-# As measured and compiled, and as modelled; groups are larger where devices are many.
+# The names of the measured and compiled policies, and of the modelled ones. Groups are
+# larger in the model, which has many devices.
 MODELLED = {
     "none": "none",
     "Exact": "Exact",
@@ -33,18 +34,18 @@ _TPU, _GPU = "TPU v3", "GPU, nodes of 8"
 
 
 def write(path: pathlib.Path) -> str:
-    """Writes `.md` and `.png` beside the JSON at `path`; returns the text."""
+    """Writes `.md` and `.png` beside the JSON at `path` and returns the text."""
     return output.write_pages(path, table, {"": figure.draw})
 
 
 def table(result: Result) -> str:
-    """The result as Markdown."""
+    """Returns the result as Markdown."""
     parts = (_verdict, _summary, _times, _programs, _shares, _mlperf)
     return "\n\n".join(part(result) for part in parts) + "\n"
 
 
 def statements(result: Result) -> dict[str, bool]:
-    """What was expected, and whether it was found."""
+    """Returns each expected statement, and True if the result confirms it."""
     found = {}
     programs = _by_target(result)
     if programs:
@@ -60,7 +61,7 @@ def statements(result: Result) -> dict[str, bool]:
             for rows in programs.values()
         )
     two = result["measured"]["two processes"]["Stale"]["over_local"]
-    # The upper quartile: a median of scattered ratios shows nothing.
+    # The upper quartile must be low: a median of scattered ratios proves little.
     found["two processes: a step of Stale within 5 % of local statistics"] = (
         two["high"] <= LEVEL
     )
@@ -86,7 +87,7 @@ def _verdict(result: Result) -> str:
 
 
 def _summary(result: Result) -> str:
-    """One row per policy: all that was found of it."""
+    """Returns a table with one row per policy, which sums up its results."""
     measured = result["measured"]
     rows = []
     for name, eight in ordered(measured["eight devices"]):
@@ -217,7 +218,7 @@ def _mlperf(result: Result) -> str:
 
 
 def ordered(measured: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Rows by policy, in the order of the study; JSON has them by name."""
+    """Returns the rows by policy in the order of the study; JSON sorts them by name."""
     return [(name, measured[name]) for name in MODELLED if name in measured]
 
 
@@ -230,7 +231,7 @@ def _by_target(result: Result) -> dict[str, dict[str, Any]]:
 
 
 def _added(rows: Mapping[str, Any], policy: str) -> dict[str, int]:
-    """Collectives of a program beyond those without synchronisation."""
+    """Returns the collectives of a program beyond those without synchronisation."""
     return {
         key: rows[policy][key] - rows["none"][key]
         for key in ("collectives", "waited_for")

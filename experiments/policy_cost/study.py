@@ -1,18 +1,19 @@
-"""What does each policy of synchronisation cost?
+"""Measures the time that each policy of synchronisation costs.
 
-Exact synchronisation makes every layer wait twice per step for all devices; `Stale`
-sends the sums of all layers once, and nothing waits for them. Measured here on the
-processor's devices and on two processes, counted in programs compiled for eight devices
-of a processor, TPU and GPU and for a pod of 256 chips, and modelled for up to 8192.
+With exact synchronisation every layer waits twice per step for all devices. `Stale`
+sends the sums of all layers once, and no layer waits for them. Times are measured on
+CPU devices and on two processes. Collectives are counted in programs compiled for eight
+devices of a CPU, TPU and GPU and for a pod of 256 chips. A model covers up to 8192
+devices.
 
-Expected: of Stale no collective more than without synchronisation, none that a layer
-waits for, a step within 5 % of local statistics on two processes, and under 1 % of a
-ResNet-50 step at 2048 TPU cores, where exact synchronisation takes 13 %.
+Expected: Stale has no more collectives than no synchronisation, and no layer waits for
+one. Its step is within 5 % of local statistics on two processes. It takes under 1 % of
+a ResNet-50 step on 2048 TPU cores, where exact synchronisation takes 13 %.
 
 Measured: holds. In every program the sums of Stale travel with the gradient, and no
-layer waits for them; by the model that is .02 % of a step. On two processes its step is
-level with that of local statistics. On devices that share two cores it is a tenth
-longer: it computes more for every channel.
+layer waits for them. In the model that is .02 % of a step. On two processes its step
+takes as long as that of local statistics. On devices that share two cores it is a tenth
+longer, because it computes more for every channel.
 """
 
 import dataclasses
@@ -70,16 +71,17 @@ class PolicyCost:
         known = json.loads(path.read_text()) if path.exists() else {}
         with options.interruptible():
             result = measure(config, known)
-        whole = dataclasses.replace(self, part="all")  # All that the JSON holds.
+        # The JSON has the parts of earlier runs as well.
+        whole = dataclasses.replace(self, part="all")
         output.write_result(path, "policy_cost", whole, result)
         print(report.write(path))
 
 
 def check(config: PolicyCost) -> None:
-    """Before any work.
+    """Checks the options before any work.
 
     Raises:
-      ValueError: naming the option that is wrong.
+      ValueError: if an option is wrong; the message names it.
     """
     unknown = set(config.policies) - set(network.POLICIES)
     if unknown or not {"none", "Local"} <= set(config.policies):
@@ -87,14 +89,14 @@ def check(config: PolicyCost) -> None:
             f"`policies` must be of {sorted(network.POLICIES)}, with 'none' and "
             f"'Local', got {config.policies}."
         )
-    if config.rounds < 2:  # Quartiles.
+    if config.rounds < 2:  # Quartiles need two values.
         raise ValueError(f"`rounds` must be at least 2, got {config.rounds}.")
     if not config.widths:
         raise ValueError("`widths` must hold one number of channels at least.")
 
 
 def measure(config: PolicyCost, known: dict[str, Any]) -> dict[str, Any]:
-    """The result; what this run does not do is taken from an earlier one."""
+    """Returns the result; parts that are not run come from an earlier result."""
     result = {key: known.get(key) for key in ("measured", "modelled", "mlperf")}
     result["compiled"] = known.get("compiled", [])
     if config.part in ("all", "modelled") or not result["modelled"]:
@@ -110,7 +112,7 @@ def measure(config: PolicyCost, known: dict[str, Any]) -> dict[str, Any]:
 def _measured(config: PolicyCost) -> dict[str, Any]:
     setting = network.Setting(config.widths, config.size, config.images)
     larger = setting._replace(images=4 * config.images)
-    # Of two devices, groups of two are all.
+    # With two devices, a group of two has all of them.
     two = [name for name in config.policies if name != "Group(2)"]
     return {
         "layers": len(network.layers(setting)),
@@ -120,7 +122,7 @@ def _measured(config: PolicyCost) -> dict[str, Any]:
 
 
 def _compiled(config: PolicyCost, old: list[compiled.Row]) -> list[compiled.Row]:
-    """Rows of the compilers that are installed, and old ones of the others."""
+    """Returns new rows of the installed compilers and old rows of the others."""
     found = []
     for target in compiled.TARGETS:
         if line := targets.missing(target.platform):

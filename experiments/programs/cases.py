@@ -1,4 +1,4 @@
-"""What is compiled: one case is one program for one described accelerator."""
+"""The cases to compile: each is a program for a described accelerator."""
 
 import dataclasses
 import json
@@ -6,7 +6,7 @@ import json
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-    """A program, the normalisation in it, and what it is compiled for."""
+    """A program, its normalisation and its accelerator."""
 
     platform: str = "tpu"
     """tpu or gpu."""
@@ -34,11 +34,11 @@ class Case:
 
     @property
     def key(self) -> str:
-        """Equal for equal cases."""
+        """A string that is equal for equal cases."""
         return json.dumps(dataclasses.asdict(self))
 
     def label(self) -> str:
-        """One line that names it."""
+        """Returns a line of text that names the case."""
         on = f" x{self.devices} {self.style}" if self.devices > 1 else ""
         statistics = "" if self.statistics == "global" else f" {self.statistics}"
         cast = " cast" if self.parameters == "cast" else ""

@@ -1,4 +1,4 @@
-"""The programs: SGD training steps, inference, one layer between two convolutions."""
+"""The programs: SGD training steps, inference, and a layer between convolutions."""
 
 import contextlib
 import functools
@@ -17,12 +17,12 @@ from experiments.networks import inception, models, norms
 from experiments.programs import cases, targets
 
 AXIS = "data"
-GROUP = 8  # Devices that share statistics where `statistics` is "groups".
+GROUP = 8  # The devices that share statistics if `statistics` is "groups".
 LEARNING_RATE = 0.1
 
 
 class Layer(nn.Module):
-    """One normalisation between two 1x1 convolutions."""
+    """A normalisation between two 1x1 convolutions."""
 
     norm: models.Norm
     features: tuple[int, int] = (256, 64)
@@ -40,11 +40,11 @@ class Layer(nn.Module):
 
 
 class Program(NamedTuple):
-    """A network, and what one device gives it."""
+    """A network, and the images of one device."""
 
     network: Callable[..., nn.Module]
     images: int
-    shape: tuple[int, int, int]  # Of an image.
+    shape: tuple[int, int, int]  # The shape of an image.
     kind: str = "training"
 
 
@@ -63,12 +63,12 @@ PROGRAMS = {
 def lower(
     case: cases.Case, devices: list[Any] | None = None, donate: bool = True
 ) -> Any:
-    """The case as `jax.jit` lowers it, ready to be compiled.
+    """Lowers the program of a case, ready to be compiled.
 
     Args:
-      case: what to lower.
-      devices: for these instead of the case's target.
-      donate: whether what a step replaces is updated in place.
+      case: the case to lower.
+      devices: devices that replace those of the case's target.
+      donate: True to donate the arguments that a step replaces.
     """
     program = PROGRAMS[case.program]
     if devices is None:
@@ -102,7 +102,7 @@ def lower(
             mesh=mesh,
             in_specs=specs,
             out_specs=_OUTPUTS[program.kind](specs[1]),
-            check_vma=case.statistics != "groups",  # Groups are not supported with it.
+            check_vma=case.statistics != "groups",  # It does not support groups.
         )
     arguments = tuple(
         jax.tree.map(functools.partial(_on, mesh, spec), tree)
@@ -116,7 +116,7 @@ def lower(
 
 
 def initial(case: cases.Case) -> tuple[Any, Any]:
-    """Parameters and running statistics of the network, as it initialises them."""
+    """Returns the initial parameters and running statistics of the network."""
     program = PROGRAMS[case.program]
     x = jnp.zeros((2, *program.shape), case.dtype)
     init = jax.jit(_network(program, case).init, static_argnames="train")
@@ -130,7 +130,7 @@ def _on(mesh: Mesh, spec: P, leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def _own_statistics(case: cases.Case) -> bool:
-    """Whether running statistics differ from device to device."""
+    """Returns True if running statistics differ from device to device."""
     return case.style == "shard_map" and case.statistics != "global"
 
 
@@ -155,14 +155,17 @@ def _network(program: Program, case: cases.Case) -> nn.Module:
 
 
 def _computing(params: Any, case: cases.Case) -> Any:
-    """Parameters as the network is given them."""
+    """Returns the parameters in the dtype in which the network takes them."""
     if case.parameters == "float32":
         return params
     return jax.tree.map(lambda leaf: leaf.astype(case.dtype), params)
 
 
 def _apply(network: nn.Module, case: cases.Case) -> Callable[..., Any]:
-    """`params, batch_stats, x -> y, new batch_stats`, in training."""
+    """Returns the function `params, batch_stats, x -> y, new batch_stats`.
+
+    It calls the network in training mode.
+    """
 
     def apply(params, batch_stats, x):
         if _own_statistics(case):
@@ -178,7 +181,7 @@ def _apply(network: nn.Module, case: cases.Case) -> Callable[..., Any]:
 
 
 def _spread(tree: Any, case: cases.Case) -> Any:
-    """Parameters as each device's own, so that each has gradients of its own."""
+    """Marks parameters as varying, so that each device has its own gradients."""
     if case.style != "shard_map":
         return tree
     return jax.tree.map(lambda leaf: jax.lax.pcast(leaf, AXIS, to="varying"), tree)
@@ -229,7 +232,7 @@ def _inference(network: nn.Module, case: cases.Case) -> Callable[..., Any]:
 
 _FUNCTIONS = {"training": _training, "layer": _layer, "inference": _inference}
 _DONATED = {"training": (0, 1), "layer": (1, 2, 3), "inference": ()}
-_OUTPUTS = {  # From where the running statistics are.
+_OUTPUTS = {  # The specs of the results, given the spec of the running statistics.
     "training": lambda stats: (P(), stats, P()),
     "layer": lambda stats: (P(), stats, P(AXIS), P(AXIS)),
     "inference": lambda stats: P(AXIS),

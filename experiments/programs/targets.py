@@ -1,21 +1,24 @@
-"""The accelerators to compile for: their compilers need a description, no device."""
+"""The accelerators to compile for. Their compilers need a description, not a device."""
 
 import importlib.metadata
 from typing import Any
 
 PLATFORMS = ("tpu", "gpu")
 
-# In the worker, before it imports jax.
+# The worker sets these variables before it imports jax.
 ENVIRONMENT = {
     "tpu": {
         "JAX_PLATFORMS": "cpu",
-        "TPU_SKIP_MDS_QUERY": "1",  # Or libtpu asks the network what machine this is.
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # Or a second process stops at a lock file.
+        # Without this, libtpu asks the network for the kind of this machine.
+        "TPU_SKIP_MDS_QUERY": "1",
+        # Without this, a second process stops at a lock file.
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     },
     "gpu": {
         "CUDA_VISIBLE_DEVICES": "-1",
         "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
-        # Autotuning would time kernels; Triton's choice of tiles is made by it.
+        # Autotuning would time kernels, which needs a device. Triton depends on it for
+        # the choice of tiles.
         "XLA_FLAGS": "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false",
     },
 }
@@ -33,9 +36,9 @@ NAMES = {
     "v5e:16x16": "TPU v5e",
     "h200": "NVIDIA H200",
 }
-MEMORY = {"v5e:2x2": 15.75 * 2**30, "h200": 141e9}  # Bytes that a program can have.
+MEMORY = {"v5e:2x2": 15.75 * 2**30, "h200": 141e9}  # The bytes that a program can use.
 
-# What the driver of an H200 (SXM) reports, as XLA's GpuTargetConfigProto.
+# The report of the driver of an H200 (SXM), as XLA's GpuTargetConfigProto.
 _H200 = """
 gpu_device_info {
   threads_per_block_limit: 1024
@@ -64,12 +67,15 @@ device_description_str: "NVIDIA H200"
 
 
 def jax_version() -> str:
-    """Without importing it: the environment of a worker comes first."""
+    """Returns the version of JAX.
+
+    JAX is not imported for it, because a worker must set its environment first.
+    """
     return importlib.metadata.version("jax")
 
 
 def compiler_version(platform: str) -> str | None:
-    """Of the compiler that is installed for this platform, or None."""
+    """Returns the version of the compiler for a platform; None if none is installed."""
     for package in _PACKAGES[platform]:
         try:
             return f"{package} {importlib.metadata.version(package)}"
@@ -79,7 +85,7 @@ def compiler_version(platform: str) -> str | None:
 
 
 def missing(platform: str) -> str | None:
-    """One line that says what to install, or None if the compiler is there."""
+    """Returns a line that says what to install, or None if the compiler is there."""
     if compiler_version(platform):
         return None
     return (
@@ -89,16 +95,16 @@ def missing(platform: str) -> str | None:
 
 
 def describe(target: str) -> str:
-    """What a program is compiled for, as far as it decides the program."""
+    """Returns the description of a target on which the compiled program depends."""
     return _H200 if target == "h200" else target
 
 
 def devices(target: str, count: int) -> list[Any]:
-    """Devices that can be compiled for and nothing else.
+    """Returns devices that programs can be compiled for, but not run on.
 
     Args:
       target: one of `NAMES`.
-      count: as many of the first of them; of a TPU topology at most all.
+      count: the number of devices, taken from the first; at most all of a TPU topology.
     """
     from jax.experimental import topologies
 

@@ -1,1 +1,1 @@
-"""What regularises a network with Batch Normalization."""
+"""A study of regularisation in networks with Batch Normalization."""

@@ -1,4 +1,4 @@
-"""Test accuracy by dropout, by L2, and by how mini-batches are made."""
+"""The figure of the study: accuracy by dropout, by L2 and by the mini-batches."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ _COLORS = {"BN": "tab:blue", "without BN": "tab:orange"}
 
 
 def draw(result: Mapping[str, Any]) -> Figure:
-    """What does each way of regularising bring, with BN and without?"""
+    """Draws the accuracy by each kind of regularisation, with BN and without."""
     about = result["options"]
     off, weight = about["dropout"][0], about["l2"]
     figure, (left, middle, right) = plt.subplots(

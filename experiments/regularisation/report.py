@@ -1,4 +1,4 @@
-"""The tables of the study and its verdict, made from its JSON alone."""
+"""The tables and the verdict of the study, from its JSON alone."""
 
 import pathlib
 from collections.abc import Mapping
@@ -13,26 +13,27 @@ NETWORKS = ("without BN", "BN")
 
 
 def write(path: pathlib.Path) -> str:
-    """Writes `.md` and `.png` beside the JSON at `path`; returns the text."""
+    """Writes `.md` and `.png` beside the JSON at `path` and returns the text."""
     return output.write_pages(path, table, {"": figure.draw})
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The result as Markdown."""
+    """Returns the result as Markdown."""
     return "\n\n".join([_verdict(result), _accuracies(result)])
 
 
 def statements(result: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """What was expected, and the difference of accuracy, of each seed, that says so.
+    """Returns each expected statement and the differences of accuracy, by seed.
 
-    Seeds are pairs: with the same number initial weights and mini-batches are the same.
+    A positive difference confirms the statement. Seeds are compared in pairs, because
+    the same seed gives the same initial weights and mini-batches.
     """
     dropout = result["options"]["dropout"]
     weight = result["options"]["l2"]
     off, most = dropout[0], dropout[-1]
 
     def best_gain(network: str) -> np.ndarray:
-        """What the best dropout brings over none."""
+        """Returns the gain of the best dropout over none."""
         gains = [
             _seeds(result, network, dropout=rate) - _seeds(result, network)
             for rate in dropout
@@ -40,7 +41,7 @@ def statements(result: Mapping[str, Any]) -> dict[str, np.ndarray]:
         return max(gains, key=np.mean)
 
     def cost(network: str) -> np.ndarray:
-        """Of mini-batches of ever the same examples."""
+        """Returns the loss from mini-batches that always have the same examples."""
         return _seeds(result, network) - _seeds(result, network, batches="fixed")
 
     return {
@@ -62,7 +63,7 @@ def statements(result: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def verdict(result: Mapping[str, Any]) -> str:
-    """In plain words."""
+    """Returns the verdict in words."""
     return verdicts.of(
         *(bool(found.min() > 0) for found in statements(result).values())
     )
@@ -111,14 +112,17 @@ def _accuracies(result: Mapping[str, Any]) -> str:
 
 
 def _seeds(result: Mapping[str, Any], network: str, **wanted: Any) -> np.ndarray:
-    """Test accuracy; where nothing else is wanted, of no other regularisation."""
+    """Returns the test accuracy by seed.
+
+    Without `wanted`, the network has no other regularisation.
+    """
     off = result["options"]["dropout"][0]
     usual = {"dropout": off, "l2": 0, "batches": "reshuffled"}
     return np.array(row_of(result, network, **(usual | wanted))["accuracy"])
 
 
 def row_of(result: Mapping[str, Any], network: str, **wanted: Any) -> Mapping[str, Any]:
-    """The row of a network and its regularisation."""
+    """Returns the row of a network and its regularisation."""
     for row in result["rows"]:
         if row["network"] == network and all(row[k] == v for k, v in wanted.items()):
             return row

@@ -1,21 +1,21 @@
-"""Does Batch Normalization regularise, so that other regularisation can be less?
+"""Tests whether Batch Normalization regularises, so that other methods can be weaker.
 
 The paper (Sections 3.4 and 4.2.1): the other examples of a mini-batch act as noise, and
-"Dropout can be either removed or reduced in strength"; the weight of the L2 loss is
-reduced by a factor of 5, which "improves the accuracy on the held-out validation data";
-shuffling examples more thoroughly, so that the same ones do not always come together,
+"Dropout can be either removed or reduced in strength". The weight of the L2 loss is
+reduced by a factor of 5, which "improves the accuracy on the held-out validation data".
+Shuffling examples more thoroughly, so that the same ones do not always come together,
 "led to about 1% improvements in the validation accuracy".
 
-Few training images and many epochs, so that a network can fit them all: with and
-without BN, at dropout 0, 5, 10 and 40 %, at three weights of L2, and with mini-batches
-of ever the same examples. The learning rate falls to zero, and inference is by the
-statistics of all training images, so that neither noise nor lag is taken for a lack of
-regularisation. Expected: without dropout BN generalises better; dropout brings less
-with BN; a fifth of L2 is better with BN; fixed mini-batches cost accuracy with BN, and
-less without.
+The networks see few training images in many epochs, so that they can fit them all. They
+are trained with and without BN, at dropout 0, 5, 10 and 40 %, at three weights of L2,
+and with mini-batches that always have the same examples. The learning rate falls to
+zero, and inference uses the statistics of all training images. So neither noise nor lag
+can look like a lack of regularisation. Expected: without dropout BN generalises better;
+dropout brings less with BN; a fifth of L2 is better with BN; fixed mini-batches cost
+accuracy with BN, and less without.
 
 Measured: holds partly. Fixed mini-batches cost BN half a point in every seed. The rest
-does not hold on so few images: BN fits all of them, the network without it does not
+does not hold on so few images. BN fits all of them, the network without it does not
 yet, and dropout of 40 % brings BN half a point.
 """
 
@@ -85,7 +85,7 @@ def check(config: Regularisation) -> None:
     """Checks the options before any work.
 
     Raises:
-      ValueError: naming the option, what it must be and what it is.
+      ValueError: if an option is wrong; the message says what it must be.
     """
     recording.check(_plan(config))
     options.check_at_least(
@@ -99,7 +99,7 @@ def check(config: Regularisation) -> None:
 
 
 def cases(config: Regularisation) -> list[dict[str, float]]:
-    """What is trained side by side: each dropout, then each further weight of L2."""
+    """Returns the cases to train side by side: each dropout, then each weight of L2."""
     first = config.dropout[0]
     return [
         *({"dropout": rate, "l2": 0.0} for rate in config.dropout),
@@ -108,7 +108,7 @@ def cases(config: Regularisation) -> list[dict[str, float]]:
 
 
 def measure(config: Regularisation) -> dict[str, Any]:
-    """All trainings; what was recorded at the end, of every seed."""
+    """Trains all networks; returns the last records of every seed."""
     train_split, test = datasets.flat_splits(config.dataset, config.data_dir)
     train_split = {name: each[: config.examples] for name, each in train_split.items()}
     held_out = {
@@ -137,7 +137,7 @@ def measure(config: Regularisation) -> dict[str, Any]:
 
 
 def loss_fn(model: Any, batch: recording.Batch, train: bool) -> dict[str, jax.Array]:
-    """As that of the network, with the `dropout` and the `l2` of the batch."""
+    """Returns loss and accuracy with the `dropout` and the `l2` of the batch."""
     logits, _ = model(batch["image"], train=train, dropout=batch["dropout"])
     made = fully_connected.cross_entropy(logits, batch["label"])
     kernels = [

@@ -1,1 +1,1 @@
-"""Saturated units and vanishing gradients, layer by layer."""
+"""A study of saturated units and vanishing gradients, layer by layer."""

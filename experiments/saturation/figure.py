@@ -1,4 +1,4 @@
-"""Which units are saturated, and does the gradient reach the first layer?"""
+"""The figure of the study: saturated units, and the gradient by layer."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +14,7 @@ _STYLES = ("-", "--", ":")
 
 
 def draw(result: Mapping[str, Any]) -> Figure:
-    """Per activation: idle units of the last layer, and the gradient by layer."""
+    """Draws idle units of the last layer and the gradient by layer, per activation."""
     config, steps = result["config"], np.array(result["steps"])
     activations = config["activations"]
     figure, panels = plt.subplots(

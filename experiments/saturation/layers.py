@@ -1,4 +1,4 @@
-"""What units of each layer do, and what gradient reaches them."""
+"""Measures the units of each layer and the gradient that reaches them."""
 
 from collections.abc import Mapping
 
@@ -9,10 +9,10 @@ import optax
 from experiments.networks import fully_connected
 from jaxbn import training
 
-# A sigmoid beyond this has a slope below a fifth of its largest: its output is below
-# .05 or above .95.
+# For inputs beyond this, a sigmoid has less than a fifth of its largest slope. Its
+# output is below .05 or above .95.
 SATURATED = 2.944
-# A gradient is gone if it is below a hundredth of the typical one of the last layer.
+# A gradient has vanished if it is below this part of the last layer's typical one.
 VANISHED = 0.01
 
 _EXAMPLES = 500
@@ -23,13 +23,14 @@ def measure(
     state: training.TrainState,
     held_out: Mapping[str, jax.Array],
 ) -> dict[str, jax.Array]:
-    """By layer, `[layers]` each; as units see a mini-batch while they are trained.
+    """Measures each layer on a mini-batch, which normalises as in training.
 
     Returns:
-      `saturated`: share of inputs of sigmoids where they are flat; of ReLU, where it
-      lets nothing through. `dead`: share of units of which that holds for all examples.
-      `gradient`: root mean square of the gradient by the inputs, over that of the last
-      layer. `vanished`: share of gradients that are gone.
+      Four arrays `[layers]`. `saturated` is the share of inputs at which a sigmoid is
+      flat or a ReLU is 0. `dead` is the share of units that are saturated for all
+      examples. `gradient` is the root mean square of the gradient with respect to the
+      inputs, divided by that of the last layer. `vanished` is the share of gradients
+      that have vanished.
     """
     images = held_out["image"][:_EXAMPLES]
     labels = held_out["label"][:_EXAMPLES]

@@ -1,4 +1,4 @@
-"""The tables of the study, made from its JSON alone."""
+"""The tables of the study, from its JSON alone."""
 
 import pathlib
 from collections.abc import Mapping
@@ -11,26 +11,29 @@ from experiments.saturation import figure
 
 NETWORKS = ("with_bn", "without_bn")
 
-# More than half of the inputs in the flat part: the layer is in its saturated modes.
+# A layer is stuck in the saturated modes if more of its inputs are in the flat part.
 _STUCK = 0.5
-# The gradient reaches the first layer if a tenth of that of the last is left there.
+# The gradient reaches the first layer if this part of the last layer's is left there.
 _REACHES = 0.1
-# "About half" of the ReLUs.
+# The range of "about half" of the ReLUs.
 _HALF = (0.3, 0.7)
 
 
 def write(path: pathlib.Path) -> str:
-    """Writes `.md` and `.png` beside the JSON at `path`; returns the text."""
+    """Writes `.md` and `.png` beside the JSON at `path` and returns the text."""
     return output.write_pages(path, table, {"": figure.draw})
 
 
 def curves(result: Mapping[str, Any], run: str, name: str) -> np.ndarray:
-    """Means over seeds, `[records, scales, layers]`; NaN where nothing is finite."""
+    """Returns means over seeds, `[records, scales, layers]`.
+
+    They are NaN where a seed diverged.
+    """
     return np.array(result["runs"][run][name], float).mean(1)
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The result as Markdown."""
+    """Returns the result as Markdown."""
     activations = result["config"]["activations"]
     claims: dict[str, list[bool]] = {}
     if "sigmoid" in activations:
@@ -43,14 +46,18 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def _sigmoid(result: Mapping[str, Any]) -> dict[str, list[bool]]:
-    """By scale: saturated at any time in any layer, gradient at all times."""
+    """Returns the claims about sigmoids, and whether they hold.
+
+    A scale is stuck if any layer is at any record. Its gradient reaches the first layer
+    if it does so at all records.
+    """
     stuck, reaches = {}, {}
     for name in NETWORKS:
         run = f"{name}_sigmoid"
         stuck[name] = (curves(result, run, "saturated") > _STUCK).any((0, 2))
         gradient = curves(result, run, "gradient")[..., 0]
         reaches[name] = (gradient > _REACHES).all(0)
-    usual, large = 0, -1  # Places in the scales.
+    usual, large = 0, -1  # These are indices of the scales.
     return {
         "without BN large weights leave sigmoids saturated": [
             stuck["without_bn"][large]

@@ -1,18 +1,18 @@
-"""Which units are saturated, and what gradient reaches the first layer?
+"""Measures which units are saturated, and the gradient that reaches the first layer.
 
 The paper, Sections 1 and 3.3: changes of the parameters below "move many dimensions of
 x into the saturated regime of the nonlinearity and slow down the convergence. This
-effect is amplified as the network depth increases"; Batch Normalization "prevents the
+effect is amplified as the network depth increases". Batch Normalization "prevents the
 network from getting stuck in the saturated modes".
 
-Expected: without BN weights that start large saturate sigmoids and weights that start
-as usual let the gradient vanish on its way down; with BN neither. About half of the
-ReLUs of a layer are active with BN, and none is dead at the start.
+Expected: without BN, large initial weights saturate sigmoids, and with usual ones the
+gradient vanishes on its way down. With BN neither happens. About half of the ReLUs of a
+layer are active with BN, and none is dead at the start.
 
-Measured: as expected. Without BN half of the sigmoids are saturated from large weights,
-and from usual ones .005 of the last layer's gradient reaches the first of five layers;
-with BN at most 5 % are saturated and the gradient grows on its way down. 41 % of the
-ReLUs of the first layer are dead without BN, none with it.
+Measured: as expected. Without BN, large initial weights saturate half of the sigmoids,
+and with usual ones .005 of the last layer's gradient reaches the first of five layers.
+With BN at most 5 % are saturated, and the gradient grows on its way down. 41 % of the
+ReLUs of the first layer are dead without BN, and none with it.
 """
 
 import dataclasses
@@ -71,7 +71,7 @@ def check(config: Saturation) -> None:
     """Checks the options before any work.
 
     Raises:
-      ValueError: naming the option, what it must be and what it is.
+      ValueError: if an option is wrong; the message says what it must be.
     """
     options.check_at_least(config, records=1, hidden=1, batch_size=1)
     options.check_positive(config, "learning_rate")
@@ -80,7 +80,7 @@ def check(config: Saturation) -> None:
 
 
 def measure(config: Saturation) -> dict[str, Any]:
-    """Curves `[records, seeds, scales, layers]` of each network."""
+    """Trains all networks; returns curves `[records, seeds, scales, layers]`."""
     train, test = datasets.flat_splits(config.dataset, config.data_dir)
     runs = _runs(config, train["image"].shape[1])
     found = recording.train(runs, _plan(config), train, test, _kept(config))

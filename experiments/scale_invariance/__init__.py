@@ -1,1 +1,1 @@
-"""What follows from BN((aW)u) = BN(Wu)."""
+"""A study of BN((aW)u) = BN(Wu) and its consequences."""

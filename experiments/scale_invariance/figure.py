@@ -1,4 +1,4 @@
-"""Do weights of any initial scale come to the same size, and Jacobians near 1?"""
+"""The figure of the study: effective learning rates and singular values."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,14 +14,14 @@ _LABELS = {"with_bn": "with BN", "without_bn": "without BN"}
 
 
 def draw(result: Mapping[str, Any]) -> Figure:
-    """Left and middle: the effective learning rate; right: singular values."""
+    """Draws effective learning rates (left, middle) and singular values (right)."""
     config, steps = result["config"], result["steps"]
     activation = config["activations"][0]
     figure, panels = plt.subplots(1, 3, figsize=(11, 3.8), layout="constrained")
     panels[1].sharey(panels[0])
     for axes, (network, color) in zip(panels, _COLORS.items(), strict=False):
         run = result["runs"][f"{network}_{activation}"]
-        norm = np.array(run["norm"], float)[..., -1]  # The last hidden layer.
+        norm = np.array(run["norm"], float)[..., -1]  # It is the last hidden layer.
         predicted = np.array(run["predicted"], float)[..., -1]
         rate = config["learning_rate"]
         for place in range(norm.shape[2]):

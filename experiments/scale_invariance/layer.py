@@ -1,4 +1,4 @@
-"""One layer with scaled weights, in float32, beside the paper's formulas in float64."""
+"""Compares a layer with scaled weights in float32 with the paper's formulas."""
 
 from typing import Any
 
@@ -13,12 +13,13 @@ QUANTITIES = ("y", "du", "dw")
 
 
 def errors(factor: float, epsilon: float) -> dict[str, float]:
-    """How far a layer with weights `factor * W` is from what Section 3.3 says.
+    """Returns the errors of a layer with weights `factor * W` against Section 3.3.
 
-    Of output and gradient by the input, which must be those of `W`, and of `factor`
-    times the gradient by the weights, which must be that by `W`. Root mean squares of
-    the differences over those of what it must be, which is computed in float64 from
-    `W` itself, with an epsilon of 0.
+    Output and gradient with respect to the input must be those of `W`. `factor` times
+    the gradient with respect to the weights must be the gradient with respect to `W`.
+    The expected values are computed in float64 from `W` itself, with an epsilon of 0.
+    An error is the root mean square of the differences, divided by that of the expected
+    values.
     """
     u, w, dy = _arrays()
     expected = reference(u, w, dy)
@@ -41,7 +42,10 @@ def errors(factor: float, epsilon: float) -> dict[str, float]:
 def reference(
     u: np.ndarray, w: np.ndarray, dy: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Output and gradients by the paper's formulas (Algorithm 1), epsilon 0."""
+    """Returns output and gradients by the paper's formulas, with an epsilon of 0.
+
+    The formulas are those of Algorithm 1.
+    """
     x = u @ w
     std = x.std(0)
     y = (x - x.mean(0)) / std

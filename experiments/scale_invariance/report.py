@@ -1,4 +1,4 @@
-"""The tables of the study, made from its JSON alone."""
+"""The tables of the study, from its JSON alone."""
 
 import pathlib
 from collections.abc import Mapping
@@ -9,24 +9,25 @@ import numpy as np
 from experiments import output, verdicts
 from experiments.scale_invariance import figure
 
-# Rounding of float32 sums of 100 terms, divided by standard deviations near 1.
+# The rounding of float32 sums of 100 terms, divided by standard deviations near 1.
 _ROUNDING = 1e-5
-# Epsilon gives the gradient of very small weights a part along them.
+# Growth may differ by this, because with an epsilon the gradient of very small weights
+# is not quite orthogonal to them.
 _GROWTH = 0.05
-# The ratio of effective learning rates at the end, over that at the beginning.
+# The ratio of effective learning rates at the end, relative to that at the beginning.
 _TOGETHER = 0.5
-# "Close to 1": not more than a factor of 2 away.
+# "Close to 1" means within a factor of 2.
 _NEAR = (0.5, 2.0)
-_SHARE = 0.9  # Of the singular values must be near.
+_SHARE = 0.9  # The share of the singular values that must be near.
 
 
 def write(path: pathlib.Path) -> str:
-    """Writes `.md` and `.png` beside the JSON at `path`; returns the text."""
+    """Writes `.md` and `.png` beside the JSON at `path` and returns the text."""
     return output.write_pages(path, table, {"": figure.draw})
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The result as Markdown."""
+    """Returns the result as Markdown."""
     return "\n\n".join(
         [verdicts.table(verdict(result)), _layer(result), _norms(result),
          _singular(result)]
@@ -34,7 +35,7 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def verdict(result: Mapping[str, Any]) -> dict[str, list[bool]]:
-    """By claim, what of it was found to hold."""
+    """Returns for each claim whether it holds in each case."""
     exact = [
         error <= _ROUNDING
         for row in result["layer"]
@@ -56,7 +57,7 @@ def verdict(result: Mapping[str, Any]) -> dict[str, list[bool]]:
 
 
 def _runs(result: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """In the order in which they were trained."""
+    """Returns names and results of the runs, in the order of the trainings."""
     names = [
         f"{network}_{activation}"
         for activation in result["config"]["activations"]
@@ -66,25 +67,28 @@ def _runs(result: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def _begun(result: Mapping[str, Any]) -> float:
-    """Largest over smallest |W|^2 before the first step."""
+    """Returns the largest |W|^2 divided by the smallest, before the first step."""
     scales = result["config"]["scales"]
     return (max(scales) / min(scales)) ** 2
 
 
 def _growth(run: Mapping[str, Any]) -> float:
-    """Largest relative distance of |W|^2 from the sum of squared steps."""
+    """Returns the largest relative distance of |W|^2 from the sum of squared steps."""
     norm, predicted = np.array(run["norm"], float), np.array(run["predicted"], float)
     return float(np.nanmax(np.abs(norm / predicted - 1)))
 
 
 def _spread(run: Mapping[str, Any]) -> float:
-    """Largest over smallest |W|^2 among the scales at the end, mean over layers."""
-    norm = np.array(run["norm"], float)[-1].mean(0)  # Over seeds: [scales, layers].
+    """Returns the largest |W|^2 of the scales divided by the smallest, at the end.
+
+    It is the mean over layers.
+    """
+    norm = np.array(run["norm"], float)[-1].mean(0)  # [scales, layers]
     return float((norm.max(0) / norm.min(0)).mean())
 
 
 def _share(run: Mapping[str, Any]) -> float:
-    """Of singular values that are near 1."""
+    """Returns the share of singular values that are near 1."""
     values = np.array(run["singular"], float)
     return float(np.mean((_NEAR[0] <= values) & (values <= _NEAR[1])))
 

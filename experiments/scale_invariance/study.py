@@ -1,21 +1,23 @@
-"""Does BN((aW)u) = BN(Wu) stabilise the weights, and are Jacobians near orthogonal?
+"""Tests the consequences of BN((aW)u) = BN(Wu) for weights, gradients and Jacobians.
 
 The paper, Section 3.3: the scale of the weights changes neither the output of a layer
-nor the gradient by its input, and divides the gradient by the weights: "larger weights
-lead to smaller gradients, and Batch Normalization will stabilize the parameter growth";
-and "we conjecture" that layer Jacobians have singular values close to 1.
+nor the gradient with respect to its input. It divides the gradient with respect to the
+weights: "larger weights lead to smaller gradients, and Batch Normalization will
+stabilize the parameter growth". And "we conjecture" that layer Jacobians have singular
+values close to 1.
 
-Expected: the identities hold to the rounding of float32 where epsilon is 0, and to
-epsilon / (a^2 var) where it is not. The gradient is orthogonal to the weights, so |W|^2
-grows by the square of every step and by nothing else; networks that start with other
-scales of weights come to the same effective learning rate. Singular values near 1 at
-most in the mean: those of a Gaussian matrix spread from 0 to 2.
+Expected: the identities hold to the rounding of float32 if epsilon is 0, and to
+epsilon / (a^2 var) if it is not. The gradient is orthogonal to the weights, so |W|^2
+grows by the square of every step only. Networks that start with different scales of
+weights reach the same effective learning rate. Singular values are near 1 at most in
+the mean, because those of a Gaussian matrix spread from 0 to 2.
 
 Measured: the identities hold to 2e-7 for factors from 1e-3 to 1e3, and to 6e-4 at a
-factor of .1 with epsilon 1e-5. With BN |W|^2 is the sum of squared steps to 1e-3, and
-256-fold differences of the effective learning rate shrink to 33-fold in 1,500 steps,
-at equal accuracy. Singular values are not near 1: at most 60 % lie within .5 to 2. They
-are nearer than without BN, whose sigmoid network has its root mean square at .24.
+factor of .1 with epsilon 1e-5. With BN, |W|^2 is the sum of squared steps to 1e-3.
+Differences of the effective learning rate shrink from 256-fold to 33-fold in 1,500
+steps, at equal accuracy. Singular values are not near 1: at most 60 % lie within .5 to
+2. They are nearer than without BN, where those of the sigmoid network have a root mean
+square of .24.
 """
 
 import dataclasses
@@ -37,7 +39,7 @@ _QUICK = {
 
 @dataclasses.dataclass(frozen=True)
 class ScaleInvariance:
-    """What follows from BN((aW)u) = BN(Wu): gradients, |W|, Jacobians (3 min)."""
+    """Consequences of BN((aW)u) = BN(Wu): gradients, |W|, Jacobians (3 min)."""
 
     dataset: datasets.Dataset = "fashion_mnist"
     """Digits are embedded."""
@@ -76,7 +78,7 @@ def check(config: ScaleInvariance) -> None:
     """Checks the options before any work.
 
     Raises:
-      ValueError: naming the option, what it must be and what it is.
+      ValueError: if an option is wrong; the message says what it must be.
     """
     options.check_at_least(config, records=1, hidden=1, batch_size=1)
     options.check_positive(config, "learning_rate")
@@ -89,7 +91,7 @@ def check(config: ScaleInvariance) -> None:
 
 
 def measure(config: ScaleInvariance) -> dict[str, Any]:
-    """The identities of one layer, and the trainings."""
+    """Measures the identities of one layer and runs the trainings."""
     train, test = datasets.flat_splits(config.dataset, config.data_dir)
     found = recording.train(
         _runs(config, train["image"].shape[1]),
@@ -115,14 +117,17 @@ def measure(config: ScaleInvariance) -> dict[str, Any]:
 
 
 def _summary(records: recording.Records) -> dict[str, Any]:
-    """Curves of all seeds, `[records, seeds, scales, layers]`; the rest at the end."""
+    """Returns curves of all seeds, `[records, seeds, scales, layers]`.
+
+    Accuracy, angle and singular values are those of the last record.
+    """
     last = {name: values[-1] for name, values in records.items()}
     return {
         "accuracy": output.plain(last["accuracy"]),
         "norm": output.plain(records["norm"]),
         "predicted": output.plain(records["predicted"]),
         "angle": output.plain(last["angle"], 2),
-        # Over seeds; of the customary scale and others alike.
+        # The mean is over seeds; every scale is kept.
         "singular": output.plain(last["singular"].mean(0)),
     }
 

@@ -1,4 +1,4 @@
-"""Trainings that watch the weights of the hidden layers, and their Jacobians."""
+"""Trainings that record the weights of the hidden layers and the Jacobians."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,8 +11,8 @@ from experiments.networks import fully_connected
 from jaxbn import training
 
 NETWORKS = ("with_bn", "without_bn")
-_EXAMPLES = 10  # Of which Jacobians are taken: each costs a decomposition.
-_CONSTANT = 1000  # Over which their normalisation takes its statistics.
+_EXAMPLES = 10  # The examples for Jacobians; each costs a decomposition.
+_CONSTANT = 1000  # The examples for the statistics of their normalisation.
 
 
 def run(
@@ -24,12 +24,15 @@ def run(
     scales: Sequence[float],
     batch_size: int,
 ) -> recording.Run:
-    """Networks side by side whose hidden weights start `scales` times as large.
+    """Returns a run of networks whose hidden weights start `scales` times as large.
 
-    Records, by hidden layer: `norm`, |W|^2; `predicted`, |W|^2 at the start and the
-    squares of all steps since; `angle`, the largest |cos| between W and its gradient;
-    `singular`, the singular values of the Jacobians between the inputs of consecutive
-    nonlinearities, sorted, `[layers - 1, units]`, over some examples. And `accuracy`.
+    The run records `accuracy`, and by hidden layer:
+
+      norm: |W|^2.
+      predicted: |W|^2 at the start plus the squares of all steps since.
+      angle: the largest |cos| between W and its gradient.
+      singular: the sorted singular values of the Jacobians between the inputs of
+        consecutive nonlinearities, `[layers - 1, units]`, as means over some examples.
     """
     options = {} if network == "with_bn" else {"norm": None}
     model = fully_connected.FullyConnected(tuple(hidden), activation, **options)
@@ -70,12 +73,12 @@ def run(
 
 
 def kernels(state: training.TrainState, layers: int) -> list[jax.Array]:
-    """The weights of the hidden layers."""
+    """Returns the weights of the hidden layers."""
     return [state.params[f"Dense_{i}"]["kernel"] for i in range(layers)]
 
 
 def squares(arrays: Sequence[jax.Array]) -> jax.Array:
-    """|W|^2 of each, `[layers]`."""
+    """Returns |W|^2 of each array, `[layers]`."""
     return jnp.stack([jnp.sum(jnp.square(each)) for each in arrays])
 
 
@@ -84,13 +87,14 @@ def singular_values(
     state: training.TrainState,
     images: jax.Array,
 ) -> jax.Array:
-    """Of the Jacobians between the inputs of consecutive nonlinearities.
+    """Returns the singular values of Jacobians between inputs of nonlinearities.
 
-    With Batch Normalization these inputs are as it standardises them, before scale and
-    bias, by statistics of many images that the derivative leaves constant.
+    The Jacobians are those of consecutive nonlinearities. With Batch Normalization the
+    inputs are the standardised values before scale and bias. The statistics are those
+    of many images, and the derivative treats them as constants.
 
     Returns:
-      Sorted, `[layers - 1, units]`: each the mean over some examples.
+      The sorted singular values as means over some examples, `[layers - 1, units]`.
     """
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     (_, inputs), _ = model.apply(

@@ -1,7 +1,7 @@
-"""Collectives of compiled layers, on this machine's forced devices and processes.
+"""Counts collectives of compiled layers, on forced CPU devices and in two processes.
 
 `python -m experiments.sync_cost.collective_counts PROCESS PORT` is one of two processes
-of two devices each, joined by gloo; process 0 prints what `count_network` returns.
+of two devices each, joined by gloo. Process 0 prints the result of `count_network`.
 """
 
 import functools
@@ -25,7 +25,7 @@ LAYER_CASES = tuple(
 
 
 def layer_row(style: str, name: str, channels: int = 64) -> dict[str, Any]:
-    """Collectives of one layer with stable variance on all devices, from its HLO."""
+    """Counts collectives in the HLO of a layer with stable variance on all devices."""
     cls = {"flax": nn.BatchNorm, "jaxbn": linen.BatchNorm}[name]
     axis_name = "d" if style == "shard_map" else None
     layer = cls(use_running_average=False, use_fast_variance=False, axis_name=axis_name)
@@ -48,7 +48,7 @@ def layer_row(style: str, name: str, channels: int = 64) -> dict[str, Any]:
 
 
 class _Chain(nn.Module):
-    """Ten layers, to see that the count grows by two for each."""
+    """A network of ten layers; each adds two collectives to a step."""
 
     axis_name: str | None
     depth: int = 10
@@ -62,10 +62,10 @@ class _Chain(nn.Module):
 
 
 def count_network(rounds: int = 30) -> dict[str, Any]:
-    """Collectives of forward and backward through ten layers on all devices.
+    """Counts and times collectives of ten layers, forward and backward.
 
-    Also the time that each adds, the median of `rounds` interleaved with the same
-    network unsynchronised: of this machine, whose devices are threads.
+    The time that each adds is a median over `rounds`, in which the network without
+    synchronisation takes turns. It is that of this machine, whose devices are threads.
     """
     shape = (64, 16)
     programs = {
@@ -98,7 +98,7 @@ def count_network(rounds: int = 30) -> dict[str, Any]:
 
 
 def count_in_two_processes() -> dict[str, Any]:
-    """`count_network` on two processes of two devices each."""
+    """Returns the result of `count_network` on two processes of two devices each."""
     outputs = processes.finish("experiments.sync_cost.collective_counts")
     return json.loads(outputs[0].splitlines()[-1])
 

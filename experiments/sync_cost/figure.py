@@ -1,4 +1,4 @@
-"""What synchronised statistics add to a step, and how well the model predicts it."""
+"""The figure of the study: predicted cost, and the model against published steps."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 
 def draw(result: Mapping[str, Any]) -> Figure:
-    """Predicted cost and share of a step, and predicted against published steps."""
+    """Draws predicted cost and share of a step, and the model against known steps."""
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4))
     colors = {"TPU v3": "tab:blue", "GPU, nodes of 8": "tab:green"}
     groups = np.array(result["groups"][1:])
@@ -33,7 +33,7 @@ def draw(result: Mapping[str, Any]) -> Figure:
             "o" if row["fitted"] else "^",
             color="tab:blue" if row["fitted"] else "tab:red",
         )
-        # Runs of as many images per core lie on one another.
+        # Points of runs with equal images per core overlap, so they share a label.
         same = labels.setdefault((row["run"], row["images_per_core"]), [])
         same.append(f"{row['cores']:,}")
     for i, row in enumerate(result["mlperf"]["runs"]):

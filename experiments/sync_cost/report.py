@@ -1,4 +1,4 @@
-"""The tables of the study, made from its JSON alone."""
+"""The tables of the study, from its JSON alone."""
 
 import pathlib
 from collections.abc import Mapping
@@ -9,12 +9,12 @@ from experiments.sync_cost import figure
 
 
 def write(path: pathlib.Path) -> str:
-    """Writes `sync_cost.md` and `.png` beside the JSON at `path`; returns the text."""
+    """Writes `sync_cost.md` and `.png` beside the JSON at `path`, returns the text."""
     return output.write_pages(path, table, {"": figure.draw})
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The result as Markdown."""
+    """Returns the result as Markdown."""
     parts = (_cost_table, _rows_line, _mlperf_table, _layer_table, _network_table)
     return "\n\n".join(part(result) for part in parts) + "\n"
 

@@ -1,7 +1,7 @@
-"""What synchronised statistics cost at scale: an alpha-beta model, checked twice.
+"""Predicts the cost of synchronised statistics at scale with an alpha-beta model.
 
-Its step times are compared with those of published MLPerf runs, its count of
-collectives with compiled programs on the devices and processes of this machine.
+Its step times are compared with those of published MLPerf runs. Its count of
+collectives is compared with compiled programs on devices and processes of this machine.
 """
 
 import dataclasses
@@ -55,9 +55,10 @@ class SyncCost:
 
 
 def unsynchronised_steps() -> dict[str, dict[str, dict[str, float]]]:
-    """Milliseconds per step without synchronisation, images per device.
+    """Returns milliseconds per step without synchronisation, and images per device.
 
-    Published for ResNet-50; for BN-Inception in proportion to its FLOPs.
+    Those of ResNet-50 are published. Those of BN-Inception are in proportion to its
+    FLOPs.
     """
     work = {name: alpha_beta.flops(make()) for name, make in NETWORKS.items()}
     return {
@@ -73,9 +74,9 @@ def unsynchronised_steps() -> dict[str, dict[str, dict[str, float]]]:
 
 
 def predictions() -> dict[str, dict[str, list[float]]]:
-    """Milliseconds that statistics over each of `GROUPS` add to a step.
+    """Returns the milliseconds that statistics over each of `GROUPS` add to a step.
 
-    The number of devices in all does not matter: groups work side by side.
+    The number of all devices has no effect, because groups work side by side.
     """
     layers = {name: models.norm_layers(make()) for name, make in NETWORKS.items()}
     return {
@@ -91,7 +92,7 @@ def predictions() -> dict[str, dict[str, list[float]]]:
 
 
 def rows_over_sums() -> dict[str, list[float]]:
-    """Cost of rows over that of sums, ResNet-50, for 8 to 128 devices."""
+    """Returns the cost of rows relative to sums for 8 to 128 devices, ResNet-50."""
     layers = models.norm_layers(models.ResNet50())
 
     def ratio(group: int, cost: Callable[[int, int], float]) -> float:

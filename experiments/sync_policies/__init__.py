@@ -1,1 +1,1 @@
-"""What do policies of synchronisation cost in accuracy, and why?"""
+"""A study of the accuracy that each policy of synchronisation costs, and why."""

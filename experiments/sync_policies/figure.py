@@ -1,4 +1,4 @@
-"""What is lost against exact synchronisation, and how it comes about."""
+"""The figure of the study: accuracy and learning curves of each policy."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,7 +24,7 @@ _STYLES = {
 
 
 def draw(result: Mapping[str, Any]) -> Figure:
-    """Left: accuracy by examples per worker. Middle, right: learning curves."""
+    """Draws accuracy by examples per worker (left) and learning curves (the others)."""
     figure, panels = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
     settings = {
         int(name.split(" x ")[1]): found

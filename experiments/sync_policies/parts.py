@@ -1,4 +1,4 @@
-"""Everything that is trained: parts of the study, of trainings that are compared."""
+"""The parts of the study, each a set of trainings that are compared."""
 
 import dataclasses
 import math
@@ -10,7 +10,7 @@ from experiments.sync_policies import policies, reasons, trainings
 from experiments.sync_policies.trainings import Setting
 
 COMPARED = ("exact", "local", "stale, forward", "stale")
-"""What no table is without."""
+"""The policies that every table contains."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,16 +19,16 @@ class Part:
 
     name: str
     setting: Setting
-    runs: dict[str, recording.Run]  # By policy.
+    runs: dict[str, recording.Run]  # The keys are names of policies.
 
 
 def parts(config: Any, shape: tuple[int, ...], white: float = 1.0) -> list[Part]:
-    """What is trained.
+    """Returns the parts of the study that `config.tables` names.
 
     Args:
-      config: as `study.SyncPolicies`.
-      shape: of an image.
-      white: the negative of 0.
+      config: the options, a `study.SyncPolicies`.
+      shape: the shape of an image.
+      white: the value that a pixel of 0 has in the negative image.
     """
     convolves = config.network == "residual"
     recipe = trainings.Recipe(
@@ -48,7 +48,8 @@ def parts(config: Any, shape: tuple[int, ...], white: float = 1.0) -> list[Part]
             for policy in names
             if setting.examples > 1 or policy not in policies.NEED_SEVERAL_EXAMPLES
         }
-        # The same training may be a part of two tables, and has one checkpoint each.
+        # Two tables may contain the same training. The name of the table keeps their
+        # checkpoints apart.
         return Part(
             name,
             setting,

@@ -3,16 +3,17 @@
 from jaxbn import sync_policies as sp
 
 MEMORY = 0.8
-"""Of stale policies, where it is not what is varied."""
+"""The memory of the stale policies whose name gives none."""
 
 
 def by_name(name: str, workers: int, steps: int) -> sp.Policy:
-    """The policy of that name.
+    """Returns the policy with a given name.
 
     Args:
       name: one of `NAMES`, or `stale, a = MEMORY`, perhaps with `, forward` after it.
-      workers: how many there are.
-      steps: of the whole training, half of which is exact in `frozen after half`.
+      workers: the number of workers.
+      steps: the steps of the whole training; `frozen after half` is exact in the first
+        half of them.
     """
     if name.startswith("stale, a = "):
         memory, _, forward = name.removeprefix("stale, a = ").partition(", ")
@@ -45,4 +46,4 @@ NAMES = (
 )
 
 NEED_SEVERAL_EXAMPLES = ("every 8th step", "local")
-"""Those that normalise by a worker's own moments alone: one value has no variance."""
+"""Policies that normalise by one worker's own moments: one value has no variance."""

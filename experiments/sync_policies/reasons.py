@@ -1,7 +1,7 @@
-"""Why a policy loses or keeps accuracy: its gradient beside the exact one, and drift.
+"""Measures why a policy loses or keeps accuracy: its gradients and the drift.
 
-Measured along the trainings, at the weights of the moment, on mini-batches of the
-shards that are the same at every record.
+Gradients are compared with those of exact synchronisation. All is measured during
+training, at the current weights. Every record uses the same mini-batches of the shards.
 """
 
 from collections.abc import Callable
@@ -17,17 +17,18 @@ from experiments.sync_policies.trainings import Recipe, Setting, model_of
 from jaxbn import training
 
 LAGS = (1, 2, 4, 8, 16, 32, 64)
-"""Steps over which statistics are seen to drift."""
+"""The numbers of steps over which the drift of the statistics is measured."""
 
 
 def beside_exact(
     recipe: Recipe, setting: Setting
 ) -> Callable[[training.TrainState, recording.Batch], dict[str, jax.Array]]:
-    """A record of the gradient of every layer beside that of exact synchronisation.
+    """Compares the gradient of every layer with that of exact synchronisation.
 
     Returns:
-      A function to `cosine` and `length`, the relative one, `[layers]` each: means over
-      the mini-batches `probe_image`, `[probes, examples, workers, ...]`.
+      A function of a state and the held-out data. It returns `cosine` and `length`, the
+      relative length, of shape `[layers]` each. Both are means over the mini-batches in
+      `probe_image`, `[probes, examples, workers, ...]`.
     """
     exact = model_of(recipe, setting, "exact")
     gradient = training.value_and_grad(fully_connected.loss_fn)
@@ -59,17 +60,18 @@ def beside_exact(
 
 
 def drifting(run: recording.Run, recipe: Recipe, every: int) -> recording.Run:
-    """The run of exact synchronisation that also records how fast statistics move.
+    """Returns `run` with a record of how fast the statistics move.
 
     Args:
-      run: of `trainings.run`.
-      recipe: what all share.
-      every: steps between two records, more than the longest of `LAGS`.
+      run: the run of exact synchronisation, from `trainings.run`.
+      recipe: the settings that all trainings share.
+      every: the steps between two records, more than the longest of `LAGS`.
 
     Returns:
-      A run that records `drift`, `[lags, layers]` too: the root mean square, over the
-      units of a layer, of the distance between means now and some steps before, in
-      standard deviations, on the images `probe_image` together.
+      A run that also records `drift`, `[lags, layers]`. It is the distance between the
+      means of the current weights and those of some steps before, in standard
+      deviations: the root mean square over the units of a layer. The means are taken
+      over all images in `probe_image`.
     """
 
     def init(key: jax.Array) -> Any:
@@ -103,13 +105,16 @@ def drifting(run: recording.Run, recipe: Recipe, every: int) -> recording.Run:
 
 
 def _kernels(grads: Any) -> list[jax.Array]:
-    """Of the layers before a normalisation, in their order."""
+    """Returns the kernels of the layers before a normalisation, in their order."""
     names = sorted(name for name in grads if name.startswith("Dense_"))
     return [grads[name]["kernel"] for name in names[:-1]]
 
 
 def _means(state: training.TrainState, params: Any, image: jax.Array) -> Any:
-    """Mean and standard deviation of the input of every normalisation, `[C]` each."""
+    """Returns means and standard deviations of the inputs of all normalisations.
+
+    Both are lists with one array `[C]` per normalisation.
+    """
     variables = {"params": params, "batch_stats": state.batch_stats}
     _, seen = state.apply_fn(
         variables,

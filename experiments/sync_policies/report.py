@@ -1,4 +1,4 @@
-"""The tables of the study and its verdict, made from its JSON alone."""
+"""The tables and the verdict of the study, from its JSON alone."""
 
 import pathlib
 from collections.abc import Callable, Mapping
@@ -10,29 +10,29 @@ from experiments import output, verdicts
 from experiments.sync_policies import figure, report_parts
 
 POINT = 0.01
-"""Of accuracy."""
+"""One point of accuracy."""
 NEAR, NEAR_SORTED = 0.5 * POINT, POINT
-"""How far stale statistics may be from exact ones."""
+"""The accuracy that stale statistics may lose, on shuffled and on sorted shards."""
 TARGET_EXAMPLES = (2, 4, 8)
-"""Per worker, at which they are held to that."""
+"""The numbers of examples per worker at which `NEAR` must hold."""
 
 
 Measure = Callable[[Mapping[str, Any]], np.ndarray]
 
 
 def write(path: pathlib.Path) -> str:
-    """Writes `.md` and `.png` beside the JSON at `path`; returns the text."""
+    """Writes `.md` and `.png` beside the JSON at `path` and returns the text."""
     return output.write_pages(path, table, {"": figure.draw})
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The result as Markdown."""
+    """Returns the result as Markdown."""
     made = [verdicts.expected(statements(result)), _in_short(result)]
     return "\n\n".join(made + report_parts.tables(result))
 
 
 def statements(result: Mapping[str, Any]) -> dict[str, bool]:
-    """What was expected, and whether it was found."""
+    """Returns each expected statement, and True if the result confirms it."""
     few = result["options"]["usual"]
     shuffled, by_label = (
         _lost(result, "examples", few),
@@ -64,14 +64,17 @@ def statements(result: Mapping[str, Any]) -> dict[str, bool]:
 
 
 def verdict(result: Mapping[str, Any]) -> str:
-    """In plain words."""
+    """Returns the verdict in words."""
     return verdicts.of(*statements(result).values())
 
 
 def _lost(
     result: Mapping[str, Any], part: str, examples: int, measure: Measure | None = None
 ) -> dict[str, float]:
-    """By policy: how much less than exact, at the end or by another measure."""
+    """Returns what each policy loses against `exact`.
+
+    The default measure is the accuracy at the end.
+    """
     settings = result["parts"][part]
     found = next(
         each
@@ -86,7 +89,7 @@ def _lost(
 
 
 _TWICE = "every layer, twice"
-# What layers wait for, what is remembered, and when a policy serves.
+# For each policy the wait of the layers, its memory, and when to use it.
 _WORDS = {
     "exact": (_TWICE, "nothing", "where devices are few"),
     "groups of half": (
@@ -117,7 +120,7 @@ _WORDS = {
 
 
 def _in_short(result: Mapping[str, Any]) -> str:
-    """One table of all that was found of every policy."""
+    """Returns one table that sums up each policy."""
     examples = result["options"]["usual"]
     losses = [
         (part, each, _lost(result, part, each))

@@ -1,4 +1,4 @@
-"""The tables of the study's parts, each made from the JSON alone."""
+"""The tables of the parts of the study, from its JSON alone."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from experiments.sync_policies import policies
 
 
 def tables(result: Mapping[str, Any]) -> list[str]:
-    """Those of all parts that were measured, as Markdown."""
+    """Returns the tables of all parts that were measured, as Markdown."""
     return [
         write_part(result)
         for name, write_part in _PARTS.items()
@@ -20,17 +20,23 @@ def tables(result: Mapping[str, Any]) -> list[str]:
 
 
 def end(records: Mapping[str, Any]) -> np.ndarray:
-    """Accuracy of the last record, `[seeds, ...]`."""
+    """Returns the accuracy of the last record, `[seeds, ...]`."""
     return _of(records)[-1]
 
 
 def mean(records: Mapping[str, Any]) -> np.ndarray:
-    """Mean accuracy of all records, `[seeds, ...]`: the sooner, the higher."""
+    """Returns the mean accuracy of all records, `[seeds, ...]`.
+
+    A network that learns sooner has a higher mean.
+    """
     return _of(records).mean(0)
 
 
 def _of(records: Mapping[str, Any]) -> np.ndarray:
-    """`[records, seeds, ...]`; None, of a network that overflowed, is nothing right."""
+    """Returns the accuracy, `[records, seeds, ...]`.
+
+    It is None in the JSON where a network overflowed, and 0 here.
+    """
     return np.nan_to_num(np.array(records["accuracy"], float), nan=0.0)
 
 
@@ -60,12 +66,12 @@ def _accuracies(result: Mapping[str, Any], part: str, title: str) -> str:
 
 
 def _in_order(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """By examples per worker; JSON sorts names as words."""
+    """Sorts settings by their numbers, because JSON sorts their names as words."""
     return dict(sorted(settings.items(), key=lambda item: sizes(item[0])))
 
 
 def sizes(setting: str) -> tuple[int, ...]:
-    """Workers and examples, from the name of a setting."""
+    """Returns workers and examples per worker, read from the name of a setting."""
     return tuple(int(each) for each in setting.split(",")[0].split(" x "))
 
 

@@ -1,4 +1,4 @@
-"""A data set in one shard per worker, of which each draws its own examples."""
+"""Splits a data set into one shard per worker, who draws its examples from it."""
 
 from collections.abc import Mapping
 
@@ -9,13 +9,13 @@ import numpy as np
 def split(
     data: Mapping[str, np.ndarray], workers: int, by_label: bool
 ) -> dict[str, np.ndarray]:
-    """The shards side by side, `[examples of a shard, workers, ...]`.
+    """Returns the shards side by side, `[examples of a shard, workers, ...]`.
 
     Args:
-      data: `image` and `label`, `[N, ...]`; what is left over of N is dropped.
-      workers: shards.
-      by_label: sorted by label before it is split, so that a worker sees one label or
-        two; else shuffled.
+      data: `image` and `label`, `[N, ...]`; the remainder of N by `workers` is dropped.
+      workers: the number of shards.
+      by_label: True sorts the data by label before it is split, so that a worker sees
+        one label or two; False shuffles it.
 
     Raises:
       ValueError: if there are fewer examples than workers.
@@ -33,7 +33,10 @@ def split(
 
 
 def as_batch(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Rows of shards as one batch, worker after worker, `[workers * examples, ...]`."""
+    """Flattens rows of shards to one batch, `[workers * examples, ...]`.
+
+    The examples of one worker come before those of the next.
+    """
     return {
         name: array.swapaxes(0, 1).reshape(-1, *array.shape[2:])
         for name, array in batch.items()

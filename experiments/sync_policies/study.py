@@ -1,23 +1,25 @@
-"""What does each policy of synchronisation cost in accuracy?
+"""Measures what each policy of synchronisation costs in accuracy.
 
-Exact synchronisation makes every layer wait for all devices, twice per step; local
-statistics wait for nothing. Ying et al. (2018) normalise by groups of devices, Chen et
-al. (2018) by a part of the examples, Zhong et al. (2023) freeze the statistics; `Stale`
-takes the other workers' terms from the past and waits for nothing. Workers are parts of
-a batch here; `tests/test_sync_policies.py` shows that devices do the same.
+With exact synchronisation every layer waits for all devices, twice per step; with local
+statistics no layer waits. Ying et al. (2018) normalise by groups of devices, Chen et
+al. (2018) by a part of the examples, and Zhong et al. (2023) freeze the statistics.
+`Stale` uses the sums of the other workers from earlier steps, and no layer waits. The
+workers are parts of a batch here; `tests/test_sync_policies.py` shows that devices give
+the same results.
 
 Expected: local statistics lose much at a few examples per worker, and more on shards
-that are sorted by label; stale ones stay within half a point of exact ones, on sorted
-shards within a point, and learn more slowly without the backward term. How long a
-memory may be is decided by how fast statistics move.
+that are sorted by label. Stale statistics stay within half a point of exact ones, and
+within a point on sorted shards. They learn more slowly without the backward term. The
+faster the statistics move, the shorter the memory must be.
 
-Measured on Fashion-MNIST: all of that holds. With 2 to 32 examples per worker stale
-statistics are level with exact ones to .3 points, where local ones lose 39 at 2 and 5
-at 4; on sorted shards they lose .5 to .8 points (local: 58 to 63), with 64 workers
-none. With 1 example they lose 4. Without the backward term they end as high, and on
-sorted shards learn much later. Memories of .8 to .99 do alike; at a sudden change .8
-recovers as fast as exact statistics, .99 does not. A residual network on CIFAR-10
-loses .5 to 1.4 points, on sorted shards 3, with half of the backward sums none.
+Measured on Fashion-MNIST: all of that holds. With 2 to 32 examples per worker, stale
+statistics are within .3 points of exact ones, while local ones lose 39 points at 2
+examples and 5 at 4. On sorted shards stale statistics lose .5 to .8 points (local ones
+58 to 63), and with 64 workers none. With 1 example they lose 4. Without the backward
+term they end as high, but learn much later on sorted shards. Memories of .8 to .99 give
+similar results. After a sudden change a memory of .8 recovers as fast as exact
+statistics, and .99 does not. A residual network on CIFAR-10 loses .5 to 1.4 points, and
+3 on sorted shards; with half of the backward sums it loses none.
 """
 
 import dataclasses
@@ -115,7 +117,7 @@ def check(config: SyncPolicies) -> None:
     """Checks the options before any work.
 
     Raises:
-      ValueError: naming the option, what it must be and what it is.
+      ValueError: if an option is wrong; the message says what it must be.
     """
     recording.check(_plan(config))
     options.check_at_least(config, workers=2, many_workers=2, examples=1, hidden=1)
@@ -146,7 +148,7 @@ def check(config: SyncPolicies) -> None:
 
 
 def measure(config: SyncPolicies) -> dict[str, Any]:
-    """All trainings: what each recorded, by part, setting and policy."""
+    """Trains all networks; returns the records by part, setting and policy."""
     train, test, white = _images(config)
     test = {name: each[: config.tested] for name, each in test.items()}
     made: dict[str, Any] = {}
@@ -183,7 +185,10 @@ def measure(config: SyncPolicies) -> dict[str, Any]:
 
 
 def _images(config: SyncPolicies) -> tuple[dict[str, Any], dict[str, Any], float]:
-    """Training and test set as the network takes them, and the negative of 0."""
+    """Returns training set, test set and the value of the negative of 0.
+
+    The images have the shape that the network takes.
+    """
     if config.network == "fully connected":
         train, test = datasets.flat_splits(config.dataset, config.data_dir)
     else:

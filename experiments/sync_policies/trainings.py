@@ -1,4 +1,4 @@
-"""One training of a network by one policy, on simulated workers."""
+"""The training of a network with one policy, on simulated workers."""
 
 import functools
 from collections.abc import Callable
@@ -14,40 +14,41 @@ from experiments.networks import fully_connected
 from experiments.sync_policies import policies, shards
 from jaxbn import linen, sync_policies, training
 
-MakeModel = Callable[[Callable[[], nn.Module]], nn.Module]  # Of its normalisations.
+# Makes a network from a function that makes its normalisations.
+MakeModel = Callable[[Callable[[], nn.Module]], nn.Module]
 
 
 class Setting(NamedTuple):
-    """What a training is besides its policy."""
+    """The workers and the data of a training."""
 
     workers: int
-    examples: int  # Of each worker in a mini-batch.
-    by_label: bool = False  # Shards sorted by label.
-    switch: bool = False  # In the middle of training images become their negatives.
+    examples: int  # The examples of each worker in a mini-batch.
+    by_label: bool = False  # True: the shards are sorted by label.
+    switch: bool = False  # True: images become negatives after half of the steps.
 
     @property
     def name(self) -> str:
-        """As the JSON and the tables call it."""
+        """The name of the setting in the JSON and in the tables."""
         parts = [f"{self.workers} x {self.examples}"]
         parts += ["sorted"] * self.by_label + ["switch"] * self.switch
         return ", ".join(parts)
 
 
 class Recipe(NamedTuple):
-    """What all trainings of a study share."""
+    """The settings that all trainings of a study share."""
 
     make_model: MakeModel
-    shape: tuple[int, ...]  # Of an image.
+    shape: tuple[int, ...]  # The shape of an image.
     steps: int
     rate: float
-    momentum: float  # Of the optimiser.
-    running: float  # Momentum of the running statistics.
-    white: float = 1.0  # What the negative of black is.
+    momentum: float  # The momentum of the optimiser.
+    running: float  # The momentum of the running statistics.
+    white: float = 1.0  # The value of the negative of black.
     convolves: bool = False
 
 
 def model_of(recipe: Recipe, setting: Setting, policy: str) -> nn.Module:
-    """The network with that policy in every normalisation."""
+    """Returns the network with the given policy in every normalisation."""
     norm = functools.partial(
         linen.BatchNorm,
         momentum=recipe.running,
@@ -60,7 +61,11 @@ def model_of(recipe: Recipe, setting: Setting, policy: str) -> nn.Module:
 def init_state(
     recipe: Recipe, setting: Setting, policy: str, key: jax.Array, rate: Any
 ) -> training.TrainState:
-    """Before the first step of SGD, whose rate, which may be traced, falls to 0."""
+    """Returns the state before the first step.
+
+    The optimiser is SGD. Its learning rate starts at `rate`, which may be traced, and
+    falls to 0.
+    """
     model = model_of(recipe, setting, policy)
     variables = model.init(key, jnp.zeros((2, *recipe.shape)), train=False)
     tx = optax.chain(
@@ -82,14 +87,17 @@ def run(
     more: Callable[[training.TrainState, recording.Batch], dict[str, jax.Array]]
     | None = None,
 ) -> recording.Run:
-    """The run of one policy; it records accuracy by the running statistics.
+    """Returns the run of one policy.
+
+    It records loss and accuracy with the running statistics.
 
     Args:
-      recipe: what all share.
-      setting: workers and their data.
-      policy: its name.
-      rates: train a network for each, side by side, instead of `recipe.rate`.
-      more: what else is recorded.
+      recipe: the settings that all trainings share.
+      setting: the workers and their data.
+      policy: the name of the policy.
+      rates: learning rates that replace `recipe.rate`; one network is trained for each
+        of them, side by side.
+      more: a function that returns further records.
     """
     train_step = training.make_train_step(fully_connected.loss_fn)
 
@@ -121,7 +129,7 @@ def _switched(
     recipe: Recipe,
     setting: Setting,
 ) -> dict[str, jax.Array]:
-    """The batch of the domain of this step."""
+    """Returns the batch, as negatives once half of the steps are done."""
     if not setting.switch:
         return dict(batch)
     after = state.step >= recipe.steps // 2

@@ -1,1 +1,1 @@
-"""Full whitening of a layer beside Batch Normalization."""
+"""A study that compares full whitening with Batch Normalization."""

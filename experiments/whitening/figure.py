@@ -1,4 +1,4 @@
-"""Why not whiten fully?"""
+"""The figure of the study: reasons not to whiten fully."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ _COLORS = {"BN": "tab:blue", "whitening": "tab:orange", "none": "tab:gray"}
 
 
 def draw(result: Mapping[str, Any]) -> Figure:
-    """Its cost, what few examples make of it, and the accuracy of networks."""
+    """Draws the cost, the variance from few examples, and the accuracy of networks."""
     figure, (left, middle, right) = plt.subplots(
         1, 3, figsize=(11, 3.8), layout="constrained"
     )

@@ -1,4 +1,4 @@
-"""What whitening costs, what few examples make of it, what it decorrelates."""
+"""Measures the cost of whitening, its variance with few examples and correlations."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ _ROUNDS = 40
 
 
 def normalise(norm: str, x: jax.Array) -> jax.Array:
-    """`[N, C]` by its own statistics."""
+    """Normalises `x`, `[N, C]`, by its own statistics."""
     if norm == "whitening":
         return zca.whiten(x)
     ones, zeros = jnp.ones(x.shape[-1]), jnp.zeros(x.shape[-1])
@@ -24,11 +24,11 @@ def normalise(norm: str, x: jax.Array) -> jax.Array:
 
 
 def cost(units: int, examples: int) -> dict[str, Any]:
-    """Time of output and gradient of both, in turns.
+    """Times output and gradient of both normalisations, which take turns.
 
     Returns:
-      Milliseconds of each in its fastest round, which other programs disturbed least,
-      and how many times longer whitening takes.
+      The milliseconds of each in its fastest round, which other programs disturb least,
+      and the ratio of whitening to Batch Normalization.
     """
     x, dy = _normal((2, examples, units))
     programs = {}
@@ -50,15 +50,15 @@ def cost(units: int, examples: int) -> dict[str, Any]:
 
 
 def others(units: int, examples: int, batches: int = 20) -> dict[str, Any]:
-    """What the statistics of few examples do to others of the same distribution.
+    """Applies the statistics of few examples to others of the same distribution.
 
     Inputs are independent and standard normal. With `m` examples of `d` units, the
-    variance of others that were whitened is `m / (m - d - 2)` in the mean, without
-    epsilon; normalised, the same with `d = 1`.
+    whitened others have a mean variance of `m / (m - d - 2)`, without epsilon. Batch
+    Normalization gives the same with `d = 1`.
 
     Returns:
-      `rank` of the covariance, and for both the mean `variance` of others, which
-      would be 1 by the true statistics.
+      The `rank` of the covariance, and for both normalisations the mean `variance` of
+      the others. The true statistics would give a variance of 1.
     """
     x = np.asarray(_normal((batches, examples, units)), np.float64)
     x = x - x.mean(1, keepdims=True)
@@ -78,10 +78,10 @@ def others(units: int, examples: int, batches: int = 20) -> dict[str, Any]:
 
 
 def correlations(x: np.ndarray) -> dict[str, float]:
-    """Mean absolute correlation of two units, as they are and made normal.
+    """Returns the mean absolute correlation of two units, without and with each norm.
 
     Args:
-      x: `[N, C]`.
+      x: the values of the units, `[N, C]`.
     """
     given = jnp.asarray(x, jnp.float32)
     made = {"none": given} | {norm: normalise(norm, given) for norm in NORMS}

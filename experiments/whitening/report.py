@@ -1,4 +1,4 @@
-"""The tables of the study, made from its JSON alone."""
+"""The tables of the study, from its JSON alone."""
 
 import pathlib
 from collections.abc import Mapping
@@ -9,24 +9,24 @@ import numpy as np
 from experiments import output, verdicts
 from experiments.whitening import figure
 
-UNITS = 32  # Of the layers that are normalised by few examples.
+UNITS = 32  # The units of the layers that few examples normalise.
 NETWORKS = ("whitening", "BN", "none")
 
-# "Costly": an order of magnitude.
+# "Costly" means an order of magnitude.
 _COSTLY = 10.0
-# Others of variance 10 where it should be 1: most of the output is noise.
+# If others have a variance of 10 instead of 1, most of the output is noise.
 _AMPLIFIED = 10.0
-# More than two seeds differ by.
+# Two seeds differ by less than this.
 _CLEARLY = 0.02
 
 
 def write(path: pathlib.Path) -> str:
-    """Writes `.md` and `.png` beside the JSON at `path`; returns the text."""
+    """Writes `.md` and `.png` beside the JSON at `path` and returns the text."""
     return output.write_pages(path, table, {"": figure.draw})
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The result as Markdown."""
+    """Returns the result as Markdown."""
     return "\n\n".join(
         [
             verdicts.table(verdict(result)),
@@ -39,7 +39,7 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def verdict(result: Mapping[str, Any]) -> dict[str, list[bool]]:
-    """By claim, what of it was found to hold."""
+    """Returns for each claim whether it holds in each case."""
     config = result["config"]
     singular = [row for row in result["few"] if row["examples"] <= UNITS]
     few = [size for size in config["batch_sizes"] if size <= min(config["hidden"])]
@@ -66,7 +66,7 @@ def verdict(result: Mapping[str, Any]) -> dict[str, list[bool]]:
 
 
 def ends(result: Mapping[str, Any], norm: str, size: int) -> tuple[float, int]:
-    """Accuracy at the end, mean over seeds, and how many of them diverged."""
+    """Returns the mean accuracy at the end and the number of seeds that diverged."""
     run = result["trained"][f"{norm}, {size}"]
     lost = sum(not finite for finite in run["finite"][-1])
     return float(np.mean(run["accuracy"][-1])), lost

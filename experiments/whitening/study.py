@@ -1,20 +1,21 @@
-"""What does Batch Normalization give up beside full whitening, and what for?
+"""Compares Batch Normalization with full whitening: cost, noise and training.
 
 The paper, Section 3: whitening each layer's inputs "is costly and not everywhere
-differentiable"; the covariance matrices would be singular, because a mini-batch is
-likely smaller than the number of activations; and normalising each unit by itself
-"speeds up convergence, even when the features are not decorrelated".
+differentiable". The covariance matrices would be singular, because a mini-batch is
+likely smaller than the number of activations. Normalising each unit by itself "speeds
+up convergence, even when the features are not decorrelated".
 
-Expected: whitening takes tens of times longer, more with more units. With fewer
-examples than units it amplifies directions that the batch knows nothing of, and its
-gradient, which divides by differences of eigenvalues, is useless. With enough examples
-it trains as well as BN or better. BN leaves correlations as they are.
+Expected: whitening takes tens of times longer, and more with more units. With fewer
+examples than units it amplifies directions in which the batch has no variance. Its
+gradient divides by differences of eigenvalues, and is useless there. With enough
+examples it trains as well as BN or better. BN does not change correlations.
 
 Measured: whitening takes 2 times as long as BN at 16 units and 34 times at 256. With
-fewer examples than units others come out with a variance of thousands, with twice as
-many of 2.1, as theory says. Networks with it reach .41 in batches of 16, where BN
-reaches .77 and none .72, one seed of three overflowing; in batches of 256 it is level
-with BN, and not faster. The correlation of units is the same after BN as before.
+fewer examples than units, other examples get a variance of thousands. With twice as
+many examples as units it is 2.1, as theory predicts. In batches of 16, networks with
+whitening reach .41, and one seed of three overflows; BN reaches .77 and no
+normalisation .72. In batches of 256 whitening is as accurate as BN, and not faster. The
+correlation of units is the same after BN as before.
 """
 
 import dataclasses
@@ -32,7 +33,7 @@ from experiments.whitening import measures, report, zca
 from jaxbn import linen
 
 _QUICK = {"dataset": "digits", "units": (8, 32), "steps": 100}
-_OBSERVED = 1000  # Images over which correlations are taken.
+_OBSERVED = 1000  # The number of images over which correlations are taken.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +77,7 @@ def check(config: Whitening) -> None:
     """Checks the options before any work.
 
     Raises:
-      ValueError: naming the option, what it must be and what it is.
+      ValueError: if an option is wrong; the message says what it must be.
     """
     options.check_at_least(
         config, units=2, examples=4, hidden=1, batch_sizes=2, records=1
@@ -86,7 +87,7 @@ def check(config: Whitening) -> None:
 
 
 def measure(config: Whitening) -> dict[str, Any]:
-    """Costs, few examples, correlations of a layer of a network, and trainings."""
+    """Measures costs, few examples, correlations in a network, and trainings."""
     train, test = datasets.flat_splits(config.dataset, config.data_dir)
     pixels = train["image"].shape[1]
     runs = _runs(config, pixels)
@@ -107,7 +108,10 @@ def measure(config: Whitening) -> dict[str, Any]:
 
 
 def _layer_inputs(config: Whitening, images: np.ndarray) -> np.ndarray:
-    """What the second layer of a network without normalisation makes, `[N, units]`."""
+    """Returns the inputs of the last nonlinearity, `[N, units]`.
+
+    The network has its initial weights and no normalisation.
+    """
     model = fully_connected.FullyConnected(config.hidden, "relu", norm=None)
     key, x = jax.random.key(0), jnp.asarray(images)
     (_, inputs), _ = jax.jit(functools.partial(model.init_with_output, train=False))(
@@ -123,7 +127,7 @@ def _plan(config: Whitening) -> recording.Plan:
 
 def _kept(config: Whitening) -> recording.Kept:
     identity = options.identity(config)
-    for name in ("units", "examples"):  # They decide nothing of the trainings.
+    for name in ("units", "examples"):  # They do not change the trainings.
         del identity[name]
     return recording.Kept(config.out, "whitening", identity)
 

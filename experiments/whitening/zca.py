@@ -8,34 +8,34 @@ EPSILON = 1e-5
 
 
 def covariance(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean `[C]` and covariance `[C, C]` of `[N, C]`, over N."""
+    """Returns mean `[C]` and covariance `[C, C]` of `x`, `[N, C]`, over N."""
     mean = jnp.mean(x, 0)
     centred = x - mean[None]
     return mean, centred.T @ centred / len(x)
 
 
 def matrix(cov: jax.Array, epsilon: float = EPSILON) -> jax.Array:
-    """The inverse square root of `cov` and epsilon on its diagonal, `[C, C]`."""
+    """Returns the inverse square root of `cov` with epsilon added to its diagonal."""
     values, vectors = jnp.linalg.eigh(cov)
-    # Rounding makes eigenvalues that are 0 a little negative.
+    # Eigenvalues of 0 can be a little negative after rounding.
     rstd = jax.lax.rsqrt(jnp.maximum(values, 0) + epsilon)
     return (vectors * rstd[None]) @ vectors.T
 
 
 def whiten(x: jax.Array, epsilon: float = EPSILON) -> jax.Array:
-    """`[N, C]` with mean 0 and the identity as its covariance."""
+    """Whitens `x`, `[N, C]`: mean 0 and the identity as covariance."""
     mean, cov = covariance(x)
     return (x - mean[None]) @ matrix(cov, epsilon)
 
 
 class Whitening(nn.Module):
-    """In the place of `linen.BatchNorm`: whitens, then scales and shifts each unit."""
+    """A replacement of `linen.BatchNorm` that whitens, then scales and shifts."""
 
     momentum: float = 0.9
 
     @nn.compact
     def __call__(self, x: jax.Array, use_running_average: bool) -> jax.Array:
-        """`[N, C]` whitened by the batch, or by running mean and covariance."""
+        """Whitens `x`, `[N, C]`, by the batch or by running mean and covariance."""
         units = x.shape[-1]
         means = self.variable("batch_stats", "mean", jnp.zeros, units)
         covs = self.variable("batch_stats", "cov", jnp.eye, units)

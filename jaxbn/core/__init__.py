@@ -1,7 +1,8 @@
-"""The arithmetic of Batch Normalization: pure functions on arrays, jax only.
+"""The arithmetic of Batch Normalization: pure functions on arrays that import only jax.
 
-Data flows one way: `reduction` says how; `forms` and `local` make the moments of one
-device, `sync` those of a group; `affine` makes the output of them and `tangent` its
-derivative; `normalize` is the op that joins them. `running` and `estimators` follow the
-population. `sub_batches` takes a batch apart first, where parts of it share statistics.
+Data flows one way. `reduction` specifies a reduction. `forms` and `local` compute the
+moments of one device, and `sync` those of a group. `affine` computes the output, and
+`tangent` its derivative. `normalize` is the op that joins them. `running` and
+`estimators` estimate the statistics of the population. `sub_batches` first splits a
+batch whose parts share statistics.
 """

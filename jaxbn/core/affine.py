@@ -1,4 +1,4 @@
-"""What to put out: the affine map of every channel, a residual, an activation.
+"""The output of the op: an affine map of every channel, a residual, an activation.
 
 std = sqrt(var + epsilon),  x_hat = (x - mean) / std,  slope = scale / std
 y = activation(x_hat * scale + bias + residual)
@@ -20,54 +20,56 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": jax.nn.gelu,
 }
 
-# The slope below 0 of every activation whose derivative the sign of its output shows.
+# Activations whose derivative follows from the sign of their output, and their slope
+# below 0.
 NEGATIVE_SLOPES: dict[str | None, float] = {
     None: 1.0,
     "relu": 0.0,
     "leaky_relu": 0.01,
 }
 
-# Beyond this value silu and gelu have the value and the derivative of ReLU. Its cube,
-# which occurs in gelu, is still finite.
+# Beyond this absolute value silu and gelu have the value and the derivative of ReLU.
+# Its cube, which occurs in gelu, is still finite.
 SATURATED = 1e4
 
-# Those whose input can be solved from the output, as `in_place` does.
+# Activations whose input can be computed from the output, as `in_place` does.
 INVERTIBLE = tuple(name for name, slope in NEGATIVE_SLOPES.items() if slope)
 
 # A function of the moments of the batch and of other arrays. It returns two constants,
 # `gain` and `shift`, `[C]` each; scale and bias are applied to `gain * x_hat + shift`.
-# Batch Renormalization corrects by them (Ioffe, arXiv:1702.03275).
+# Batch Renormalization makes such a correction (Ioffe, arXiv:1702.03275).
 Correct = Callable[[moments.Moments, Any], tuple[jax.Array, jax.Array]]
 
 
 class Output(NamedTuple):
-    """What is made of moments and input: hashable, so `jit` can hold it static."""
+    """The settings of the output; hashable, so that `jit` can take them as static."""
 
     epsilon: float
     dtype: jnp.dtype  # The dtype of y.
     activation: str | None = None  # One of ACTIVATIONS.
-    in_place: bool = False  # Keep y instead of x. Activations: INVERTIBLE.
-    correct: Correct | None = None  # None: x_hat as it is.
+    in_place: bool = False  # Keep y instead of x; activation in INVERTIBLE.
+    correct: Correct | None = None  # None: no correction.
 
 
 class Center(NamedTuple):
-    """Where a channel is centred and by what it is divided, `[C]` each."""
+    """The centre and the divisor of every channel, `[C]` each."""
 
     mean: jax.Array
-    tail: jax.Array  # What `mean` rounds away.
-    std: jax.Array  # Infinite where there is nothing to divide by: x_hat is 0.
+    tail: jax.Array  # The part that `mean` rounds away.
+    std: jax.Array  # Infinite where x_hat is 0; see `center_of`.
 
 
 def center_of(
     mean: jax.Array, var: jax.Array, tail: jax.Array | float, epsilon: float
 ) -> Center:
-    """The centre of given statistics.
+    """Returns the centre and the divisor for given statistics.
 
-    A channel without variance, or whose variance overflows, is divided by infinity and
-    centred at 0, so that what a finite `x` gives is finite.
+    A channel without variance, or with a variance that overflows, is centred at 0 and
+    divided by infinity. A finite `x` then gives a finite result.
 
-    XLA:CPU computes a quotient by `std` once per channel, where it would compute a
-    product with its reciprocal again for every element.
+    The divisor is kept instead of its reciprocal, because XLA:CPU computes a quotient
+    by `std` once per channel. It would compute a product with the reciprocal again for
+    every element.
     """
     var = var.astype(reduction.reduction_dtype(var.dtype)) + epsilon
     std = jnp.sqrt(jnp.where(var <= 0, jnp.inf, var))
@@ -87,7 +89,7 @@ def apply(
     bias: jax.Array,
     residual: jax.Array | None,
 ) -> jax.Array:
-    """The output: `[N, ..., C]` in the dtype asked for."""
+    """Returns the output, `[N, ..., C]`, in the dtype that `output` specifies."""
     with jax.named_scope("jaxbn.normalize"):
         z = before_activation(feature_axes, x, mask, center, scale, bias, residual)
         return activation(output, mask)(z).astype(output.dtype)
@@ -96,9 +98,9 @@ def apply(
 def before_activation(
     feature_axes, x, mask, center, scale, bias, residual
 ) -> jax.Array:
-    """Computes what the activation is given, in float32 or wider.
+    """Computes the input of the activation, in float32 or wider.
 
-    Elements outside the mask that give nothing finite become the bias.
+    Elements outside the mask become the bias if their result is not finite.
     """
     wide, expand = wide_dtype(x, scale, bias), expander(feature_axes, x)
     slope, bias = scale.astype(wide) / center.std, bias.astype(wide)
@@ -122,10 +124,11 @@ def before_activation(
 def activation(
     output: Output, mask: jax.Array | None = None
 ) -> Callable[[jax.Array], jax.Array]:
-    """Returns the activation as a function; the identity where there is none.
+    """Returns the activation as a function; the identity if there is none.
 
-    With a mask its derivatives are finite for every finite `z`: elements outside the
-    mask may be huge, where those of silu and gelu are products of 0 and infinity.
+    With a mask, the derivatives of the function are finite for every finite `z`.
+    Elements outside the mask may be huge, and the derivatives of silu and gelu are then
+    products of 0 and infinity.
     """
     if output.activation is None:
         return lambda z: z
@@ -143,13 +146,13 @@ def activation(
 
 
 def wide_dtype(*arrays: jax.Array) -> jnp.dtype:
-    """The dtype in which the arrays are combined: float32 or wider."""
+    """Returns the dtype in which the arrays are combined: float32 or wider."""
     return reduction.reduction_dtype(jnp.result_type(*arrays))
 
 
 def expander(
     feature_axes: tuple[int, ...], x: jax.Array
 ) -> Callable[[jax.Array], jax.Array]:
-    """A function that gives `[C]` arrays the rank of `x`."""
+    """Returns a function that gives `[C]` arrays the rank of `x`."""
     axes = reduction.reduction_axes(x.ndim, feature_axes)
     return lambda array: jnp.expand_dims(array, axes)

@@ -1,8 +1,8 @@
 """Barriers that stop XLA from merging or storing intermediate arrays.
 
-XLA's fusion decides how often arrays are read and written. Where it decides badly an
+XLA's fusion decides how often arrays are read and written. Where it decides badly, an
 `optimization_barrier` hides from it that two arrays are the same. On all other
-platforms these functions return what they are given, and nothing is in the program.
+platforms these functions return their arguments, and the program contains no barrier.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from jaxbn.core import reduction
 
 
 def widened_alone(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """The same arrays, each to be widened for one sum and for nothing else.
+    """Returns the arrays, each to be widened for one sum and for no other use.
 
     XLA:CPU casts inside the sum if only that sum uses the cast. Otherwise it stores the
     float32 copy.
@@ -25,8 +25,9 @@ def widened_alone(*arrays: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def unshared(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """The same arrays; XLA:CPU recomputes results of these rather than store."""
-    # A barrier each, because under shard_map they may vary over different axes.
+    """Returns copies whose results XLA:CPU computes again instead of storing them."""
+    # Each array has its own barrier, because under shard_map the arrays may vary over
+    # different axes.
     return _barrier(
         lambda *given: tuple(jax.lax.optimization_barrier(each) for each in given),
         arrays,
@@ -35,10 +36,10 @@ def unshared(*arrays: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def rounded(array: jax.Array) -> jax.Array:
-    """The same array, which later kernels read in its own dtype.
+    """Returns the array in such a way that later kernels read it in its own dtype.
 
-    XLA:GPU would store the wider one that was rounded to it, for the backward pass or
-    for the next residual.
+    XLA:GPU would otherwise store the wider array that was rounded to it, for the
+    backward pass or for the next residual.
     """
     barrier = jax.lax.optimization_barrier
     return _barrier(lambda given: (barrier(given),), (array,), "cuda", "rocm")[0]

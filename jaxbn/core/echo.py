@@ -1,8 +1,9 @@
-"""The backward pass of peers from earlier steps, heard in one's own.
+"""Adds the other devices' backward pass of earlier steps to that of this device.
 
 With `x_hat = (x - mean) / std` and g its cotangent, the cotangents of mean and variance
-are `-sum(g) / std` and `-sum(x_hat * g) / (2 std^2)`, the sums over all devices that
-share them. `echo` says its own sums and adds those of its peers.
+are `-sum(g) / std` and `-sum(x_hat * g) / (2 std^2)`. The sums are over all devices
+that share mean and variance. `echo` returns the sums of this device as the cotangents
+of `said`, and adds the sums that the other devices sent in earlier steps.
 """
 
 import jax
@@ -17,17 +18,17 @@ def echo(
     peers: tuple[jax.Array, jax.Array],
     said: tuple[jax.Array, jax.Array],
 ) -> tuple[jax.Array, jax.Array]:
-    """Mean and variance as they are; what peers said joins their cotangents.
+    """Returns mean and variance; adds the other devices' sums to their cotangents.
 
-    It has no forward-mode derivative: a sum that is not that of this step is no linear
-    function of the tangents.
+    It has no forward-mode derivative: a sum from another step is not a linear function
+    of the tangents.
 
     Args:
-      mean: that normalises.
-      var: that normalises.
-      std: by which is divided, `sqrt(var + epsilon)`; infinite where nothing is.
-      peers: their sums of g and of `x_hat * g`.
-      said: of any value; their cotangents are the sums of this device.
+      mean: the mean that normalises.
+      var: the variance that normalises.
+      std: the divisor, `sqrt(var + epsilon)`; infinite where there is no division.
+      peers: the other devices' sums of g and of `x_hat * g`.
+      said: arrays of any value; their cotangents are the sums of this device.
 
     Returns:
       `mean` and `var`.

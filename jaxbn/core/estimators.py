@@ -1,9 +1,9 @@
-"""Estimators of the population's statistics: how running statistics follow the batches.
+"""Estimators of the population's statistics: rules by which running statistics change.
 
-An estimator is a static object with three functions: `init` makes its state, `update`
-moves the state by the moments of one batch, `estimate` reads mean and variance from it.
-The state of the four estimators here begins with that mean and variance, so inference,
-checkpoints and Flax find `mean` and `var` where they always are.
+An estimator is a static object with three functions: `init` returns the first state,
+`update` moves the state by the moments of one batch, `estimate` reads mean and variance
+from it. The states of the four estimators here begin with that mean and variance, so
+that inference, checkpoints and Flax find `mean` and `var` where they expect them.
 
   >>> estimator = debiased(momentum=0.75)
   >>> ones = jnp.ones(1)
@@ -12,12 +12,12 @@ checkpoints and Flax find `mean` and `var` where they always are.
   >>> estimator.estimate(state)  # The first batch's own, with m / (m - 1).
   BatchStats(mean=Array([1.], dtype=float32), var=Array([2.], dtype=float32))
 
-Each of them leaves a channel as it is where a batch has fewer than two values for it or
-moments that are not finite.
+Each of them leaves a channel unchanged where a batch has fewer than two values for it
+or moments that are not finite.
 
 Mean and variance may be set from outside: by `jaxbn.recalibrate`, `sync_batch_stats` or
-`replace`, or from a checkpoint of another estimator. What was set then counts as
-established: the next batch moves it, and does not undo it.
+`replace`, or from a checkpoint of another estimator. Such values count as established:
+the next batch moves them, and does not replace them.
 """
 
 import dataclasses
@@ -33,19 +33,19 @@ from jaxbn.core import reduction, running
 
 Shape = int | Sequence[int]
 
-# As many batches stand for statistics that no batch has made; the next one then weighs
-# 1/100, as with the default momentum.
+# Statistics that were set from outside weigh as much as this many batches. The next
+# batch then weighs 1/100, as with the default momentum.
 _ESTABLISHED = 99.0
 
 
 @runtime_checkable
 class Estimator(Protocol):
-    """How running statistics follow the batches; equal objects are the same estimator.
+    """The interface of an estimator; equal objects are the same estimator.
 
     Write your own as a frozen dataclass, which compares, hashes and pickles by its
     settings. A layer can keep the state if it is a `NamedTuple` with the fields `mean`
-    and `var`. A further field `weight`, `[C]` or `[k, C]`, says how much the batches in
-    it weigh; `jaxbn.sync_batch_stats` weighs replicas by it.
+    and `var`. A further field `weight`, `[C]` or `[k, C]`, holds the weight of the
+    batches in the state; `jaxbn.sync_batch_stats` weights replicas by it.
     """
 
     def init(self, shape: Shape, dtype: jax.typing.DTypeLike) -> Any:
@@ -62,7 +62,7 @@ class Estimator(Protocol):
 
 
 class Weighted(NamedTuple):
-    """State of an average, and the weight of the batches in it."""
+    """The state of an average, with the weight of the batches in it."""
 
     mean: jax.Array
     var: jax.Array
@@ -70,7 +70,7 @@ class Weighted(NamedTuple):
 
 
 class Window(NamedTuple):
-    """State of an average over the last k batches, the newest of them first.
+    """The state of an average over the last k batches, the newest of them first.
 
     A batch moves the others up by one slot. All leaves are numbers that may be averaged
     with those of another model.
@@ -78,7 +78,7 @@ class Window(NamedTuple):
 
     mean: jax.Array
     var: jax.Array
-    weight: jax.Array  # [k, C]; of every slot; 0 where it is empty
+    weight: jax.Array  # [k, C]; the weight of every slot, 0 if it is empty
     means: jax.Array  # [k, C]
     variances: jax.Array  # [k, C]
 
@@ -88,7 +88,8 @@ def ema(momentum: jax.typing.ArrayLike = 0.99, unbiased: bool = True) -> Estimat
 
     Args:
       momentum: weight of the OLD value, in [0, 1].
-      unbiased: move the variance towards `var * m / (m - 1)`, m counting the batch.
+      unbiased: move the variance towards `var * m / (m - 1)`, where `m` counts the
+        batch.
 
     References:
       Ioffe and Szegedy, arXiv:1502.03167, Section 3.1.
@@ -97,10 +98,10 @@ def ema(momentum: jax.typing.ArrayLike = 0.99, unbiased: bool = True) -> Estimat
 
 
 def debiased(momentum: jax.typing.ArrayLike = 0.99, unbiased: bool = True) -> Estimator:
-    """Returns the exponential average of the batches alone, right from the first batch.
+    """Returns the exponential average of batches alone, correct from the first batch.
 
-    `sum_i w_i batch_i / sum_i w_i`, `w_i = momentum^(t - i)`: nothing is left of the
-    initial mean and variance.
+    The average is `sum_i w_i batch_i / sum_i w_i` with `w_i = momentum^(t - i)`. It
+    contains nothing of the initial mean and variance.
 
     Args:
       momentum: weight of the OLD value, in [0, 1].
@@ -115,8 +116,8 @@ def debiased(momentum: jax.typing.ArrayLike = 0.99, unbiased: bool = True) -> Es
 def cumulative(unbiased: bool = True) -> Estimator:
     """Returns the average over all batches, each with the same weight.
 
-    PyTorch's `momentum=None`. Statistics that were set from outside weigh as much as 99
-    batches.
+    This is PyTorch's `momentum=None`. Statistics that were set from outside weigh as
+    much as 99 batches.
 
     Args:
       unbiased: average `var * m / (m - 1)` instead of `var`.
@@ -133,7 +134,8 @@ def window(batches: int = 100, unbiased: bool = True) -> Estimator:
     Statistics that were set from outside take the place of all batches in the window.
 
     Args:
-      batches: how many; their statistics are kept, `[batches, C]` twice.
+      batches: the number of batches. Their statistics are kept, in two arrays of shape
+        `[batches, C]`.
       unbiased: average `var * m / (m - 1)` instead of `var`.
 
     Raises:
@@ -149,7 +151,7 @@ Name = Literal["ema", "debiased", "cumulative", "window"]
 
 
 def named(name: Name, momentum: jax.typing.ArrayLike, unbiased: bool) -> Estimator:
-    """Returns one of `NAMES`; those that average batches alike have no momentum."""
+    """Returns one of `NAMES`; only "ema" and "debiased" have a momentum."""
     if name == "ema":
         return ema(momentum, unbiased)
     if name == "debiased":
@@ -192,7 +194,7 @@ class _Debiased:
         return _init_weighted(shape, dtype)
 
     def update(self, state: Weighted, moments: moments_lib.Moments) -> Weighted:
-        # The weights of infinitely many batches add up to 1.
+        # An established state weighs 1, as infinitely many batches do.
         state = _with_established_weight(state, 1.0)
         decay, gain = self.momentum, 1 - self.momentum
         return _update_weighted(state, moments, decay, gain, self.unbiased)
@@ -248,7 +250,7 @@ class _Window:
         new = Window(mean, var, weight, means, variances)
 
         def kept(new: jax.Array, old: jax.Array) -> jax.Array:
-            rows = range(new.ndim - usable.ndim)  # A slot axis stands before.
+            rows = range(new.ndim - usable.ndim)  # The axis of slots comes first.
             return jnp.where(jnp.expand_dims(usable, rows), new, old)
 
         return jax.lax.stop_gradient(jax.tree.map(kept, new, state))
@@ -275,7 +277,7 @@ def _update_weighted(
     batch, count = running.of_batch(old, moments, unbiased)
     usable = running.is_usable(batch, count)
     weight = jnp.asarray(decay * state.weight + gain, state.weight.dtype)
-    # With a momentum of 1 the weight stays 0, and the state stays what it is.
+    # With a momentum of 1 the weight stays 0, and the state does not change.
     share = jnp.where(weight > 0, gain / jnp.where(weight > 0, weight, 1), 0)
 
     def move(old: jax.Array, new: jax.Array) -> jax.Array:
@@ -288,14 +290,15 @@ def _update_weighted(
 
 
 def _is_initial(state: Weighted | Window) -> jax.Array:
-    """Returns where mean and variance are the 0 and 1 that a state begins with."""
+    """Returns where mean and variance are the 0 and 1 of a new state."""
     return (state.mean == 0) & (state.var == 1)
 
 
 def _with_established_weight(state: Weighted, weight: float) -> Weighted:
     """Returns the state with a weight for statistics that were set from outside.
 
-    They have none, as before the first batch, but are not the initial ones.
+    Such statistics have no weight, as before the first batch, but are not the initial
+    ones.
     """
     was_set = (state.weight == 0) & ~_is_initial(state)
     return state._replace(weight=jnp.where(was_set, weight, state.weight))
@@ -304,9 +307,9 @@ def _with_established_weight(state: Weighted, weight: float) -> Weighted:
 def _established_slots(state: Window) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns weights, means and variances of the slots, with the average of the state.
 
-    Where mean and variance are not the average of the slots, they were set from outside
+    If mean and variance are not the average of the slots, they were set from outside
     and take the place of what the slots hold. The tolerance is far above the rounding
-    of an average, and what it lets pass does not matter.
+    of an average. A difference below the tolerance does not matter.
     """
     weight, means, variances = state.weight, state.means, state.variances
     mean, var = _averages(weight, means, variances)
@@ -326,6 +329,6 @@ def _averages(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the weighted averages over the slots, `[C]` each."""
     total = jnp.sum(weight, 0, keepdims=True)
-    # Each is scaled first: a sum could overflow where the average does not.
+    # Each slot is scaled first: a sum could overflow where the average does not.
     share = weight / jnp.where(total > 0, total, 1)
     return jnp.sum(share * means, 0), jnp.sum(share * variances, 0)

@@ -1,25 +1,27 @@
 """Mean and variance of the elements that one device holds, in several forms.
 
-Five forms of the variance, one function each, keep one contract: within 1e-4 of the
-true one for |mean|/std up to 1e4 ("fast" excepted). Which is cheapest depends on the
-platform:
+There are five forms of the variance, one function each. All but "fast" are within 1e-4
+of the true variance for |mean|/std up to 1e4. The platform decides which form is
+cheapest:
 
-- "fast", `E[x^2] - E[x]^2`: one pass, but it loses `(mean/std)^2` of its precision.
-- "checked": the same, and a second pass, about the mean that is then known, only where
-  some channel shows that it lost too much. One collective as a rule under jit. For a
-  CPU, where a pass costs most, and for a TPU where x is too large for its fast memory;
-  a conditional keeps x out of a TPU's fast memory, and outside of CUDA graphs it makes
-  a GPU wait for the host.
-- "two_pass": the second pass always.
-- "sliced": two passes, the second of which adds slices of x before it sums, which a TPU
-  does in half the time. For a TPU where x is small and may stay in fast memory.
-- "shifted": one pass over `x - s`, s the mean of a k-th part of x. By Cauchy-Schwarz
-  `|mean - s|^2 <= k * var` whatever x holds, so no more than a factor k is lost. For a
-  GPU, which reads x once and needs no conditional; a TPU would have to read x once more
-  than the convolution that makes it.
+- "fast", `E[x^2] - E[x]^2`: one pass, but it loses a factor `(mean/std)^2` of its
+  precision.
+- "checked": the fast form, and a second pass about its mean only if some channel lost
+  too much precision. Under jit this is one collective as a rule. It suits a CPU, where
+  a pass costs most, and a TPU if x is too large for its fast memory. A conditional
+  keeps x out of a TPU's fast memory, and outside of CUDA graphs it makes a GPU wait for
+  the host.
+- "two_pass": always a second pass.
+- "sliced": two passes. The second one adds slices of x before it sums, which a TPU does
+  in half the time. It suits a TPU if x is small enough to stay in fast memory.
+- "shifted": one pass over `x - s`, where s is the mean of a k-th part of x. By
+  Cauchy-Schwarz `|mean - s|^2 <= k * var` for every x, so that at most a factor k of
+  the precision is lost. It suits a GPU, which reads x once and needs no conditional. A
+  TPU would have to read x once more than the convolution that computes it.
 
-Each takes the axes to reduce, the dtype of the moments, `x` with zeros outside the
-mask, the mask or None, and the count; and gives mean, variance and tail of the mean.
+Each function takes the axes to reduce, the dtype of the moments, `x` with zeros outside
+the mask, the mask or None, and the count. It returns mean, variance and tail of the
+mean.
 
 `jax.export` may trace an array whose sizes are symbols instead of integers. A form that
 depends on a size then makes the choice that is right for every size.
@@ -38,22 +40,22 @@ from jaxbn.core import barriers, moments, reduction
 # and 50 MB.
 _FAST_MEMORY = 25 * 2**20
 
-# How many slices a TPU adds before it sums. With more it makes several kernels.
+# The most slices that are added before a sum. With more, a TPU needs several kernels.
 _SLICES = 8
 
 # "shifted" takes its shift from at least a 64th of x.
 _PARTS = 64
 
-# The binary logarithm of more elements than an array of symbolic size will have. Scaled
-# by so much, means below 1e-28 are rounded; the squares of such values are 0 anyway.
+# An array of symbolic size is assumed to have at most 2**32 elements. Scaling by this
+# number rounds means below 1e-28, but the squares of such values are 0 anyway.
 _MANY = 32
 
-# Mean, variance, and what the mean rounds away.
+# Mean, variance and tail; the tail is the part that the mean rounds away.
 Parts = tuple[jax.Array, jax.Array, jax.Array]
 
 
 def auto(axes, dtype, x, mask, count) -> Parts:
-    """The stable form that is cheapest where the program runs."""
+    """Computes the stable form that is cheapest where the program runs."""
     size = _bytes_on_a_device(x)
     small = isinstance(size, int) and size <= _FAST_MEMORY
     tpu = sliced if small else checked
@@ -61,7 +63,7 @@ def auto(axes, dtype, x, mask, count) -> Parts:
 
 
 def unconditional(axes, dtype, x, mask, count) -> Parts:
-    """The cheapest stable form that has no conditional."""
+    """Computes the cheapest stable form that has no conditional."""
     return _on_platform(axes, dtype, x, mask, count, cpu=two_pass, tpu=sliced)
 
 
@@ -72,13 +74,16 @@ def _on_platform(axes, dtype, x, mask, count, **forms) -> Parts:
 
 
 def _bytes_on_a_device(x: jax.Array) -> int:
-    """Of `x`: all of it unless a mesh of Explicit axes says how it is split."""
+    """Returns the bytes of `x` on one device.
+
+    Without a mesh of Explicit axes the split is not known, and all bytes are counted.
+    """
     shards = math.prod(reduction.explicit_shards(x, axis) for axis in range(x.ndim))
     return x.size * x.dtype.itemsize // shards
 
 
 def fast(axes, dtype, x, mask, count) -> Parts:
-    """`E[x^2] - E[x]^2`, however much precision that loses."""
+    """Computes `E[x^2] - E[x]^2`, whatever precision that loses."""
     del mask  # Elements outside it are 0 already.
     one, other = (part.astype(dtype) for part in barriers.widened_alone(x, x))
     mean = _mean(one, axes, count)
@@ -88,11 +93,11 @@ def fast(axes, dtype, x, mask, count) -> Parts:
 
 
 def checked(axes, dtype, x, mask, count) -> Parts:
-    """The fast form, and a second pass where that lost too much."""
+    """Computes the fast form, and makes a second pass if that lost too much."""
     mean, var, tail = fast(axes, dtype, x, mask, count)
 
     def again() -> Parts:
-        # Where the sum overflowed the squares do so too, about any centre.
+        # Where the sum overflowed, the squares do so too, about any centre.
         center = jnp.where(jnp.isfinite(mean), mean, 0)
         return _centered(axes, dtype, x, mask, count, center)
 
@@ -101,17 +106,17 @@ def checked(axes, dtype, x, mask, count) -> Parts:
 
 
 def two_pass(axes, dtype, x, mask, count) -> Parts:
-    """The mean, then moments about it."""
+    """Computes the mean, then the moments about it."""
     one, other = barriers.widened_alone(x, x)
     center = _scaled_mean(one.astype(dtype), axes, count)
     return _centered(axes, dtype, other, mask, count, center)
 
 
 def sliced(axes, dtype, x, mask, count) -> Parts:
-    """Two passes whose second one adds slices of a spatial axis before it sums.
+    """Makes two passes; the second one adds slices of a spatial axis before it sums.
 
-    A TPU adds arrays several times as fast as it sums over them. Not slices of the
-    batch, which may be sharded.
+    A TPU adds arrays several times as fast as it sums over them. The batch is not
+    sliced, because it may be sharded.
     """
     whole = [a for a in axes[1:] if reduction.explicit_shards(x, a) == 1]
     slices = 1
@@ -140,7 +145,7 @@ def sliced(axes, dtype, x, mask, count) -> Parts:
 
 
 def _added(parts: list[jax.Array]) -> jax.Array:
-    """The sum of the arrays, added in pairs."""
+    """Returns the sum of the arrays, added in pairs."""
     while len(parts) > 1:
         pairs = zip(parts[::2], parts[1::2], strict=False)
         odd = parts[-1:] if len(parts) % 2 else []
@@ -149,11 +154,11 @@ def _added(parts: list[jax.Array]) -> jax.Array:
 
 
 def shifted(axes, dtype, x, mask, count) -> Parts:
-    """Moments about the mean of a part of x: of a few places of every example.
+    """Computes moments about the mean of a part of x: a few places of every example.
 
-    Not of a few examples, which a batch sharded under jit would have to send to all
-    devices. Masks, under which the part may hold nothing, and arrays without spatial
-    axes, or with symbolic sizes of these, take two passes.
+    The part is not a few examples, which a batch sharded under jit would have to send
+    to all devices. An array with a mask takes two passes, because the part may hold no
+    valid element. So do arrays without spatial axes, or with symbolic sizes of these.
     """
     spatial = [a for a in axes[1:] if reduction.explicit_shards(x, a) == 1]
     known = all(isinstance(x.shape[a], int) for a in spatial)
@@ -165,15 +170,15 @@ def shifted(axes, dtype, x, mask, count) -> Parts:
         part = jax.lax.slice_in_dim(part, 0, size, axis=axis)
         parts = max(1, parts * size // x.shape[axis])
     center = _mean(part.astype(dtype), axes, count * (part.size / x.size))
-    # Where that sum overflowed the squares do so too, about any centre.
+    # Where that sum overflowed, the squares do so too, about any centre.
     center = jnp.where(jnp.isfinite(center), center, 0)
     return _centered(axes, dtype, x, None, count, center)
 
 
 def _centered(axes, dtype, x, mask, count, center) -> Parts:
-    """Moments about a known centre: one pass over x."""
+    """Computes moments about a known centre in one pass over x."""
     # XLA:CPU would store a difference that two sums share, so each has its own. Other
-    # platforms make one of the two.
+    # platforms merge the two.
     other, unshared = barriers.unshared(x, center)
     left = x.astype(dtype) - jnp.expand_dims(center, axes)
     right = other.astype(dtype) - jnp.expand_dims(unshared, axes)
@@ -185,15 +190,16 @@ def _centered(axes, dtype, x, mask, count, center) -> Parts:
 
 
 def _mean(values: jax.Array, axes: tuple[int, ...], count: jax.Array) -> jax.Array:
-    """Sum over count, summed in float32 or wider, in the dtype of the values."""
+    """Returns the mean in the dtype of the values, summed in float32 or wider."""
     total = jnp.sum(values, axes, dtype=reduction.reduction_dtype(values.dtype))
     return (total / jnp.maximum(count, 1)).astype(values.dtype)
 
 
 def _scaled_mean(values: jax.Array, axes: tuple[int, ...], count: jax.Array):
-    """The same for a sum that could overflow where its mean does not.
+    """Returns the mean, also where the sum would overflow and the mean does not.
 
-    Scaled by a power of two, so that nothing is rounded; not free on a CPU.
+    The values are scaled by a power of two, so that nothing is rounded. The scaling
+    costs time on a CPU.
     """
     number = math.prod(values.shape[a] for a in axes)
     known = isinstance(number, int)

@@ -14,25 +14,26 @@ from jaxbn.core import forms, moments, reduction
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-# Without jit an eager `lax.cond` would compile its branches at every call. In an outer
-# jit this one is inlined, and traced once for all layers of one shape.
+# Without jit an eager `lax.cond` would compile its branches at every call. An outer
+# jit inlines this one, and traces it once for all layers of one shape.
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def local_moments(
     how: reduction.Reduction, x: jax.Array, mask: jax.Array | None
 ) -> moments.Moments:
-    """Moments of the elements that this device (or this global array) holds.
+    """Computes the moments of the elements that this device (or global array) holds.
 
     Args:
-      how: axes, form and dtype; its axis name and groups are not used.
+      how: axes, form and dtype; the devices in it are not used.
       x: `[N, ..., C]`.
       mask: boolean of the rank of `x` that broadcasts to it, or None.
 
     Returns:
-      `Moments`, `[C]` each; the count has one element on axes that the mask lacks.
+      `Moments`, `[C]` each. The count has size 1 on axes along which the mask does not
+      vary.
     """
     axes = reduction.reduction_axes(x.ndim, how.feature_axes)
     dtype = jnp.dtype(how.dtype or reduction.reduction_dtype(x.dtype))
-    if mask is not None:  # First of all, or masked NaN would reach derivatives.
+    if mask is not None:  # This comes first, or masked NaN would reach derivatives.
         x = jnp.where(mask, x, 0)
     count = _count(x, axes, mask)
     form = forms.FORMS[how.variance]
@@ -54,7 +55,10 @@ def _local_moments_jvp(how, primals, tangents):
 
 
 def _tangent(how, x, mask, made, dx):
-    """Of mean and variance: `mean(dx)` and `2 mean(Re(conj(x - mean) dx))`."""
+    """Returns the tangents of mean and variance.
+
+    They are `mean(dx)` and `2 mean(Re(conj(x - mean) dx))`.
+    """
     axes = reduction.reduction_axes(x.ndim, how.feature_axes)
     wide = made.mean.dtype
     if mask is not None:
@@ -62,7 +66,7 @@ def _tangent(how, x, mask, made, dx):
     centered = x.astype(wide) - jnp.expand_dims(made.mean, axes)
     centered = centered - jnp.expand_dims(made.tail, axes)
     dx = dx.astype(wide)
-    if mask is not None:  # Before it is multiplied, or NaN would reach derivatives.
+    if mask is not None:  # This precedes the product, or NaN would reach derivatives.
         dx = jnp.where(mask, dx, 0)
     product = (jnp.conj(centered) * dx).real
     divisor = jnp.maximum(made.count, 1)
@@ -71,7 +75,10 @@ def _tangent(how, x, mask, made, dx):
 
 
 def _count(x: jax.Array, axes: tuple[int, ...], mask: jax.Array | None) -> jax.Array:
-    """Valid elements per channel, `[C]`, or of size one on axes the mask lacks."""
+    """Returns the number of valid elements per channel.
+
+    The shape is `[C]`, with size 1 on axes along which the mask does not vary.
+    """
     real = reduction.real_dtype(reduction.reduction_dtype(x.dtype))
     if mask is None:
         ones = (1,) * (x.ndim - len(axes))

@@ -1,8 +1,9 @@
-"""Moments of a batch: count, mean and variance of every channel, and their union.
+"""Moments of a batch: count, mean and variance of every channel, and their merging.
 
-A mean is known to two floats, `mean + tail`. At |mean|/std = 1e4 a float32 mean is
-wrong by 5e-4 std, which a merge would turn into variance and the backward pass into a
-gradient of the scale; the second float keeps what the first one rounds away.
+A mean is stored in two floats, `mean + tail`. At |mean|/std = 1e4 a float32 mean is
+wrong by 5e-4 std. A merge would turn this error into variance, and the backward pass
+would turn it into a gradient of the scale. The second float keeps what the first one
+rounds away.
 """
 
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-# JAX rebuilds moments of any leaves, None among them, so None cannot mean "not given".
+# JAX rebuilds moments from any leaves, also None, so None cannot mean "not given".
 _ZEROS: Any = object()
 
 
@@ -28,26 +29,27 @@ class Moments(_Moments):
       count: `[C]`, real; the number of elements that were reduced.
       mean: `[C]`.
       var: `[C]`, real; biased, which means divided by `count`.
-      tail: `[C]`; what `mean` rounds away. Zeros of the shape of `mean` by default, so
-        that `lax.scan` can carry the result of `merge_moments`.
+      tail: `[C]`; the part that `mean` rounds away. The default is zeros of the shape
+        of `mean`, so that `lax.scan` can carry the result of `merge_moments`.
     """
 
     __slots__ = ()
 
     def __new__(cls, count: Any, mean: Any, var: Any, tail: Any = _ZEROS) -> "Moments":
-        """Makes moments of four arrays, or of three and a tail of zeros."""
+        """Makes moments from four arrays, or from three and a tail of zeros."""
         tail = jnp.zeros_like(mean) if tail is _ZEROS else tail
         return super().__new__(cls, count, mean, var, tail)
 
 
 def merge_moments(a: Moments, b: Moments) -> Moments:
-    """Moments of the union of two disjoint batches.
+    """Returns the moments of the union of two disjoint batches.
 
-    Associative and commutative up to rounding; a side of count 0 is neutral.
+    The merge is associative and commutative up to rounding. A side of count 0 is
+    neutral.
 
     Args:
       a: moments of one batch, `[C]` each.
-      b: moments of another, same shapes.
+      b: moments of another batch, same shapes.
 
     Returns:
       `Moments` of both batches together, `[C]` each.
@@ -64,7 +66,7 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
     """
     count = a.count + b.count
     sides = [(side, side.count / jnp.maximum(count, 1)) for side in (a, b)]
-    # Not of an array of both: sums over two rows would be kernels of their own.
+    # The sides are not stacked, because sums over two rows would be separate kernels.
     reference = offset = jnp.zeros_like(a.mean)
     square = jnp.zeros_like(a.var)
     for side, weight in sides:
@@ -78,11 +80,11 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
 
 
 def merge_rows(rows: Moments) -> Moments:
-    """Moments of the union of the batches in `rows`, stacked along axis 0.
+    """Returns the moments of the union of the batches in `rows`, stacked along axis 0.
 
     Args:
-      rows: `[rows, C]` each; the counts may have one element where they are the same
-        for all channels.
+      rows: `[rows, C]` each. The counts may have one element if they are the same for
+        all channels.
     """
     count = jnp.sum(rows.count, 0, keepdims=True)
     weight = rows.count / jnp.maximum(count, 1)
@@ -96,16 +98,17 @@ def merge_rows(rows: Moments) -> Moments:
 
 
 def count_per_channel(moments: Moments) -> Moments:
-    """The same with a count for each channel, where there was one for all."""
+    """Returns the moments with one count per channel, even if all share one."""
     count = jnp.broadcast_to(moments.count, moments.mean.shape)
     return moments._replace(count=count)
 
 
 def well_conditioned(mean: jax.Array, var: jax.Array) -> jax.Array:
-    """Whether `var`, made as `E[x^2] - E[x]^2`, is accurate to 1e-4 in all channels.
+    """Returns whether the fast form of `var` is accurate to 1e-4 in all channels.
 
-    With `var >= 0.04 * |mean|^2` the formula magnifies rounding, which is up to 2e-6
-    for a float32 sum, at most 26 times. Overflow and NaN are not accurate.
+    The fast form is `E[x^2] - E[x]^2`. With `var >= 0.04 * |mean|^2` it magnifies
+    rounding, which is up to 2e-6 for a float32 sum, at most 26 times. Overflow and NaN
+    do not count as accurate.
     """
     return jnp.all((var >= 0.04 * abs_square(mean)) & jnp.isfinite(var))
 
@@ -113,31 +116,31 @@ def well_conditioned(mean: jax.Array, var: jax.Array) -> jax.Array:
 def about(
     center: jax.Array, offset: jax.Array, square: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Mean, variance and tail, from the first two moments about a centre.
+    """Returns mean, variance and tail from the first two moments about a centre.
 
-    A variance that rounding alone can explain is 0: that of a constant channel, whose
-    mean is seldom a float.
+    A variance that rounding alone can explain becomes 0. A constant channel has such a
+    variance, because its computed mean is seldom exact.
 
     Args:
-      center: near the mean, `[C]`.
-      offset: mean of the differences from it, `[C]`.
-      square: mean of their absolute squares, `[C]`.
+      center: a value near the mean, `[C]`.
+      offset: the mean of the differences from it, `[C]`.
+      square: the mean of their absolute squares, `[C]`.
     """
-    # A difference that overflows may have a mean of NaN. The infinite variance tells of
-    # it, so that the mean stays finite.
+    # Differences that overflow may have a mean of NaN. The infinite variance shows the
+    # overflow, so the mean can stay finite.
     overflow = jnp.isinf(square)
     offset = jnp.where(overflow & ~jnp.isfinite(offset), 0, offset)
     mean = center + offset
     var = square - jnp.where(overflow, 0, abs_square(offset))
     eps = float(jnp.finfo(mean.dtype).eps)
     noise = 100 * eps * abs_square(offset) + jnp.square(16 * eps**2 * jnp.abs(mean))
-    # The comparison is false for NaN, which therefore stays.
+    # The comparison is false for NaN, so that NaN stays.
     var = jnp.where((var <= noise) & ~overflow, 0, var)
     return mean, var, (center - mean) + offset
 
 
 def abs_square(x: jax.Array) -> jax.Array:
-    """`|x|^2`, real also for complex `x`."""
+    """Returns `|x|^2`, which is real also for complex `x`."""
     if jnp.iscomplexobj(x):
         return jnp.square(x.real) + jnp.square(x.imag)
     return jnp.square(x)

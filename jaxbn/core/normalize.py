@@ -1,10 +1,11 @@
-"""The op: moments of the batch, then what is made of them, and one derivative rule.
+"""The op: moments of the batch, the output, and one derivative rule.
 
-The rule (`tangent`) is wrapped in `jax.checkpoint`, so that the backward pass keeps `x`
-in its own dtype and `[C]` arrays, and nothing else of the size of `x`: what the
-activation's derivative needs is made of them again. Mask and residual, if given, are
-kept as they are; for ReLU and leaky ReLU the output takes the place of the residual,
-which the next layer keeps anyway. In place, it keeps the output instead of `x`.
+The rule (`tangent`) is wrapped in `jax.checkpoint`. The backward pass therefore keeps
+`x` in its own dtype and `[C]` arrays, and nothing else of the size of `x`. It computes
+again what the derivative of the activation needs. Mask and residual, if given, are kept
+as they are. For ReLU and leaky ReLU the output takes the place of the residual, because
+the next layer keeps the output anyway. In place, the op keeps the output instead of
+`x`.
 """
 
 import functools
@@ -26,11 +27,12 @@ _policy = jax.checkpoint_policies.save_from_both_policies(
 
 
 def dots_and_moments_saveable(*args, **params):
-    """Policy for `jax.checkpoint`: keeps products and moments, recomputes the rest.
+    """Makes `jax.checkpoint` keep products and moments, and recompute the rest.
 
-    What matrix products and convolutions make is kept, and the moments of every layer,
-    which may have taken a collective; normalisation and activation, of any kind, are
-    computed again in the backward pass.
+    This function is a policy. It keeps the results of matrix products and convolutions.
+    It also keeps the moments of every layer, which may have taken a collective. The
+    backward pass computes normalisation and activation again, whatever the activation
+    is.
 
     Example:
       >>> block = jax.checkpoint(jnp.tanh, policy=dots_and_moments_saveable)
@@ -39,10 +41,10 @@ def dots_and_moments_saveable(*args, **params):
 
 
 class _Forward(NamedTuple):
-    """What the forward pass makes on its way to the output."""
+    """The results of the forward pass, from the moments to the output."""
 
     mine: moments.Moments  # The moments of this device's group.
-    groups: moments.Moments  # Those of all groups.
+    groups: moments.Moments  # The moments of all groups.
     center: affine.Center
     scale: jax.Array  # Scale and bias after `output.correct`.
     bias: jax.Array
@@ -62,23 +64,25 @@ def normalize(
 ) -> tuple[jax.Array, moments.Moments]:
     """Normalises `x` by the moments of its batch.
 
-    Elements outside the mask are normalised too, as in Flax; where that gives nothing
-    finite they become the bias. The moments returned carry no derivative: the running
-    statistics are made of them.
+    Elements outside the mask are normalised too, as in Flax. They become the bias if
+    their result is not finite. The returned moments carry no derivative: they are for
+    the running statistics.
 
     Args:
-      how: how the moments are made.
-      output: what is made of them.
+      how: the settings of the moments.
+      output: the settings of the output.
       x: `[N, ..., C]`.
       scale: `[C]`.
       bias: `[C]`.
       mask: boolean, broadcastable to `x`, or None.
-      residual: added before the activation, of the shape of `x`, or None.
-      context: arrays for `output.correct`; no derivative is taken by them.
+      residual: an array of the shape of `x` that is added before the activation, or
+        None.
+      context: arrays for `output.correct`; no derivative is taken with respect to them.
 
     Returns:
       `y` of the shape of `x` and dtype `output.dtype`, and the `Moments` of the batch,
-      `[C]`, or of each group of devices, `[groups, C]`, the same on all.
+      `[C]`, or of each group of devices, `[groups, C]`. The moments are the same on all
+      devices.
     """
     made = _forward(how, output, x, scale, bias, mask, residual, context)
     return made.y, made.groups
@@ -121,13 +125,16 @@ def _forward(how, output, x, scale, bias, mask, residual, context) -> _Forward:
 
 
 def _corrected(output, mine, context, scale, bias):
-    """Scale and bias such that `gain * x_hat + shift` takes the place of `x_hat`."""
+    """Returns the scale and bias that include `gain` and `shift`.
+
+    Applied to `x_hat`, they give what scale and bias give for `gain * x_hat + shift`.
+    """
     gain, shift = jax.lax.stop_gradient(output.correct(mine, context))
     return scale * gain, bias + scale * shift
 
 
 def _batch_moments(how, x, mask) -> sync.Synced:
-    """Moments of the batch over all devices of the group."""
+    """Computes the moments of the batch over all devices of the group."""
     with jax.named_scope(_MOMENTS):
         synced = sync.sync_moments(how, x, mask)
         return jax.ad_checkpoint.checkpoint_name(synced, _MOMENTS)
@@ -146,19 +153,21 @@ def standardize(
 ) -> jax.Array:
     """Normalises `x` by given statistics, such as those of the population.
 
-    A subtraction and a fused multiply-add per element. The latter alone would round `y`
-    by what `mean` rounds, times `scale / std`: 0.03 for a constant channel of 1000.
+    This takes a subtraction and a fused multiply-add per element. A multiply-add alone
+    would change `y` by the rounding of `mean`, times `scale / std`: by 0.03 for a
+    constant channel of 1000.
 
     Args:
-      output: what to put out.
+      output: the settings of the output.
       feature_axes: canonical channel axes.
       x: `[N, ..., C]`.
       scale: `[C]`.
       bias: `[C]`.
       mean: `[C]`.
       var: `[C]`.
-      residual: added before the activation, of the shape of `x`, or None.
-      mask: outside of it, what gives nothing finite becomes the bias.
+      residual: an array of the shape of `x` that is added before the activation, or
+        None.
+      mask: elements outside of it become the bias if their result is not finite.
 
     Returns:
       `y` of the shape of `x` and dtype `output.dtype`.
@@ -170,18 +179,19 @@ def standardize(
 
 
 def _is_read_again(output: affine.Output, residual: jax.Array | None) -> bool:
-    """Whether the output ends a block, so that it is the next one's residual too."""
+    """Returns whether the output ends a block: then it is the next residual too."""
     return output.activation is not None and residual is not None
 
 
 @functools.lru_cache
 def _recomputed(function: Callable[..., jax.Array], *static):
-    """Keeps the arguments for the backward pass and nothing that is made of them.
+    """Returns the function with a backward pass that keeps only its arguments.
 
-    The same object for the same static arguments, so that JAX traces and transposes it
-    only once for all layers of one shape. Without the barriers that keep XLA from
-    merging what is computed again with what was computed before: they would keep the
-    sums of the backward pass out of the kernel that makes their operand.
+    The same static arguments give the same object, so that JAX traces and transposes it
+    only once for all layers of one shape. `prevent_cse=False` leaves out the barriers
+    that keep XLA from merging what is computed again with what was computed before.
+    They would keep the sums of the backward pass out of the kernel that computes their
+    operand.
     """
     policy = jax.checkpoint_policies.nothing_saveable
     bound = functools.partial(function, *static)

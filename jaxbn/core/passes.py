@@ -1,7 +1,7 @@
-"""Several forward passes, one update of the running statistics.
+"""Several forward passes before one update of the running statistics.
 
-The moments of the passes are merged by their counts, exactly, and the running
-statistics move once, by the moments of the whole.
+The moments of the passes are merged exactly, by their counts. The running statistics
+are updated once, by the merged moments.
 """
 
 import dataclasses
@@ -16,16 +16,16 @@ from jaxbn.core.estimators import Estimator, Shape
 
 
 class Passes(NamedTuple):
-    """What is known after some passes."""
+    """The result of some passes."""
 
-    state: Any  # Of the estimator, before the first of them.
-    moments: moments_lib.Moments  # Of all of them together, [C] each.
+    state: Any  # The state of the estimator before the first pass.
+    moments: moments_lib.Moments  # The moments of all passes together, [C].
     moved: Any  # The state after one update by these moments.
 
 
 @dataclasses.dataclass(frozen=True)
 class Accumulating:
-    """The estimator that merges moments, and moves another by those of all passes.
+    """An estimator that merges moments, and updates another one by those of all passes.
 
     Example:
       >>> from jaxbn.core import estimators
@@ -41,13 +41,13 @@ class Accumulating:
     estimator: Estimator
 
     def init(self, shape: Shape, dtype: jax.typing.DTypeLike) -> Passes:
-        """Returns what is known before the first pass, from a new state."""
+        """Returns the `Passes` before the first pass, from a new state."""
         return before_the_first(self.estimator, self.estimator.init(shape, dtype))
 
     def update(self, state: Passes, moments: moments_lib.Moments) -> Passes:
-        """Returns what is known after one more pass."""
+        """Returns the `Passes` after one more pass."""
         moments = moments_lib.merge_moments(state.moments, moments)
-        # `lax.scan` can carry the result: shapes, dtypes and shardings stay.
+        # Shapes, dtypes and shardings stay, so that `lax.scan` can carry the result.
         moments = jax.tree.map(
             lambda new, old: jnp.asarray(reduction.split_as(new, old), old.dtype),
             moments,
@@ -63,12 +63,12 @@ class Accumulating:
 
 
 def before_the_first(estimator: Estimator, state: Any) -> Passes:
-    """Returns what is known before the first pass, from a state of the estimator."""
+    """Returns the `Passes` before the first pass, from a state of the estimator."""
     return Passes(state, no_moments(estimator.estimate(state)), state)
 
 
 def no_moments(stats: running.BatchStats) -> moments_lib.Moments:
-    """Returns the moments of no element, in float32 or wider, for these channels."""
+    """Returns moments of count 0 for these channels, in float32 or wider."""
     real, mean = (
         jnp.zeros_like(part, reduction.reduction_dtype(part.dtype))
         for part in (stats.var, stats.mean)

@@ -1,11 +1,11 @@
-"""What a device knows of the other devices: their moments, from earlier steps.
+"""The memory that a device has of the other devices' moments in earlier steps.
 
-Only sums over devices travel. Each device subtracts its own part from them, so that
-what is left is that of its peers. Sums are taken about a centre that all devices know,
-the mean of the steps before, so that a large mean does not cancel in them.
+Devices exchange only sums over all devices. Each device subtracts its own part, and the
+sums of the other devices are left. The sums are about a centre that all devices know,
+the mean of the earlier steps, so that a large mean causes no cancellation.
 
-Arrays of one device, or of several simulated ones, are `[devices, C]`; those that are
-the same for all are `[C]`.
+Arrays of one device, or of several simulated ones, are `[devices, C]`. Arrays that are
+the same for all devices are `[C]`.
 """
 
 from typing import NamedTuple
@@ -18,37 +18,40 @@ from jaxbn.core.moments import Moments
 
 
 class Sums(NamedTuple):
-    """What is added up over devices: moments, and what a backward pass has summed."""
+    """The sums over devices: moments, and the two sums of a backward pass."""
 
     count: jax.Array
-    offset: jax.Array  # Of x - center.
-    square: jax.Array  # Of |x - center|^2.
-    gradient: jax.Array  # Of g, the cotangent of x_hat.
-    product: jax.Array  # Of x_hat * g.
+    offset: jax.Array  # The sum of x - center.
+    square: jax.Array  # The sum of |x - center|^2.
+    gradient: jax.Array  # The sum of g, the cotangent of x_hat.
+    product: jax.Array  # The sum of x_hat * g.
 
 
 class Memory(NamedTuple):
-    """Averages over the last steps; counts are those of all of them, decayed."""
+    """Averages over the last steps; the count is the decayed sum of all counts."""
 
     count: jax.Array
     mean: jax.Array
     var: jax.Array
-    gradient: jax.Array  # Per step.
+    gradient: jax.Array  # The average per step.
     product: jax.Array
 
 
 def sums_of(moments: Moments, center: jax.Array) -> Sums:
-    """The moments as sums about a centre; of a backward pass nothing is known yet."""
+    """Returns the moments as sums about a centre.
+
+    The sums of the backward pass are 0, because they are not known yet.
+    """
     count = jnp.broadcast_to(moments.count, moments.mean.shape)
     delta = (moments.mean - center) + moments.tail
     square = moments.var + jnp.square(delta)
-    # An empty device says nothing, whatever its mean.
+    # An empty device sends 0, whatever its mean.
     offset, square = (jnp.where(count > 0, count * part, 0) for part in (delta, square))
     return Sums(count, offset, square, jnp.zeros_like(delta), jnp.zeros_like(delta))
 
 
 def moments_of(sums: Sums, center: jax.Array) -> Moments:
-    """The moments again, to rounding."""
+    """Returns the moments from sums about a centre, up to rounding."""
     divisor = jnp.maximum(sums.count, 1)
     mean, var, tail = moments_lib.about(
         center, sums.offset / divisor, sums.square / divisor
@@ -57,11 +60,11 @@ def moments_of(sums: Sums, center: jax.Array) -> Moments:
 
 
 def is_accurate(sums: Sums, center: jax.Array) -> jax.Array:
-    """Where the centre is within 30 standard deviations of the mean.
+    """Returns where the centre is within 30 standard deviations of the mean.
 
-    The variance is then right to some 1e-4: its rounding, of the few values that are
-    summed, is magnified a thousand times at most. A constant channel is right if the
-    centre is its value but for rounding.
+    The variance is then correct to about 1e-4: the rounding of the few values that are
+    summed is magnified a thousand times at most. A constant channel is accurate if the
+    centre is its value up to rounding.
     """
     divisor = jnp.maximum(sums.count, 1)
     offset = sums.offset / divisor
@@ -77,14 +80,14 @@ def remembered(
     decay: float,
     share: jax.Array,
 ) -> Memory:
-    """The memory after one more step.
+    """Returns the memory after one more step.
 
     Args:
-      memory: of the steps before.
-      sums: of the last step.
-      center: what they are about.
-      decay: how much older steps weigh, in [0, 1).
-      share: of the last step among all: `1 / sum over steps of decay^age`.
+      memory: the memory of the steps before.
+      sums: the sums of the last step.
+      center: the centre of these sums.
+      decay: the factor by which each step reduces the weight of older ones, in [0, 1).
+      share: the weight of the last step among all: `1 / sum over steps of decay^age`.
     """
     old = Moments(decay * memory.count, memory.mean, memory.var)
     merged = moments_lib.merge_moments(old, moments_of(sums, center))
@@ -99,12 +102,13 @@ def remembered(
 
 
 def without(everyone: Memory, own: Memory) -> Memory:
-    """What is known of all devices but one's own: the others' memory, `[devices, C]`.
+    """Returns the memory of all devices except this one, `[devices, C]`.
 
-    By the law of total variance, about the mean of all: own and others' squares add up.
+    By the law of total variance, the squares about the mean of all devices are the sum
+    of this device's squares and those of the others.
     """
     count = everyone.count - own.count
-    # Where there is nobody else, counts may differ by rounding.
+    # If there are no other devices, the counts may differ by rounding.
     others = count > 1e-5 * everyone.count
     divisor = jnp.where(others, count, 1)
     delta = own.mean - everyone.mean

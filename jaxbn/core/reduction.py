@@ -1,4 +1,4 @@
-"""How to reduce: over which axes and devices, in which dtype and form."""
+"""The settings of a reduction: its axes and devices, its dtype and form."""
 
 import math
 from collections.abc import Hashable
@@ -20,12 +20,12 @@ class Devices(NamedTuple):
     """The devices along a mapped axis, and which of them share statistics."""
 
     axis_name: AxisName  # Bound by pmap, vmap or shard_map.
-    size: int  # How many there are.
+    size: int  # The number of devices.
     groups: AxisIndexGroups | None = None  # All of one size; None: one group.
 
 
 class Reduction(NamedTuple):
-    """How the moments of a batch are made: hashable, so `jit` can hold it static."""
+    """The settings of the moments; hashable, so that `jit` can take them as static."""
 
     feature_axes: tuple[int, ...]  # Canonical; all other axes are reduced.
     variance: Variance = "auto"
@@ -34,12 +34,15 @@ class Reduction(NamedTuple):
 
 
 def reduction_axes(ndim: int, feature_axes: tuple[int, ...]) -> tuple[int, ...]:
-    """All axes of an array but its channel axes."""
+    """Returns all axes of an array except its channel axes."""
     return tuple(a for a in range(ndim) if a not in feature_axes)
 
 
 def explicit_shards(x: jax.Array, axis: int) -> int:
-    """Parts into which a mesh of Explicit axes splits an axis; others are not known."""
+    """Returns the number of shards into which a mesh of Explicit axes splits an axis.
+
+    A split over other axes of a mesh is not known, and counts as 1.
+    """
     sharding = jax.typeof(x).sharding
     names = sharding.spec[axis] or ()
     names = names if isinstance(names, tuple) else (names,)
@@ -49,7 +52,10 @@ def explicit_shards(x: jax.Array, axis: int) -> int:
 def split_as_channels(
     array: jax.Array, x: jax.Array, feature_axes: tuple[int, ...]
 ) -> jax.Array:
-    """`array`, `[C]`, split as a mesh of Explicit axes splits the channels of `x`."""
+    """Returns `array`, `[C]`, split over devices as the channels of `x`.
+
+    This matters only on a mesh of Explicit axes.
+    """
     sharding = jax.typeof(x).sharding
     if sharding.mesh.empty:
         return array
@@ -57,7 +63,10 @@ def split_as_channels(
 
 
 def split_as(array: jax.Array, other: jax.Array) -> jax.Array:
-    """`array` split as a mesh of Explicit axes splits `other`, of the same shape."""
+    """Returns `array` split over devices as `other`, which has the same shape.
+
+    This matters only on a mesh of Explicit axes.
+    """
     return _resharded(array, jax.typeof(other).sharding.spec)
 
 
@@ -69,18 +78,18 @@ def _resharded(array: jax.Array, spec: jax.P) -> jax.Array:
 
 
 def varying_axes(x: jax.Array) -> frozenset[Any]:
-    """Axes of a checked shard_map along which `x` may differ; none elsewhere."""
+    """Returns the axes of a checked shard_map along which `x` may differ; else none."""
     try:
         return jax.typeof(x).manual_axis_type.varying
-    except AttributeError:  # Named otherwise in some versions of JAX.
+    except AttributeError:  # Some versions of JAX use another name.
         return getattr(jax.typeof(x), "vma", frozenset())
 
 
 def real_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
-    """The dtype of the absolute value of values of an inexact `dtype`."""
+    """Returns the dtype of the absolute value of values of an inexact `dtype`."""
     return jnp.finfo(dtype).dtype
 
 
 def reduction_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
-    """The dtype in which values of `dtype` are summed: float32 or wider."""
+    """Returns the dtype in which values of `dtype` are summed: float32 or wider."""
     return jnp.promote_types(dtype, jnp.float32)

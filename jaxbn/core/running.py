@@ -28,11 +28,11 @@ def init_batch_stats(
     shape: int | Sequence[int],
     dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> BatchStats:
-    """Mean 0 and variance 1, as in Flax.
+    """Returns mean 0 and variance 1, as in Flax.
 
     Args:
-      shape: of the channels, `C` or `(C,)`, or one size per channel axis.
-      dtype: of the mean; the variance has its real counterpart.
+      shape: the shape of the channels: `C`, `(C,)`, or one size per channel axis.
+      dtype: the dtype of the mean; the variance has the real dtype that belongs to it.
 
     Returns:
       `BatchStats` of the given shape.
@@ -63,7 +63,7 @@ def update_batch_stats(
       unbiased: estimate the population's variance, `var * m / (m - 1)`.
 
     Returns:
-      New `BatchStats`, same shapes and dtypes.
+      New `BatchStats` of the same shapes and dtypes.
 
     Example:
       >>> ones = jnp.ones(1)
@@ -88,10 +88,10 @@ def update_batch_stats(
 def of_batch(
     batch_stats: BatchStats, moments: moments_lib.Moments, unbiased: bool
 ) -> tuple[BatchStats, jax.Array]:
-    """What one batch says of the population, and its elements per channel.
+    """Returns one batch's estimate of the population, and its elements per channel.
 
     Args:
-      batch_stats: current statistics; on a mesh of Explicit axes the result is split as
+      batch_stats: current statistics. On a mesh of Explicit axes the result is split as
         they are.
       moments: moments of the global batch, `[C]` each.
       unbiased: estimate the population's variance, `var * m / (m - 1)`.
@@ -107,5 +107,5 @@ def of_batch(
 
 
 def is_usable(stats: BatchStats, count: jax.Array) -> jax.Array:
-    """Where there are two values or more and statistics are finite, `[C]`."""
+    """Returns where the count is at least two and the statistics are finite, `[C]`."""
     return (count > 1) & jnp.isfinite(stats.mean) & jnp.isfinite(stats.var)

@@ -1,8 +1,8 @@
-"""A batch normalised in parts: the parts become one more axis of channels.
+"""Splits a batch into parts with statistics of their own, along a new channel axis.
 
-Without an axis name these parts are what shares statistics (Ghost Batch Normalization),
-also the parts that devices hold of an array sharded under jit. Where they follow the
-shards there is no collective.
+Without an axis name, groups are such parts (Ghost Batch Normalization). This includes
+the parts that devices hold of an array that is sharded under jit. If the parts follow
+the shards, there is no collective.
 """
 
 from typing import NamedTuple
@@ -18,7 +18,7 @@ class SubBatches(NamedTuple):
     x: jax.Array
     mask: jax.Array | None
     feature_axes: tuple[int, ...]  # The axis of the groups is one of them.
-    position: int  # Where the groups stand among the feature axes.
+    position: int  # The position of the groups in `feature_axes`.
 
 
 def split(
@@ -27,10 +27,10 @@ def split(
     feature_axes: tuple[int, ...],
     group_size: int,
 ) -> SubBatches:
-    """Makes the groups another channel axis: statistics of their own, `[groups, C]`.
+    """Makes the groups another channel axis, so that statistics are `[groups, C]`.
 
     Args:
-      x: `[N, ..., C]`, its channels anywhere.
+      x: `[N, ..., C]`; the channel axes may stand anywhere.
       mask: boolean of the rank of `x`, or None.
       feature_axes: canonical channel axes.
       group_size: examples per group, a divisor of N.

@@ -1,14 +1,15 @@
-"""Moments of one device -> moments of every group of devices.
+"""Merges the moments of single devices into moments of every group of devices.
 
-One collective, exact for unequal and empty shards: each device writes its moments into
-its row of an array of zeros, the sum over devices gives every device all rows, and the
-rows are merged by their counts (Chan). Groups are rows merged apart; that works in
-pmap, vmap and shard_map alike, also where `jax.lax.psum` takes no `axis_index_groups`.
+This takes one collective, and is exact for unequal and empty shards. Each device writes
+its moments into its row of an array of zeros. The sum over devices gives every device
+all rows, and the rows are merged by their counts (Chan). Groups merge only their own
+rows. That works in pmap, vmap and shard_map alike, also where `jax.lax.psum` takes no
+`axis_index_groups`.
 
-The rows grow with the number of devices. Beyond `MAX_ROWS` sums of moments about 0 are
-added up, and a second time about the mean where the data are ill conditioned; on a GPU
-always. Where each device normalises by its own moments, only the union of all is made,
-because the running statistics follow nothing else.
+The rows grow with the number of devices. Beyond `MAX_ROWS` devices, sums of moments
+about 0 are added up instead. They are added up a second time, about the mean, if the
+data are ill conditioned, and always on a GPU. With one device per group, only the
+merged moments are computed, because the running statistics need no others.
 """
 
 import math
@@ -27,19 +28,19 @@ MAX_ROWS = 32
 
 
 class Synced(NamedTuple):
-    """What a device knows after the collective."""
+    """The moments that a device has after the collective."""
 
-    mine: moments.Moments  # [C] each; of this device's group
-    groups: moments.Moments  # [C], of all; or [groups, C], of groups of several devices
+    mine: moments.Moments  # [C]; the moments of this device's group
+    groups: moments.Moments  # [C], of all devices; [groups, C] if groups are larger
 
 
 def sync_moments(
     how: reduction.Reduction, x: jax.Array, mask: jax.Array | None
 ) -> Synced:
-    """Moments of `x` over all devices of a group.
+    """Computes the moments of `x` over all devices of a group.
 
     Args:
-      how: how they are made, and over which devices.
+      how: the settings of the moments, and the devices.
       x: this device's shard, `[N, ..., C]`.
       mask: boolean of the rank of `x`, or None.
     """
@@ -55,7 +56,7 @@ def sync_moments(
         else:
             axes = reduction.reduction_axes(x.ndim, how.feature_axes)
             number = devices.size * math.prod(x.shape[a] for a in axes)
-            # Where no layer waits for the second collective, it needs no conditional.
+            # If no layer waits for the second collective, it needs no conditional.
             whole = _merge_sums(mine, devices.axis_name, number, twice=single)
         return Synced(alone if single else whole, whole)
     rows = _gather_rows(mine, devices)
@@ -69,16 +70,17 @@ def sync_moments(
 def _merge_sums(
     mine: moments.Moments, axis_name: AxisName, number: int, twice: bool = False
 ) -> moments.Moments:
-    """The same from sums, whose size does not grow with the devices.
+    """Merges the moments by sums, whose size does not grow with the devices.
 
-    The second collective, about the mean, is of `[C]` arrays and needs no pass over the
-    data. A conditional may make a GPU wait for the host, so there it is always made.
+    The second collective, about the mean, sends `[C]` arrays and needs no pass over the
+    data. A conditional may make a GPU wait for the host, so a GPU always runs the
+    second one.
 
     Args:
       mine: moments of this device.
       axis_name: bound axis name(s).
-      number: what the counts of all devices add up to at most.
-      twice: make the second one in any case.
+      number: an upper bound on the sum of all devices' counts.
+      twice: always run the second collective.
     """
 
     def add_up(*sums: jax.Array) -> list[jax.Array]:
@@ -109,7 +111,7 @@ def _merge_sums(
 
 
 def group_sum(values: jax.Array, devices: Devices) -> jax.Array:
-    """Sum over the devices of this device's group, in one collective at most."""
+    """Returns the sum over this device's group, in one collective at most."""
     axis_name, groups = devices.axis_name, devices.groups
     if groups is None:
         return jax.lax.psum(values, axis_name)
@@ -123,7 +125,7 @@ def group_sum(values: jax.Array, devices: Devices) -> jax.Array:
 
 
 def _gather_rows(mine: moments.Moments, devices: Devices) -> moments.Moments:
-    """The moments of every device along a new first axis."""
+    """Returns the moments of every device along a new first axis."""
     row = _concatenate(mine)
     here = jnp.arange(devices.size) == jax.lax.axis_index(devices.axis_name)
     rows = jax.lax.psum(jnp.where(here[:, None], row[None], 0), devices.axis_name)
@@ -131,7 +133,7 @@ def _gather_rows(mine: moments.Moments, devices: Devices) -> moments.Moments:
 
 
 def _concatenate(parts: tuple[Any, ...]) -> jax.Array:
-    """All parts in one row, so that one collective can carry them."""
+    """Returns all parts in one row, so that one collective can carry them."""
     return jnp.concatenate([part.ravel() for part in parts])
 
 
@@ -147,7 +149,7 @@ def _split(row: jax.Array, like: tuple[Any, ...]) -> list[jax.Array]:
 
 
 def _group_index(devices: Devices) -> jax.Array:
-    """Which of the groups this device belongs to, shape ()."""
+    """Returns the index of this device's group, of shape ()."""
     group_of = [0] * devices.size
     for index, group in enumerate(devices.groups or ()):
         for device in group:

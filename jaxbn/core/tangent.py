@@ -1,16 +1,18 @@
 """The derivative rule: one tangent, linear in its inputs, for every mode and order.
 
-With `slope = scale / std` and `mean_all` over mask and devices,
+With `slope = scale / std` and `mean_all`, the mean over mask and devices,
 
     P = dscale - slope * mean_all(x_hat * dx)
     Q = dbias - slope * mean_all(dx)
     dz = slope * dx + x_hat * P + Q,  dy = activation'(z) * (dz + dresidual)
 
-The transpose is the paper's simplified backward pass (Section 3): the sums of `dz` and
-`x_hat * dz`, one collective for both, and one pass that makes `dx`. In the code `p` is
-what P multiplies `x` by, and `q` what P and Q add once per channel.
+The transpose is the paper's simplified backward pass (Section 3). It takes the sums of
+`dz` and `x_hat * dz`, one collective for both, and one pass that computes `dx`. In the
+code `p` is the factor of `x` that comes from P, and `q` is the part of P and Q that is
+constant per channel.
 
-`from_x` makes `x_hat` of the input, `from_y` of the output (Rota Bulo et al., 2018).
+`from_x` computes `x_hat` from the input, and `from_y` computes it from the output (Rota
+Bulo et al., 2018).
 """
 
 from typing import NamedTuple
@@ -31,19 +33,19 @@ class Tangents(NamedTuple):
 
 
 class FromX(NamedTuple):
-    """What `from_x` is given and the backward pass keeps."""
+    """The arguments of `from_x` that the backward pass keeps."""
 
     x: jax.Array
     mask: jax.Array | None
     center: affine.Center
     scale: jax.Array
     bias: jax.Array
-    residual: jax.Array | None  # Given where the derivative of the activation needs z.
-    y: jax.Array | None  # Given instead where its sign shows that derivative.
+    residual: jax.Array | None  # Given if the derivative of the activation needs z.
+    y: jax.Array | None  # Given instead if its sign shows that derivative.
 
 
 class FromY(NamedTuple):
-    """What `from_y` is given and the backward pass keeps."""
+    """The arguments of `from_y` that the backward pass keeps."""
 
     y: jax.Array
     mask: jax.Array | None
@@ -60,13 +62,13 @@ def from_x(
     count: jax.Array,
     tangents: Tangents,
 ) -> jax.Array:
-    """The tangent of the output, in its shape and dtype."""
+    """Returns the tangent of the output, in its shape and dtype."""
     with jax.named_scope("jaxbn.tangent"):
         dz = _affine_tangent(how, kept, count, tangents)
         if tangents.residual is not None:
             dresidual = tangents.residual.astype(dz.dtype)
             if kept.residual is not None and kept.mask is not None:
-                # The tangent of content that is not finite is often not finite either.
+                # Where content is not finite, its tangent is often not finite either.
                 usable = kept.mask | jnp.isfinite(kept.residual)
                 dresidual = jnp.where(usable, dresidual, 0)
             dz = dz + dresidual
@@ -74,12 +76,12 @@ def from_x(
 
 
 def needs_residual(output: affine.Output) -> bool:
-    """Whether the derivative of the activation needs z, of which it is a part."""
+    """Returns whether the derivative of the activation needs z, and so the residual."""
     return output.activation not in affine.NEGATIVE_SLOPES
 
 
 def _affine_tangent(how, kept, count, tangents):
-    """The tangent of `x_hat * scale + bias`."""
+    """Returns the tangent of `x_hat * scale + bias`."""
     x, mask, (mean, tail, std), scale, bias, *_ = kept
     wide = affine.wide_dtype(x, scale, bias)
     expand = affine.expander(how.feature_axes, x)
@@ -92,7 +94,7 @@ def _affine_tangent(how, kept, count, tangents):
     negated = expand(shift) - other.astype(wide)
     keep = None
     if mask is not None:
-        # Content outside the mask that gives nothing finite came out as the bias.
+        # Elements outside the mask whose result is not finite became the bias.
         keep = mask | jnp.isfinite(centered * expand(slope))
         # Tangents there may be NaN too. All are replaced before they are multiplied,
         # because the derivative of a product multiplies by each operand.
@@ -113,7 +115,7 @@ def _affine_tangent(how, kept, count, tangents):
 
 
 def _times_gain(how, output, kept, dz):
-    """`dz` times the derivative of the activation, in the dtype of the output."""
+    """Returns `dz` times the activation's derivative, in the dtype of the output."""
     if output.activation is None:
         return dz.astype(output.dtype)
     x, mask, center, scale, bias, residual, y = kept
@@ -128,7 +130,7 @@ def _times_gain(how, output, kept, dz):
         function = affine.activation(output, mask)
         return jax.jvp(function, (z,), (dz,))[1].astype(output.dtype)
     # The cast comes first, so that the backward pass masks `dy` in its own dtype in the
-    # kernel that makes it.
+    # kernel that computes it.
     dz = dz.astype(output.dtype)
     if output.activation == "relu":
         return jnp.where(z > 0, dz, 0)
@@ -142,7 +144,7 @@ def from_y(
     count: jax.Array,
     tangents: Tangents,
 ) -> jax.Array:
-    """The same, made of the output and of the residual, if there is one."""
+    """Returns the same tangent, computed from the output and any residual."""
     with jax.named_scope("jaxbn.tangent"):
         y, mask, std, scale, bias, residual = kept
         wide = affine.wide_dtype(y, scale, bias)
@@ -150,7 +152,8 @@ def from_y(
         scale, bias = scale.astype(wide), bias.astype(wide)
         dx, dscale, dbias = (t.astype(wide) for t in tangents[:3])
         keep = None
-        if mask is not None:  # What is not finite came out as the activated bias.
+        if mask is not None:
+            # Elements outside the mask became the activated bias if not finite.
             constant = expand(affine.activation(output)(bias).astype(y.dtype))
             keep = jnp.isfinite(y) & (y != constant)
             if residual is not None:
@@ -162,18 +165,19 @@ def from_y(
         y = y.astype(wide)
 
         def activated(values):
-            """The values times the derivative of the activation."""
+            """Returns the values times the derivative of the activation."""
             if output.activation is None:
                 return values
             slope = affine.NEGATIVE_SLOPES[output.activation]
             return jnp.where(y < 0, slope * values, values)
 
-        z = y  # What the activation was given.
+        z = y  # The input of the activation.
         if output.activation is not None:
             z = jnp.where(y < 0, y / affine.NEGATIVE_SLOPES[output.activation], y)
-        # Where the scale is 0, y does not show x_hat: both gradients are taken as 0.
+        # Where the scale is 0, x_hat cannot be computed from y. The gradients of x and
+        # of the scale are taken as 0.
         inverse = jnp.where(scale == 0, 0, 1 / jnp.where(scale == 0, 1, scale))
-        # `activated(z)` is y, so the transpose sums y * dy and need not make x_hat.
+        # `activated(z)` is y, so the transpose sums y * dy and need not compute x_hat.
         scaled = y
         if residual is not None:
             residual = residual.astype(wide)
@@ -194,8 +198,11 @@ def from_y(
 
 
 def _mean_all(how, mask, count, dx, factor):
-    """Means of dx and Re(conj(factor) * dx) over mask and devices: one collective."""
-    if mask is not None:  # Before they are multiplied, see `_affine_tangent`.
+    """Returns the means of dx and Re(conj(factor) * dx) over mask and devices.
+
+    One collective carries both.
+    """
+    if mask is not None:  # This precedes the product; see `_affine_tangent`.
         dx, factor = jnp.where(mask, dx, 0), jnp.where(mask, factor, 0)
     product = (jnp.conj(factor) * dx).real if jnp.iscomplexobj(dx) else factor * dx
     axes = reduction.reduction_axes(dx.ndim, how.feature_axes)
@@ -205,6 +212,6 @@ def _mean_all(how, mask, count, dx, factor):
         sum_dx, total = sync.group_sum(sums, how.devices)
         sum_product = total if jnp.iscomplexobj(sum_product) else total.real
     # XLA:CPU would turn a division by a constant into a product that it then computes
-    # for every element; hidden behind a barrier the count is no constant.
+    # for every element. A barrier hides that the count is a constant.
     (divisor,) = barriers.unshared(jnp.maximum(count, 1))
     return sum_dx / divisor, sum_product / divisor

@@ -1,6 +1,7 @@
-"""Why evaluation differs from training: the batch beside the running statistics.
+"""Comparison of a batch with the running statistics, layer by layer.
 
-Works on any Linen or NNX model with layers of jaxbn or of Flax.
+It shows why evaluation differs from training. It works on any Linen or NNX model with
+layers of jaxbn or of Flax.
 """
 
 from jaxbn.diagnosis.measure import LayerDiagnosis as LayerDiagnosis

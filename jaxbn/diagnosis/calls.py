@@ -1,4 +1,4 @@
-"""What every layer of a model is given when a batch runs through it."""
+"""The inputs of every layer of a model when a batch runs through it."""
 
 import collections
 from collections.abc import Callable
@@ -21,10 +21,10 @@ class Given(NamedTuple):
     """One call of one layer."""
 
     path: str
-    call: int  # 1 for the first of this layer.
+    call: int  # 1 for the first call of this layer.
     x: jax.Array
-    mask: jax.Array | None  # Of the shape of `x`.
-    running: running.BatchStats  # What inference would use.
+    mask: jax.Array | None  # the shape of `x`
+    running: running.BatchStats  # The statistics that inference would use.
     scale: jax.Array | None
     bias: jax.Array | None
     axis: Any
@@ -32,7 +32,10 @@ class Given(NamedTuple):
 
 
 Visit = Callable[[Given], None]
-"""Is given every call when it is made; none is kept, since all are large together."""
+"""A function that gets each call when it is made.
+
+Calls are not kept, because all inputs together are large.
+"""
 
 
 def of_linen(
@@ -74,15 +77,15 @@ def of_nnx(model: nnx.Module, batch: Any, call: Callable, visit: Visit) -> None:
 
 
 class _Notes:
-    """Takes down every call, before it moves the running statistics."""
+    """Passes every call to `visit`, before it moves the running statistics."""
 
     def __init__(self, read: Callable[[Any, str, str], Any], visit: Visit):
         self.read, self.visit = read, visit
         self.numbers: collections.Counter[str] = collections.Counter()
-        self.running: dict[str, running.BatchStats] = {}  # Before the first call.
+        self.running: dict[str, running.BatchStats] = {}  # As before the first call.
 
     def take(self, call: Call) -> jax.Array:
-        """The hook."""
+        """Visits one call and makes it; this is the hook of the layers."""
         layer = call.layer
         path = "/".join(call.path) or getattr(layer, "name", None)
         path = path or type(layer).__name__

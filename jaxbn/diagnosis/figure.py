@@ -1,4 +1,4 @@
-"""Which layers' running statistics are off, and by how much, at first sight."""
+"""A figure that shows which layers' running statistics are off, and by how much."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,12 +12,12 @@ _OFF, _RIGHT = "tab:red", "tab:blue"
 
 
 def draw(layers: Sequence[LayerDiagnosis]) -> Any:
-    """A panel for the mean and one for the variance, a line of each for every layer.
+    """Draws a panel for the mean and one for the variance, with a line per layer.
 
     Raises:
       ModuleNotFoundError: if matplotlib is not installed.
     """
-    # Not pyplot, which would choose a window system and keep the figure.
+    # `pyplot` would choose a window system and keep the figure.
     library = optional.imported("matplotlib.figure", "A figure of the diagnosis")
     figure = library.Figure(
         figsize=(10, 1.6 + 0.28 * len(layers)), layout="constrained"
@@ -37,7 +37,7 @@ def draw(layers: Sequence[LayerDiagnosis]) -> Any:
     low, high = right.get_xlim()
     right.set_xlim(min(low, 0.5), max(high, 2))
     left.set_yticks(range(len(layers)), [row.label for row in layers])
-    left.set_ylim(len(layers) - 0.5, -0.5)  # The first layer at the top.
+    left.set_ylim(len(layers) - 0.5, -0.5)  # The first layer is at the top.
     off = sum(map(_is_off, layers))
     figure.suptitle(
         f"Running statistics are off in {off} of {len(layers)} layers (red): a channel "
@@ -53,7 +53,10 @@ def _panel(
     values: Callable[[LayerDiagnosis], np.ndarray],
     limits: tuple[float, float],
 ) -> None:
-    """From best to worst channel, the median as a dot; red where beyond a limit."""
+    """Draws a line per layer from its best to its worst channel.
+
+    The median is a dot. A layer with a channel beyond a limit is red.
+    """
     for place, row in enumerate(layers):
         seen = values(row)[np.isfinite(values(row))]
         if not seen.size:

@@ -1,4 +1,4 @@
-"""One call of a layer: its batch beside the running statistics, in float64."""
+"""The diagnosis of one call of a layer, computed in float64."""
 
 from typing import NamedTuple
 
@@ -8,19 +8,20 @@ from jaxbn import statistics
 from jaxbn.core import moments as moments_lib
 from jaxbn.diagnosis.calls import Given
 
-# Beyond these the running statistics are not those of the batch.
+# Beyond these limits the running statistics do not fit the batch.
 MEAN_LIMIT = 0.5
 VARIANCE_LIMIT = 1.5
-# Beyond this a sigmoid has less than a tenth of its steepest slope, and so has tanh
-# beyond half of it.
+# Beyond this value a sigmoid has less than a tenth of its steepest slope. For tanh the
+# same holds beyond half of this value.
 _SATURATED = 3.7
 
 
 class LayerDiagnosis(NamedTuple):
-    """What one layer shows on one batch; worst channels where not said otherwise.
+    """The diagnosis of one layer on one batch.
 
-    Channels without a valid element say nothing. Of complex outputs the real part
-    decides whether they are dead, negative or saturated.
+    The numbers are those of the worst channel, unless said otherwise. Channels without
+    a valid element are left out. The real part of a complex output decides whether it
+    is dead, negative or saturated.
     """
 
     path: str
@@ -28,43 +29,43 @@ class LayerDiagnosis(NamedTuple):
     """1 for the first call of this layer in a pass of the model, 2 for the second."""
     channels: int
     elements: int
-    """Of the batch, valid ones, of the channel that has the fewest."""
+    """Valid elements of the batch, in the channel that has the fewest."""
     mean_distance: float
-    """Of the batch's mean from the running one, in running standard deviations."""
+    """Distance of batch mean and running mean, in running standard deviations."""
     variance_ratio: float
-    """Of the batch's variance to the running one, or the inverse: at least 1."""
+    """Ratio of batch variance and running variance; inverted if it is below 1."""
     output_shift: float
-    """Root mean square by which the output moves from training to evaluation."""
+    """Root mean square of the output's change from training to evaluation."""
     dead: int
     """Channels whose output is the same for all elements."""
     negative: int
-    """Channels that a ReLU after the layer would make 0 everywhere."""
+    """Channels for which a ReLU after the layer would output only zeros."""
     saturated: int
-    """Channels half of whose output lies where a sigmoid is flat."""
+    """Channels with more than half of their output where a sigmoid is flat."""
     ill_conditioned: int
-    """Channels in which `E[x^2] - E[x]^2` in float32 loses more than a thousandth."""
+    """Channels where `E[x^2] - E[x]^2` in float32 loses more than a thousandth."""
     mean_distances: np.ndarray
     """`mean_distance` of every channel, `[C]`."""
     variance_ratios: np.ndarray
-    """Batch's variance over the running one, of every channel, `[C]`."""
+    """Batch variance divided by running variance, of every channel, `[C]`."""
     advice: tuple[str, ...]
-    """What to do about it, in words."""
+    """Sentences that advise what to do."""
 
     @property
     def label(self) -> str:
-        """The path, and which call it is where that is not the first."""
+        """The path, and the number of the call unless it is the first."""
         return self.path if self.call == 1 else f"{self.path} (call {self.call})"
 
 
 def of_call(given: Given) -> LayerDiagnosis:
-    """The diagnosis of one call."""
+    """Returns the diagnosis of one call."""
     moments = statistics.batch_moments(given.x, given.axis, given.mask)
     count, mean, var = (_channels(each) for each in moments[:3])
     running_mean, running_var = map(_channels, given.running)
     x = _elements(given.x, given.axis)
     mask = np.True_ if given.mask is None else given.mask
     valid = _elements(np.broadcast_to(mask, given.x.shape), given.axis) != 0
-    x = np.where(valid, x, mean)  # Whatever is masked out.
+    x = np.where(valid, x, mean)  # Masked elements may be NaN.
 
     def output(center: np.ndarray, spread: np.ndarray) -> np.ndarray:
         y = (x - center) / np.sqrt(spread + given.epsilon)
@@ -101,13 +102,13 @@ def of_call(given: Given) -> LayerDiagnosis:
 
 
 def _channels(array) -> np.ndarray:
-    """`[C]`, in float64 or complex128."""
+    """Flattens an array to `[C]`, in float64 or complex128."""
     array = np.asarray(array)
     return np.ravel(array).astype(np.result_type(array.dtype, np.float64))
 
 
 def _elements(array, axis) -> np.ndarray:
-    """`[elements, C]`, in float64 or complex128."""
+    """Reshapes an array to `[elements, C]`, in float64 or complex128."""
     array = np.asarray(array)
     axes = sorted(a % array.ndim for a in np.atleast_1d(axis))
     last = np.moveaxis(array, axes, range(-len(axes), 0))
@@ -116,13 +117,13 @@ def _elements(array, axis) -> np.ndarray:
 
 
 def _is_ill_conditioned(moments: moments_lib.Moments) -> np.ndarray:
-    """By channel: whether the one-pass formula loses a thousandth in float32."""
+    """Returns True where the one-pass formula loses a thousandth in float32, `[C]`."""
     square = moments_lib.abs_square(moments.mean)
     return np.ravel(moments.var < 1e-4 * square)
 
 
 def _advice(row: LayerDiagnosis, most: int) -> tuple[str, ...]:
-    """In words; `most` elements has the channel that has the most."""
+    """Returns the advice; `most` is the number of elements of the fullest channel."""
     if most < 2:
         return (f"{most} elements per channel tell nothing: give a larger batch",)
     found = []

@@ -1,4 +1,4 @@
-"""`diagnose`, and the report that it makes."""
+"""`diagnose`, and the report that it returns."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -16,12 +16,12 @@ _HEADER = (
 
 
 class Diagnosis(NamedTuple):
-    """One row per call of a layer, in their order."""
+    """The diagnoses of all calls of layers, in their order."""
 
     layers: tuple[measure.LayerDiagnosis, ...]
 
     def __str__(self) -> str:
-        """A table for the terminal, then advice by layer."""
+        """Returns a table for the terminal, and below it the advice for each layer."""
         rows = [_HEADER, *map(_cells, self.layers)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
@@ -36,11 +36,12 @@ class Diagnosis(NamedTuple):
         return "\n".join([*(line.rstrip() for line in lines), "", *advice]).rstrip()
 
     def figure(self) -> Any:
-        """A matplotlib `Figure`: which layers' running statistics are off, how far.
+        """Draws which layers' running statistics are off, as a matplotlib `Figure`.
 
-        Every layer is a line from its best to its worst channel, the median marked, in
-        one panel for the mean and one for the variance; beyond the dashed lines it
-        would be recalibrated. `figure.savefig("diagnosis.png")` keeps it.
+        One panel is for the mean and one for the variance. Each layer is a line from
+        its best to its worst channel, with the median marked. Layers beyond the dashed
+        lines should be recalibrated. `figure.savefig("diagnosis.png")` saves the
+        figure.
 
         Raises:
           ModuleNotFoundError: if matplotlib is not installed.
@@ -58,18 +59,19 @@ def diagnose(
 ) -> Diagnosis:
     """Compares the statistics of a batch with the running ones, layer by layer.
 
-    The model runs once, in training mode, and nothing is changed. What a layer is given
-    is normalised by the statistics of its valid elements (`mask` of its call), and by
-    those that it would use in evaluation, whatever the `estimator` is. Groups
-    (`group_size`, `axis_index_groups`) are left out: the statistics are those of the
-    whole batch. Build a model whose layers have an `axis_name` without it.
+    The model runs once, in training mode, and is not changed. The input of each layer
+    is normalised by the statistics of its valid elements (`mask` of its call). It is
+    also normalised by the statistics that the layer would use in evaluation, for any
+    `estimator`. Groups (`group_size`, `axis_index_groups`) are ignored: the statistics
+    are those of the whole batch. If layers have an `axis_name`, build the model without
+    it for the diagnosis.
 
     Args:
       model: a Linen model, or an NNX model, with layers of jaxbn or of Flax.
-      variables: all that `model.apply` takes; None for an NNX model.
-      batch: one batch, better a large one.
-      call: called with the model, its variables bound, and the batch; runs the model in
-        training mode, for instance
+      variables: all variables that `model.apply` takes; None for an NNX model.
+      batch: one batch; a large one is better.
+      call: called with the model, its variables bound, and the batch. It runs the model
+        in training mode, for instance
         `lambda model, batch: model(batch["x"], train=True)`. An NNX model is in that
         mode already.
       rngs: keys for the random streams of a Linen model.
@@ -78,8 +80,8 @@ def diagnose(
       A `Diagnosis`; `print` it, or look at its `figure()`.
 
     Raises:
-      ValueError: if no layer was called, or one under a transformation that hides its
-        input; if `variables` are missing, or given with an NNX model.
+      ValueError: if no layer was called, if a layer is inside a transformation that
+        hides its input, or if `variables` are missing, or given with an NNX model.
 
     Example:
       >>> import jax
@@ -108,7 +110,7 @@ def diagnose(
 
 
 def _cells(row: measure.LayerDiagnosis) -> tuple[str, ...]:
-    """The row of the table."""
+    """Returns the cells of one row of the table."""
     return (
         row.label,
         str(row.channels),

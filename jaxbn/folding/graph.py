@@ -1,4 +1,4 @@
-"""What a function computes, as a flat list of nodes without calls inside calls."""
+"""The graph of a function: a flat list of nodes without calls inside calls."""
 
 import collections
 import math
@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-Value = int  # Of which each is made once: by a node, or as an input.
+Value = int  # A node computes each value once, or it is an input.
 
 
 class Node(NamedTuple):
     """One operation."""
 
-    name: str  # Of the primitive, or of a jitted function that was kept whole.
+    name: str  # The primitive, or a jitted function that was kept whole.
     params: Mapping[str, Any]
     operands: tuple[Value, ...]
     results: tuple[Value, ...]
@@ -26,14 +26,14 @@ class Graph(NamedTuple):
 
     nodes: tuple[Node, ...]
     inputs: tuple[Value, ...]  # The leaves of the variables.
-    parameters: frozenset[Value]  # Those of them that may be changed.
+    parameters: frozenset[Value]  # The inputs that may be changed.
     shapes: Mapping[Value, tuple[int, ...]]
     dtypes: Mapping[Value, Any]
     producers: Mapping[Value, Node]
-    uses: Mapping[Value, tuple[Node | None, ...]]  # None where it is an output.
+    uses: Mapping[Value, tuple[Node | None, ...]]  # None for an output.
 
 
-# Calls whose computation stands in the place of the call. Loops and branches stay.
+# Calls that are replaced by their computation. Loops and branches stay as they are.
 _CALLS = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
@@ -53,13 +53,13 @@ def trace(
     whole: str,
     is_parameter: Callable[[Any], bool] = lambda keys: True,
 ) -> Graph:
-    """The graph of `function(variables, batch)`.
+    """Returns the graph of `function(variables, batch)`.
 
     Args:
-      function: of two trees of arrays.
+      function: a function of two trees of arrays.
       variables: arrays, or their shapes and dtypes; the inputs of the graph.
-      batch: the same of what is no variable.
-      is_parameter: whether the leaf with this path of keys may be changed.
+      batch: the other arrays, or their shapes and dtypes.
+      is_parameter: returns whether the leaf with this path of keys may be changed.
       whole: the name of a jitted function whose calls stay single nodes.
     """
     closed = jax.make_jaxpr(function)(variables, batch)
@@ -95,7 +95,7 @@ def trace(
                 results = tuple(map(value, eqn.outvars))
                 nodes.append(Node(name, eqn.params, operands, results))
             else:
-                # A rematerialised computation is an open one, without constants.
+                # A rematerialised computation is open: it has no constants.
                 opened = getattr(inner, "jaxpr", inner)
                 constants = [value(var) for var in opened.constvars]
                 results = visit(opened, [*constants, *operands])
@@ -128,7 +128,7 @@ def trace(
     )
 
 
-# Casts between these are looked through; one to fewer bits is meant to round.
+# Casts between these are ignored. A cast to fewer bits is meant to round.
 _FLOATS = ("float16", "bfloat16", "float32", "float64", "complex64", "complex128")
 
 
@@ -138,7 +138,7 @@ def _is_between_floats(cast: core.JaxprEqn) -> bool:
 
 
 def _needed(nodes: list[Node], outputs: Sequence[Value]) -> tuple[Node, ...]:
-    """Those that lead to an output."""
+    """Returns the nodes that lead to an output."""
     wanted, kept = set(outputs), []
     for node in reversed(nodes):
         if wanted & set(node.results):
@@ -154,9 +154,10 @@ _COPIES = ("convert_element_type", "copy", "copy_p", "name", "sharding_constrain
 
 
 def before(graph: Graph, node: Node, axes: Axes) -> Axes | None:
-    """Where axes of the result of a node that only moves data stand in its operand.
+    """Returns where axes of the result of a node are in its operand.
 
-    None if the node does more than that, or the axes are not there as they are.
+    The node must only move data. The result is None if the node does more than that, or
+    if the operand does not have the same axes.
     """
     operand, result = graph.shapes[node.operands[0]], graph.shapes[node.results[0]]
     if node.name in _COPIES:
@@ -175,7 +176,7 @@ def before(graph: Graph, node: Node, axes: Axes) -> Axes | None:
 
 
 def after(graph: Graph, node: Node, axes: Axes) -> Axes | None:
-    """Where axes of the operand of such a node stand in its result."""
+    """Returns where axes of the operand are in the result, the reverse of `before`."""
     result = graph.shapes[node.results[0]]
     for found in _placements(len(result), len(axes)):
         if before(graph, node, found) == axes:
@@ -191,7 +192,7 @@ def _placements(ndim: int, number: int) -> list[Axes]:
 
 
 def _moved(old: tuple[int, ...], new: tuple[int, ...], axes: Axes) -> Axes | None:
-    """Where axes of an array stand after a reshape; None if it splits or joins them."""
+    """Returns where axes are after a reshape, or None if it splits or joins them."""
     found = []
     for a in axes:
         size = math.prod(old[:a])

@@ -1,4 +1,4 @@
-"""Which axes of a convolution or a product of arrays are those of its kernel."""
+"""The kernels of convolutions and products of arrays, and their axes."""
 
 import math
 from typing import NamedTuple
@@ -10,16 +10,17 @@ LINEAR = ("conv_general_dilated", "dot_general")
 
 
 class Place(NamedTuple):
-    """A parameter, and the axes of it that are meant."""
+    """A parameter and some of its axes."""
 
     leaf: Value
     axes: Axes
 
 
 def leaf_of(graph: Graph, value: Value, axes: Axes) -> Place | None:
-    """The parameter that `value` is, perhaps moved about; `axes` are those of `value`.
+    """Returns the parameter from which `value` comes by operations that only move data.
 
-    None if it is not one alone, or is used elsewhere too.
+    `axes` are axes of `value`, and the result has those of the parameter. It is None if
+    `value` is no single parameter, or if that is also used elsewhere.
     """
     while len(graph.uses.get(value, ())) == 1:
         if value in graph.parameters:
@@ -33,7 +34,7 @@ def leaf_of(graph: Graph, value: Value, axes: Axes) -> Place | None:
 
 
 def of_outputs(graph: Graph, node: Node, axes: Axes) -> Place | None:
-    """The kernel, and its axes that become `axes` of the result."""
+    """Returns the kernel, with its axes that become `axes` of the result."""
     for operand in (1, 0):
         places = _result_axes(graph, node, operand)
         if all(a in places for a in axes):
@@ -47,11 +48,12 @@ def of_outputs(graph: Graph, node: Node, axes: Axes) -> Place | None:
 def of_inputs(
     graph: Graph, node: Node, value: Value, axes: Axes
 ) -> tuple[Place, Axes, Axes] | None:
-    """The kernel that `axes` of the operand `value` are multiplied with.
+    """Finds the kernel that `axes` of the operand `value` are multiplied with.
 
     Returns:
-      The kernel and its axes that are those of `value`; its axes that are those of the
-      result; and where these stand in the result. None if `axes` are not summed over.
+      The kernel, with its axes that are multiplied with `axes`; its axes that become
+      axes of the result; and the places of these in the result. None if `axes` are not
+      summed over, or if there is no such kernel.
     """
     if node.operands.count(value) != 1:
         return None
@@ -67,21 +69,21 @@ def of_inputs(
     if kernel is None or _has_batch(node):
         return None
     if math.prod(graph.shapes[kernel.leaf]) != math.prod(graph.shapes[value]):
-        return None  # It is repeated along an axis that is summed over.
+        return None  # It is repeated along a summed axis.
     number = len(inner)
     inner, outputs = kernel.axes[:number], kernel.axes[number:]
     return Place(kernel.leaf, inner), outputs, tuple(outer)
 
 
 def _has_batch(node: Node) -> bool:
-    """Whether it is many products side by side, each with a kernel of its own."""
+    """Returns whether a node computes several products, each with its own kernel."""
     if node.name == "conv_general_dilated":
         return node.params["batch_group_count"] > 1
     return bool(node.params["dimension_numbers"][1][0])
 
 
 def _result_axes(graph: Graph, node: Node, operand: int) -> dict[int, int]:
-    """Axes of the result that are those of one operand, and which of its they are."""
+    """Returns the axes of the result that come from one operand, with its own axes."""
     if node.name == "conv_general_dilated":
         numbers = node.params["dimension_numbers"]
         return {numbers.out_spec[1]: numbers.rhs_spec[0]} if operand == 1 else {}
@@ -96,7 +98,7 @@ def _result_axes(graph: Graph, node: Node, operand: int) -> dict[int, int]:
 
 
 def _summed_axes(node: Node, operand: int) -> dict[int, int]:
-    """Axes of one operand that are summed over, and those of the other they meet."""
+    """Returns the summed axes of one operand, with the matching axes of the other."""
     if node.name == "conv_general_dilated":
         numbers = node.params["dimension_numbers"]
         return {numbers.lhs_spec[1]: numbers.rhs_spec[1]} if operand == 0 else {}

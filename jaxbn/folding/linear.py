@@ -1,7 +1,7 @@
-"""Which convolution or dense layer stands beside a normalisation.
+"""The convolution or dense layer before or after a normalisation.
 
-Both functions look through operations that only move data. They refuse, with the
-reason, where the same values are used elsewhere, or another operation stands between.
+Both functions ignore operations that only move data. They raise a `Refusal` with the
+reason if the same values are also used elsewhere, or if another operation is between.
 """
 
 from collections.abc import Mapping
@@ -20,38 +20,38 @@ class Norm(NamedTuple):
     """A normalisation in the graph."""
 
     node: Node
-    axes: Axes  # Of its channels, in ascending order.
+    axes: Axes  # The axes of its channels, in ascending order.
 
     @property
     def input(self) -> Value:
-        """What is normalised."""
+        """The value that is normalised."""
         return self.node.operands[0]
 
 
 class Preceding(NamedTuple):
-    """A linear layer whose outputs are what is normalised."""
+    """A linear layer before a normalisation: its outputs are normalised."""
 
     kernel: Place
     bias: Place | None
 
 
 class Following(NamedTuple):
-    """A linear layer whose inputs are what was normalised."""
+    """A linear layer after a normalisation: its inputs are the normalised values."""
 
     kernel: Place
-    groups: int  # Of a convolution: each has its own part of the channels.
-    outputs: Axes  # Of the kernel.
+    groups: int  # The groups of a convolution; each has its own channels.
+    outputs: Axes  # The axes of the kernel that become axes of the result.
     bias: Place | None  # Its axes are those of `outputs`.
-    norm: Norm | None  # The normalisation after it, whose bias may do instead.
-    pads: bool  # With zeros, which a shift of the inputs would not reach.
+    norm: Norm | None  # The normalisation after it, whose shift may replace the bias.
+    pads: bool  # True if it pads with zeros, which a shift of the inputs misses.
 
 
 class Refusal(Exception):
-    """Why there is no such layer."""
+    """The reason why there is no such layer."""
 
 
 def preceding(graph: Graph, norm: Norm) -> Preceding:
-    """The layer whose outputs are normalised.
+    """Returns the layer whose outputs are normalised.
 
     Raises:
       Refusal: if there is none.
@@ -81,15 +81,16 @@ def preceding(graph: Graph, norm: Norm) -> Preceding:
 
 
 def following(graph: Graph, norm: Norm, taken: Mapping[Value, Norm]) -> Following:
-    """The layer whose inputs are normalised.
+    """Returns the layer whose inputs are the normalised values.
 
     Args:
-      graph: of the whole model.
+      graph: the graph of the whole model.
       norm: the normalisation.
-      taken: those that are folded into the layer before them, by their input.
+      taken: normalisations that are folded into the layer before them, by their input.
 
     Raises:
-      Refusal: if there is none, or none with a bias.
+      Refusal: if there is none, or if neither it nor a normalisation after it can take
+        a shift.
     """
     value, axes = norm.node.results[0], norm.axes
     while (user := _only_user(graph, value)).name not in kernels.LINEAR:
@@ -119,7 +120,7 @@ def following(graph: Graph, norm: Norm, taken: Mapping[Value, Norm]) -> Followin
 
 
 def _pads(convolution: Node) -> bool:
-    """Whether zeros stand beside its inputs, or between them."""
+    """Returns whether a convolution has zeros beside its inputs or between them."""
     padding, dilation = (convolution.params[n] for n in ("padding", "lhs_dilation"))
     return any(max(pair) > 0 for pair in padding) or max(dilation, default=1) > 1
 
@@ -139,7 +140,7 @@ def _only_user(graph: Graph, value: Value) -> Node:
 
 
 def _without_bias(graph: Graph, add: Node, axes: Axes) -> tuple[Value, Place]:
-    """The other operand of a sum with a parameter, and that parameter."""
+    """Splits a sum into a bias, which is a parameter, and the other operand."""
     for value, other in (add.operands, add.operands[::-1]):
         bias = _bias(graph, value, other, axes)
         if bias is not None:
@@ -150,7 +151,7 @@ def _without_bias(graph: Graph, add: Node, axes: Axes) -> tuple[Value, Place]:
 def _bias_after(
     graph: Graph, value: Value, axes: Axes, taken: Mapping[Value, Norm]
 ) -> tuple[Place | None, Norm | None]:
-    """What can take a shift of all outputs of a linear layer."""
+    """Returns a bias or a normalisation that can take a shift of a layer's outputs."""
     while len(graph.uses.get(value, ())) == 1:
         if value in taken and taken[value].axes == axes:
             return None, taken[value]
@@ -170,7 +171,7 @@ def _bias_after(
 
 
 def _bias(graph: Graph, value: Value, other: Value, axes: Axes) -> Place | None:
-    """What is added to `value`, if it is a parameter with one number per channel."""
+    """Returns `other` if it is a parameter with one number per channel of `value`."""
     sizes, given = graph.shapes[value], graph.shapes[other]
     if len(sizes) != len(given) or any(sizes[a] != given[a] for a in axes):
         return None

@@ -1,4 +1,4 @@
-"""Folding the variables of a Linen model."""
+"""Folding of the variables of a Linen model."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -27,15 +27,15 @@ from jaxbn.folding.report import FoldedLayer, Report
 
 class _Layer(NamedTuple):
     seen: Seen
-    promoted: Any  # The dtype that its parameters have together; bool without any.
-    variables: tuple[tuple[str, str], ...]  # Collection and name of each.
-    why_read: str  # The reason to leave it if the model reads these all the same.
+    promoted: Any  # The common dtype of its parameters; bool if it has none.
+    variables: tuple[tuple[str, str], ...]  # The collection and the name of each.
+    why_read: str  # The reason to leave it if the model still reads them.
 
 
 def fold(
     model: nn.Module, variables: Mapping[str, Any], example: Any, call: Any, rngs: Any
 ) -> tuple[Any, Report]:
-    """The variables of the folded model, and the report; see `jaxbn.fold`."""
+    """Returns the variables of the folded model, and the report; see `jaxbn.fold`."""
     given = core.unfreeze(core.freeze(dict(variables)))
     layers, left = _layers(model, given, example, call, rngs)
 
@@ -64,7 +64,7 @@ def fold(
         )
     }
     left |= read
-    if read:  # They run as they were, so other layers must not take anything of them.
+    if read:  # These layers stay, so other layers must not take their numbers.
         found = folded_without(left)
     new, entries, rows = dict(found.tree), given.get(folded.COLLECTION, {}), []
     for row in found.report.layers:
@@ -95,7 +95,7 @@ _FIXED = (
 def _run(model: nn.Module, call: Any, rngs: Any):
     """Returns the model as a function, which also returns what the model writes.
 
-    A model may ask whether `batch_stats` is mutable, and train if it is.
+    `batch_stats` is not mutable, because a model may train if it is.
     """
 
     def run(variables: Mapping[str, Any], batch: Any) -> Any:
@@ -120,7 +120,7 @@ _IN_A_LOOP = "it stands in `nn.scan`, `nn.vmap` or another transformation"
 def _layers(
     model: nn.Module, given: Mapping[str, Any], example: Any, call: Any, rngs: Any
 ) -> tuple[dict[str, _Layer], dict[str, str]]:
-    """The layers that run, by path; and why others cannot be folded."""
+    """Returns the layers that run, by path, and why others cannot be folded."""
     found: dict[str, _Layer] = {}
     left: dict[str, str] = {}
 
@@ -196,12 +196,12 @@ def _entry(affine: Affine, promoted: Any) -> dict[str, jax.Array]:
     entry = {
         name: jnp.asarray(part) for name, part in parts.items() if part is not None
     }
-    # Without it the dtype of the result could be another one.
+    # Without this entry the result could have another dtype.
     return {**entry, "dtype": jnp.zeros(0, promoted)}
 
 
 def _at(tree: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """The variables of a layer, out of their boxes."""
+    """Returns the variables of a layer, without their boxes."""
     for name in filter(None, path.split("/")):
         tree = tree.get(name, {})
     return nn.meta.unbox(dict(tree))
@@ -215,7 +215,7 @@ def _with(tree: Mapping[str, Any], path: str, entry: dict[str, Any]) -> dict[str
 
 
 def _without(tree: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """The tree without a layer, and without what only led to it."""
+    """Returns the tree without a layer, and without parts that this leaves empty."""
     if not path:
         return {}
     name, _, rest = path.partition("/")

@@ -1,7 +1,7 @@
-"""The arithmetic of folding: affine maps merged into the parameters beside them.
+"""The arithmetic of folding, which merges affine maps into neighbouring parameters.
 
-A normalisation in evaluation is  y = scale * x + shift  per channel. After a linear
-layer it is another linear layer, and so it is before one.
+A normalisation in evaluation is  y = scale * x + shift  per channel. Together with a
+linear layer before or after it, it is another linear layer.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from jaxbn.folding.linear import Following, Preceding
 
 
 class Affine(NamedTuple):
-    """`y = scale * x + shift`, `[C]` each in float64; None where nothing is left."""
+    """`y = scale * x + shift`, `[C]` each in float64; None if it was folded."""
 
     scale: Any
     shift: Any
@@ -23,16 +23,16 @@ class Affine(NamedTuple):
 def into_preceding(
     found: Preceding, affine: Affine, parameters: Mapping[Value, Any]
 ) -> tuple[dict[Value, np.ndarray], Affine]:
-    """`scale * (kernel x + bias) + shift`, as one layer.
+    """Merges `scale * (kernel x + bias) + shift` into one layer.
 
     Args:
       found: the layer before.
-      affine: both arrays.
-      parameters: of the model.
+      affine: the affine map, with both arrays.
+      parameters: the parameters of the model.
 
     Returns:
-      The parameters that change, and what is left of the affine map: the shift, where
-      the layer has no bias that takes it.
+      The parameters that change, and the rest of the affine map. The rest is the shift
+      if the layer has no bias.
     """
     kernel = np.asarray(parameters[found.kernel.leaf])
     changed = {
@@ -50,10 +50,10 @@ def into_preceding(
 def into_following(
     found: Following, affine: Affine, parameters: Mapping[Value, Any]
 ) -> tuple[dict[Value, np.ndarray], np.ndarray]:
-    """`kernel (scale * x + shift)`, as one layer.
+    """Merges `kernel (scale * x + shift)` into one layer.
 
     Returns:
-      The kernel that changes, and what is to be added to the outputs.
+      The kernel that changes, and the numbers to add to the outputs.
     """
     kernel = np.asarray(parameters[found.kernel.leaf])
     scale, shift = (
@@ -69,7 +69,7 @@ def into_following(
 def _over_inputs(
     values: np.ndarray, found: Following, shape: tuple[int, ...]
 ) -> np.ndarray:
-    """`[C]` beside the kernel whose inputs they are, by groups."""
+    """Shapes `[C]` to broadcast over the inputs of the kernel, by groups."""
     if found.groups == 1:
         return along(values, found.kernel.axes, len(shape))
     (inputs,), (outputs,) = found.kernel.axes, found.outputs
@@ -79,7 +79,7 @@ def _over_inputs(
 
 
 def along(values: np.ndarray, axes: Axes, ndim: int) -> np.ndarray:
-    """An array with its axes in the given places among `ndim`."""
+    """Moves the axes of an array to the given places among `ndim` axes."""
     order = np.argsort(axes)
     others = tuple(a for a in range(ndim) if a not in axes)
     return np.expand_dims(np.transpose(values, order), others)

@@ -12,7 +12,7 @@ from jaxbn.folding.report import Report
 
 
 class Folded(NamedTuple):
-    """A model without normalisation, and what became of every layer."""
+    """A model without normalisation, and a report on every layer."""
 
     model: Any  # The variables of a Linen model, or an NNX model.
     report: Report
@@ -28,34 +28,36 @@ def fold(
 ) -> Folded:
     """Folds Batch Normalization into the convolutions and dense layers beside it.
 
-    In evaluation a layer multiplies every channel by a number and adds another. The
-    first goes into the kernel of the layer before, the second into its bias or, where
-    it has none, stays behind as a sum. Where no linear layer stands before, or its
-    output is used elsewhere too, both go into the layer after, if that is linear, has a
-    bias, pads nothing and computes in float32 or wider. Else both stay, as one
-    multiplication and one sum.
+    In evaluation a layer multiplies every channel by a scale and adds a shift. The
+    scale goes into the kernel of the layer before. The shift goes into the bias of that
+    layer; if it has none, the shift stays as a sum.
 
-    Which layers these are is read from the program of the model, through casts,
-    reshapes and transposes: convolutions of any kind, and products of arrays.
+    If there is no linear layer before, or if its output is also used elsewhere, both go
+    into the layer after. That layer must be linear, have a bias, use no padding and
+    compute in float32 or wider. Otherwise both stay, as one multiplication and one sum.
+
+    `fold` finds these layers in the program of the model, through casts, reshapes and
+    transposes. They are convolutions of any kind, and products of arrays.
 
     Args:
-      model: a Linen or NNX model with layers of jaxbn; not changed.
-      variables: all that `model.apply` takes, not changed; None for an NNX model.
+      model: a Linen or NNX model with layers of jaxbn, which is not changed.
+      variables: all variables that `model.apply` takes, which are not changed; None for
+        an NNX model.
       example: a batch as `call` takes it, or its shapes and dtypes.
-      call: runs the model in evaluation, for instance
+      call: runs the model in evaluation mode, for instance
         `lambda model, x: model(x, train=False)`. An NNX model is in that mode already.
-        What it computes stays the same; other methods of the model may not.
+        The result of `call` stays the same; other methods of the model may change.
       rngs: keys for the random streams of a Linen model.
 
     Returns:
-      What evaluates to the same up to rounding, and a report to print. For a Linen
-      model, variables for the same `model.apply`: those without what was folded, and
-      what is left of it in the collection `folded`. For NNX, a copy of the model, in
-      evaluation mode. Neither can be trained.
+      The folded model and a report to print. The model computes the same up to
+      rounding, but cannot be trained. For Linen it is a tree of variables for the same
+      `model.apply`, without the folded variables. The rest of these is in the
+      collection `folded`. For NNX it is a copy of the model in evaluation mode.
 
     Raises:
-      ValueError: if `call` runs the model in training mode or no layer of jaxbn, or if
-        `variables` are missing, or given with an NNX model.
+      ValueError: if `call` runs the model in training mode, if it runs no layer of
+        jaxbn, or if `variables` are missing, or given with an NNX model.
 
     Example:
       >>> import jax, jax.numpy as jnp

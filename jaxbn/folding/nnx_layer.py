@@ -1,4 +1,4 @@
-"""What takes the place of a folded layer in an NNX model."""
+"""The layer that replaces a folded layer in an NNX model."""
 
 from typing import Any
 
@@ -10,14 +10,14 @@ from jaxbn import folded
 
 
 class Folded(nnx.BatchStat):
-    """What is left of scale and bias: not trained, and split as statistics are."""
+    """The rest of a scale or a bias: not trained, and split as statistics are."""
 
 
 class FoldedBatchNorm(nnx.Module):
-    """`activation(x * scale + bias + residual)`, called as the layer that it was.
+    """The layer `activation(x * scale + bias + residual)`, called as `BatchNorm` is.
 
     Args:
-      norm: the layer whose place it takes, of jaxbn or Flax.
+      norm: the layer that it replaces, of jaxbn or Flax.
       scale: `[C]`, or None for 1.
       bias: `[C]`, or None for 0.
     """
@@ -48,17 +48,17 @@ class FoldedBatchNorm(nnx.Module):
         residual: jax.typing.ArrayLike | None = None,
         update_running_average: bool | None = None,
     ) -> jax.Array:
-        """The output of the layer in evaluation.
+        """Returns the output of the layer in evaluation.
 
         Args:
           x: `[N, ..., C]`.
           use_running_average: overrides the attribute; must be True.
-          mask: not needed in evaluation.
-          residual: of the shape of `x`, added before the activation.
+          mask: ignored, as evaluation does not need it.
+          residual: an array of the shape of `x`, added before the activation.
           update_running_average: must not be True.
 
         Raises:
-          ValueError: in training.
+          ValueError: if it is called for training.
         """
         del mask
         if use_running_average is None:
@@ -78,7 +78,7 @@ class FoldedBatchNorm(nnx.Module):
         )
 
     def set_view(self, use_running_average: bool | None = None) -> None:
-        """Sets what is given; called by `nnx.view`.
+        """Sets the attribute if it is given; called by `nnx.view`.
 
         Args:
           use_running_average: must be True when the layer is called.

@@ -1,4 +1,4 @@
-"""Folding an NNX model."""
+"""Folding of an NNX model."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ from jaxbn.nnx import BatchNorm
 
 
 def fold(model: nnx.Module, example: Any, call: Any) -> tuple[nnx.Module, Report]:
-    """A folded copy of the model, and the report; see `jaxbn.fold`."""
+    """Returns a folded copy of the model, and the report; see `jaxbn.fold`."""
     copy = nnx.clone(model)
     copy.eval()
     layers: dict[str, Seen] = {}
@@ -60,7 +60,7 @@ def fold(model: nnx.Module, example: Any, call: Any) -> tuple[nnx.Module, Report
 
 
 def _why_not(node: Any) -> str:
-    """Why a layer must stay; nothing for others, and for what is no layer."""
+    """Returns why a layer must stay; empty for other layers and other modules."""
     if model_layers.is_flax(node):
         return "it is Flax's; import `BatchNorm` from `jaxbn.nnx`"
     if isinstance(node, BatchNorm) and type(node).__call__ is not BatchNorm.__call__:
@@ -73,11 +73,13 @@ def _variable(part: Any) -> Folded | None:
 
 
 def as_affine(path: str, norm: Any) -> FoldedBatchNorm:
-    """The layer as a scale and a bias, for evaluation: a function for `jaxbn.replace`.
+    """Returns a layer as a scale and a bias, for evaluation.
+
+    It is a function `make` for `jaxbn.replace`.
 
     Args:
-      path: not needed.
-      norm: a layer of jaxbn or Flax; its running statistics are what it is made of.
+      path: ignored.
+      norm: a layer of jaxbn or Flax, with its running statistics.
     """
     del path
     affine = _affine(norm)

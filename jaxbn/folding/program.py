@@ -1,4 +1,4 @@
-"""Finds the layers of a model in its program, and folds them there."""
+"""Finds the layers of a model in its program, and folds them."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeGuard
@@ -18,27 +18,30 @@ from jaxbn.folding.report import FoldedLayer, Report
 
 
 class Seen(NamedTuple):
-    """A layer of the model, whatever the framework."""
+    """A layer of the model, in any framework."""
 
     path: str
     axis: Any
     activation: str | None
-    affine: Affine  # Both parts.
+    affine: Affine  # It has both parts.
 
 
 class Found(NamedTuple):
-    """What folding made of the arrays of a model."""
+    """The result of folding the arrays of a model."""
 
     tree: Any
-    affines: dict[str, Affine]  # What is left of every layer that ran, by path.
+    affines: dict[str, Affine]  # The rest of every layer that ran, by path.
     report: Report
-    used: frozenset[str]  # Paths of the leaves that the model reads.
+    used: frozenset[str]  # The paths of the leaves that the model reads.
 
 
 def affine_of(
     stats: running.BatchStats, scale: Any, bias: Any, epsilon: float
 ) -> Affine:
-    """The map that a layer is in evaluation; a channel without variance is constant."""
+    """Returns the map that a layer applies in evaluation.
+
+    A channel whose variance and epsilon are 0 is constant.
+    """
     mean, var = (np.asarray(part) for part in stats)
     wide = np.result_type(mean, np.float64)
     square = var.astype(np.float64) + epsilon
@@ -58,11 +61,11 @@ def fold(
     """Folds layers into the parameters beside them.
 
     Args:
-      run: the model as a function of `tree` and of a batch; returns all that it makes.
-      tree: its arrays; `jaxbn.folded` applies its layers as affine maps.
+      run: the model as a function of `tree` and a batch; it returns all results.
+      tree: the arrays of the model; `jaxbn.folded` applies its layers as affine maps.
       example: a batch, or its shapes and dtypes.
-      layers: by the path that the scale of each has in `tree`.
-      is_parameter: whether the leaf with this path may be changed.
+      layers: the layers, by the path of their scale in `tree`.
+      is_parameter: returns whether the leaf with this path may be changed.
     """
     graph = graph_lib.trace(
         run, tree, example, folded.NAME, lambda keys: is_parameter(as_path(keys))
@@ -104,7 +107,7 @@ def fold(
 
 
 def _is_call(node: Node | None, graph: Graph) -> TypeGuard[Node]:
-    """Whether it is a call of a layer, and not one in a gradient."""
+    """Returns whether a node is a call of a layer, and not one in a gradient."""
     return (
         node is not None
         and node.name == folded.NAME
@@ -115,13 +118,13 @@ def _is_call(node: Node | None, graph: Graph) -> TypeGuard[Node]:
 
 
 def as_path(keys: tuple[Any, ...]) -> str:
-    """The names on the way to a leaf, without the box that it may be in."""
+    """Returns the names on the path to a leaf, without the box that may hold it."""
     names = [jax.tree_util.keystr((key,), simple=True) for key in keys]
     return "/".join(names[:-1] if names[-1] == "value" else names)
 
 
 def like(old: Any, new: Any) -> Any:
-    """The values of `new` with the dtype and the sharding of `old`."""
+    """Returns the values of `new` with the dtype and the sharding of `old`."""
     new = np.asarray(new).astype(old.dtype)
     if not isinstance(old, jax.Array):
         return new

@@ -1,4 +1,4 @@
-"""What was folded into which layer, and why the rest was not."""
+"""The report: where each layer was folded, and why the others were not."""
 
 from typing import Literal, NamedTuple
 
@@ -13,12 +13,12 @@ _WORDS = {
 
 
 class FoldedLayer(NamedTuple):
-    """What became of one layer."""
+    """The result for one layer."""
 
     path: str
-    place: Place  # Of the layer that took it: before or after; "affine": none did.
-    into: str | None  # That layer.
-    reason: str  # Why none before it did, and why none after; empty where one did.
+    place: Place  # The place of the layer that took it; "affine" if none did.
+    into: str | None  # The path of the layer that took it.
+    reason: str  # Why no layer before or after took it; empty if one did.
 
 
 class Report(NamedTuple):
@@ -27,7 +27,7 @@ class Report(NamedTuple):
     layers: tuple[FoldedLayer, ...]
 
     def __str__(self) -> str:
-        """One line per layer."""
+        """Returns one line per layer."""
         names = [each.path or "(the model)" for each in self.layers]
         width = max(map(len, names), default=0)
         lines = []

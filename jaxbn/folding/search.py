@@ -1,4 +1,4 @@
-"""Folds every normalisation of a graph into the layers beside it, where it can."""
+"""Folds every normalisation of a graph into a layer beside it, if possible."""
 
 import collections
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from jaxbn.folding.report import FoldedLayer
 
 
 class Layer(NamedTuple):
-    """A normalisation of the model, as the affine map that it is in evaluation."""
+    """A normalisation of the model, with its affine map in evaluation."""
 
     path: str
     norm: Norm
@@ -23,11 +23,11 @@ class Layer(NamedTuple):
 
 
 class Folded(NamedTuple):
-    """What is left of all layers, and the parameters that took the rest."""
+    """The changed parameters, and the rest of all layers."""
 
-    parameters: dict[Value, np.ndarray]  # Those that changed.
-    affines: dict[str, Affine]  # By path.
-    rows: dict[str, FoldedLayer]  # By path.
+    parameters: dict[Value, np.ndarray]  # The parameters that changed.
+    affines: dict[str, Affine]  # The rest of each layer, by path.
+    rows: dict[str, FoldedLayer]  # The rows of the report, by path.
 
 
 def fold(
@@ -36,19 +36,19 @@ def fold(
     parameters: Mapping[Value, Any],
     names: Mapping[Value, str],
 ) -> Folded:
-    """Folds into the layer before where there is one, else into the one after.
+    """Folds each layer into the layer before it, or else into the one after it.
 
     Args:
-      graph: of the whole model.
-      layers: all that are to be folded, each once.
-      parameters: of the model.
-      names: of the layers that the parameters belong to.
+      graph: the graph of the whole model.
+      layers: the layers to fold, each once.
+      parameters: the parameters of the model.
+      names: the name of the layer of each parameter.
     """
     changed: dict[Value, np.ndarray] = {}
     now = collections.ChainMap(changed, dict(parameters))
     affines = {layer.path: layer.affine for layer in layers}
     rows: dict[str, FoldedLayer] = {}
-    before: dict[Value, Layer] = {}  # Those folded into the layer before, by input.
+    before: dict[Value, Layer] = {}  # The layers folded into the one before, by input.
 
     for layer in layers:
         try:
@@ -93,7 +93,7 @@ def fold(
 
 
 def _fits(new: Mapping[Value, np.ndarray], parameters: Mapping[Value, Any]) -> bool:
-    """Whether the dtypes of the parameters hold the new numbers."""
+    """Returns whether the dtypes of the parameters can hold the new numbers."""
     with np.errstate(over="ignore"):
         return all(
             np.all(np.isfinite(array.astype(parameters[value].dtype)))
@@ -102,7 +102,11 @@ def _fits(new: Mapping[Value, np.ndarray], parameters: Mapping[Value, Any]) -> b
 
 
 def _after(graph: Graph, layer: Layer, norms: Mapping[Value, Norm]) -> Following:
-    """The layer that follows, unless something about the layer itself forbids it."""
+    """Returns the layer after a normalisation that can take it.
+
+    Raises:
+      Refusal: if there is none, or if the normalisation itself forbids it.
+    """
     residual = len(layer.norm.node.operands) > 3
     if layer.activates or residual:
         raise Refusal("its own activation or residual stands after it")

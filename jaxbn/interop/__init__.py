@@ -1,10 +1,10 @@
-"""Weights from and to PyTorch, Keras and Haiku, as plain arrays by name.
+"""Conversion of weights from and to PyTorch, Keras and Haiku, as arrays by name.
 
-None of these packages is imported, and no pickle is read: weights are arrays by name,
-or the path of a `.safetensors` file of these (`load_safetensors`, `save_safetensors`).
-What is converted is a tree of variables as Linen (`model.init(...)`) or NNX
-(`nnx.to_pure_dict(nnx.state(model))`) has them; `names` says which of its modules is
-which of theirs:
+It imports none of these packages and reads no pickle. Weights are arrays by name, or
+the path of a `.safetensors` file of them (`load_safetensors`, `save_safetensors`). On
+the side of JAX they are a tree of variables, from Linen (`model.init(...)`) or NNX
+(`nnx.to_pure_dict(nnx.state(model))`). `names` gives each module of the tree its name
+in the other package:
 
   >>> import numpy as np
   >>> template = {"params": {"bn": {"scale": np.ones(2), "bias": np.zeros(2)}},
@@ -15,20 +15,21 @@ which of theirs:
   >>> variables["params"]["bn"]["scale"], variables["batch_stats"]["bn"]["mean"]
   (array([3., 3.]), array([1., 1.]))
 
-Layers besides Batch Normalization are converted too: kernels of dense and convolutional
-layers change their layout, embeddings and other normalisations keep it. A module with
-neither a kernel nor an embedding is taken for a normalisation. What a name cannot tell
-stays with the user: transposed convolutions, and a dense layer after a flattened image,
-whose order of channels and places differs between the layouts.
+Layers besides Batch Normalization are converted too. Kernels of dense and convolutional
+layers change their layout; embeddings and other normalisations keep it. A module with
+neither a kernel nor an embedding counts as a normalisation. The names do not identify
+two kinds of layers, which the user must convert: transposed convolutions, and a dense
+layer after a flattened image, whose order of channels and places differs between the
+layouts.
 
-What an `estimator` other than "ema" keeps beside mean and variance stays as the
-template has it. Imported statistics count as established: the next batch moves them.
+State of an `estimator` other than "ema", beside mean and variance, stays as it is in
+the template. Imported statistics count as established: the next batch moves them.
 
-Hyperparameters: PyTorch's momentum is the weight of the NEW value, 1 - ours
-(`momentum_from_torch`), and None means `estimator="cumulative"`. Keras's is ours, and
-its epsilon is 1e-3 by default. Both have the variance that is stable; PyTorch moves its
-running variance by the unbiased one, as jaxbn, Keras by the biased one
-(`unbiased=False`).
+The hyperparameters differ. PyTorch's momentum is the weight of the NEW value, 1 - ours
+(`momentum_from_torch`), and None means `estimator="cumulative"`. Keras's momentum is
+the same as ours, and its epsilon is 1e-3 by default. Both compute the variance in a
+stable way. PyTorch moves its running variance by the unbiased variance, as jaxbn does.
+Keras moves it by the biased one (`unbiased=False`).
 """
 
 from jaxbn.interop.files import load_safetensors as load_safetensors

@@ -1,4 +1,4 @@
-"""Trees of variables from and to flat names, by the conventions of a package."""
+"""Conversion between trees of variables and flat names of another package."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -8,29 +8,29 @@ import numpy as np
 
 Weights = Mapping[str, Any]
 Names = Mapping[str, str]
-"""Of modules: their path in the tree, joined by "/", and their name elsewhere."""
+"""The name of each module elsewhere, by its path in the tree, joined by "/"."""
 
 
 class Format(NamedTuple):
-    """How another package calls and lays out what a module holds."""
+    """The names and the layout of variables in another package."""
 
     separator: str
     of_norm: Mapping[str, str]
     of_other: Mapping[str, str]
-    outputs_first: bool  # Of kernels: [O, I, ...] instead of [..., I, O].
-    ignored: tuple[str, ...]  # Endings of names without a counterpart.
-    also: Mapping[str, str]  # Of some modules, where `weights` have this name instead.
+    outputs_first: bool  # Kernels are [O, I, ...] instead of [..., I, O].
+    ignored: tuple[str, ...]  # The endings of names without a counterpart.
+    also: Mapping[str, str]  # Other names of some modules, taken if `weights` has them.
 
 
 def converted(form: Format, weights: Weights, template: Any, names: Names) -> Any:
-    """The tree with the values of `weights`; see `jaxbn.interop.from_torch`."""
+    """Returns the tree with the values of `weights`; see `jaxbn.interop.from_torch`."""
     leaves, structure = _leaves(template)
     keys = _keys(form, leaves, names, weights)
     problems = _check_names(leaves, keys, names)
     values = jax.tree.leaves(template)
     for leaf in leaves:
         key = keys.get(leaf.place)
-        value = leaf.value  # What they do not have stays as it is.
+        value = leaf.value  # A leaf without a key stays as it is.
         if key is not None and key not in weights:
             problems.append(f"`weights` has no {key!r}")
         elif key is not None:
@@ -53,7 +53,7 @@ def converted(form: Format, weights: Weights, template: Any, names: Names) -> An
 
 
 def exported(form: Format, variables: Any, names: Names) -> dict[str, np.ndarray]:
-    """Arrays of the tree by their names elsewhere; see `jaxbn.interop.to_torch`."""
+    """Returns the arrays by their names elsewhere; see `jaxbn.interop.to_torch`."""
     leaves, _ = _leaves(variables)
     keys = _keys(form, leaves, names, {})
     problems = _check_names(leaves, keys, names)
@@ -61,7 +61,7 @@ def exported(form: Format, variables: Any, names: Names) -> dict[str, np.ndarray
     for leaf in leaves:
         if leaf.place in keys:
             key, value = keys[leaf.place], np.asarray(leaf.value)
-            if value.dtype.kind == "V":  # bfloat16 and others that are not NumPy's.
+            if value.dtype.kind == "V":  # bfloat16 or another dtype that NumPy lacks.
                 value = value.astype(np.float32)
             if leaf.name == "kernel" and form.outputs_first:
                 value = np.moveaxis(value, (-1, -2), (0, 1))
@@ -75,17 +75,17 @@ def exported(form: Format, variables: Any, names: Names) -> dict[str, np.ndarray
     return made
 
 
-# What a module has that is no normalisation. A scale would not tell: a normalisation
-# may be without it, and have a bias alone.
+# A module with one of these is no normalisation. A missing scale does not show this,
+# because a normalisation may have a bias alone.
 _OF_OTHERS = {"kernel", "embedding"}
-# Variables of NNX's random streams.
+# The variables of NNX's random streams.
 _OF_STREAMS = ("count", "key")
-# What estimators keep beside mean and variance.
+# The state of estimators beside mean and variance.
 _OF_ESTIMATORS = ("weight", "batches", "means", "variances")
 
 
 class _Leaf(NamedTuple):
-    """A leaf of the tree, and where it is found elsewhere."""
+    """A leaf of the tree, with its module and its place among all leaves."""
 
     module: str
     name: str
@@ -94,14 +94,14 @@ class _Leaf(NamedTuple):
 
 
 def _leaves(tree: Any) -> tuple[list[_Leaf], Any]:
-    """The leaves of modules, of any collection, and the structure of the tree."""
+    """Returns the leaves of modules in any collection, and the tree's structure."""
     with_path, structure = jax.tree_util.tree_flatten_with_path(tree)
     found = []
     for place, (keys, value) in enumerate(with_path):
         path = [jax.tree_util.keystr((key,), simple=True) for key in keys]
         if path[0] in ("params", "batch_stats"):
             path = path[1:]
-        if path[-1] == "value":  # It is in a box, such as an NNX variable.
+        if path[-1] == "value":  # A box, such as an NNX variable, holds it.
             path = path[:-1]
         found.append(_Leaf("/".join(path[:-1]), path[-1], place, value))
     streams = {leaf.module for leaf in found if leaf.name in _OF_STREAMS}
@@ -112,7 +112,7 @@ def _leaves(tree: Any) -> tuple[list[_Leaf], Any]:
 def _keys(
     form: Format, leaves: list[_Leaf], names: Names, weights: Weights
 ) -> dict[int, str]:
-    """The names elsewhere of leaves that have one, by their place."""
+    """Returns the names elsewhere of the leaves that have one, by their place."""
     others = {leaf.module for leaf in leaves if leaf.name in _OF_OTHERS}
     found = {}
     for leaf in leaves:
@@ -154,14 +154,14 @@ def _laid_out(form: Format, leaf: _Leaf, value: np.ndarray) -> np.ndarray:
         return np.moveaxis(value, (0, 1), (-1, -2)) if value.ndim > 1 else value
     one_axis = value.size == max(value.shape, default=1)
     if leaf.name != "kernel" and one_axis and value.size == np.size(leaf.value):
-        return value.reshape(np.shape(leaf.value))  # Haiku's have the rank of its x.
+        return value.reshape(np.shape(leaf.value))  # Haiku's arrays have the rank of x.
     return value
 
 
 def _as_numpy(value: Any) -> np.ndarray:
     if not hasattr(value, "detach"):
         return np.asarray(value)
-    value = value.detach().cpu()  # A tensor, perhaps with a gradient, on a GPU.
+    value = value.detach().cpu()  # A tensor may need a gradient, or be on a GPU.
     if value.is_floating_point():
         value = value.double()  # NumPy knows no bfloat16.
     return value.numpy()

@@ -1,4 +1,4 @@
-"""Weights in safetensors files: arrays by name, and nothing that a reader would run.
+"""Reading and writing of safetensors files, which hold arrays by name and no code.
 
   >>> import tempfile
   >>> with tempfile.TemporaryDirectory() as folder:
@@ -21,14 +21,14 @@ _SUFFIX = ".safetensors"
 
 
 def load_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file by name, bfloat16 ones as `ml_dtypes.bfloat16`.
+    """Reads the arrays of a file by name, bfloat16 ones as `ml_dtypes.bfloat16`.
 
     Args:
-      path: of a `.safetensors` file.
+      path: the path of a `.safetensors` file.
 
     Raises:
-      ValueError: for a file of another kind, one that is damaged or cut short, or
-        arrays of a dtype that NumPy cannot hold.
+      ValueError: if the file is of another kind, if it is damaged or cut short, or if
+        it has arrays of a dtype that NumPy cannot hold.
       ImportError: if `safetensors` is not installed.
     """
     path = _checked(path, "read")
@@ -37,9 +37,9 @@ def load_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
         with safetensors.safe_open(path, framework="np") as file:
             for name in sorted(file.keys()):
-                try:  # NumPy knows "bfloat16" by that name since JAX was imported.
+                try:  # NumPy knows the name "bfloat16" once JAX is imported.
                     found[name] = file.get_tensor(name)
-                except (AttributeError, TypeError):  # But not every other.
+                except (AttributeError, TypeError):  # Other dtypes may be unknown.
                     problems.append(f"{name!r} ({file.get_slice(name).get_dtype()})")
     except safetensors.SafetensorError as error:
         raise ValueError(f"`{path}` cannot be read: {error}") from error
@@ -52,22 +52,22 @@ def load_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def save_safetensors(path: Path, weights: Mapping[str, Any]) -> None:
-    """Writes arrays by name, all or nothing: a file that is there stays until the end.
+    """Writes arrays by name; replaces an existing file only when all are written.
 
     Args:
-      path: of a `.safetensors` file, which is replaced if it exists.
-      weights: arrays by name, as `to_torch` and `to_keras` give them; bfloat16 too.
+      path: the path of a `.safetensors` file, which is replaced if it exists.
+      weights: arrays by name, as `to_torch` and `to_keras` return them; also bfloat16.
 
     Raises:
-      ValueError: for a path with another ending, or arrays of a dtype that the format
-        does not have.
+      ValueError: if the path has another ending, or if arrays have a dtype that the
+        format does not have.
       ImportError: if `safetensors` is not installed.
     """
     path = _checked(path, "written")
     safetensors = _imported()
-    # In C order: what is written is the memory, whatever the strides are.
+    # The memory is written without regard to strides, so it must be in C order.
     arrays = {name: np.asarray(value, order="C") for name, value in weights.items()}
-    # In the same folder: replacing is atomic within a file system only.
+    # The part is in the same folder, as replacing is atomic only within a file system.
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         safetensors.numpy.save_file(arrays, part)
@@ -79,11 +79,11 @@ def save_safetensors(path: Path, weights: Mapping[str, Any]) -> None:
 
 
 def as_weights(weights: Mapping[str, Any] | Path) -> Mapping[str, Any]:
-    """Weights by name, from themselves or from the path of a file.
+    """Returns weights by name; reads them if the path of a file is given.
 
     Raises:
-      ValueError, ImportError: as `load_safetensors`.
-      TypeError: if it is neither.
+      ValueError, ImportError: as in `load_safetensors`.
+      TypeError: if `weights` is neither a mapping nor a path.
     """
     if isinstance(weights, (str, os.PathLike)):
         return load_safetensors(weights)

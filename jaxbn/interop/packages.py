@@ -1,4 +1,4 @@
-"""What PyTorch, Keras and Haiku call things, and functions for each of them."""
+"""The names in PyTorch, Keras and Haiku, and the conversions for each of them."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ _KERAS = Format(
     {"kernel": "kernel", "bias": "bias", "embedding": "embeddings"},
     False,
     (),
-    {"scale": "scale"},  # Of RMSNormalization.
+    {"scale": "scale"},  # RMSNormalization uses it.
 )
 _HAIKU = Format(
     "/",
@@ -30,35 +30,35 @@ _HAIKU = Format(
     {"kernel": "w", "bias": "b", "embedding": "embeddings"},
     False,
     ("/hidden", "/counter"),
-    {"bias": "b"},  # Of hk.Bias.
+    {"bias": "b"},  # hk.Bias uses it.
 )  # fmt: skip
 
 
 def from_torch(weights: Weights | Path, template: Any, names: Names) -> Any:
-    """The tree with the values of a PyTorch `state_dict`.
+    """Returns the tree with the values of a PyTorch `state_dict`.
 
     Args:
       weights: tensors or arrays by name, or the path of a `.safetensors` file.
       template: the tree whose structure, shapes and dtypes the result has.
-      names: of the modules.
+      names: the name in `weights` of each module, by its path in the tree.
 
     Raises:
       ValueError: with every difference: names that are missing on either side, weights
-        that are not used, shapes that do not fit; or as `load_safetensors`.
+        that are not used, and shapes that do not fit. Also as in `load_safetensors`.
     """
     return converted(_TORCH, as_weights(weights), template, names)
 
 
 def to_torch(variables: Any, names: Names) -> dict[str, np.ndarray]:
-    """A `state_dict` of NumPy arrays; `torch.from_numpy` makes tensors of them.
+    """Returns a `state_dict` of NumPy arrays, which `torch.from_numpy` converts.
 
     Args:
-      variables: as a `template` of `from_torch`.
-      names: of the modules.
+      variables: a tree like the `template` of `from_torch`.
+      names: as in `from_torch`.
 
     Raises:
-      ValueError: if a module of the tree has no name, a name no module, or two modules
-        the same name and different values.
+      ValueError: if a module of the tree has no name, if a name has no module, or if
+        two modules have the same name and different values.
     """
     weights = exported(_TORCH, variables, names)
     for name in [name for name in weights if name.endswith(".running_mean")]:
@@ -67,46 +67,46 @@ def to_torch(variables: Any, names: Names) -> dict[str, np.ndarray]:
 
 
 def from_keras(weights: Weights | Path, template: Any, names: Names) -> Any:
-    """The tree with the values of a Keras model.
+    """Returns the tree with the values of a Keras model.
 
     Args:
       weights: arrays by path, `{w.path: w.numpy() for w in model.weights}`, or the path
         of a `.safetensors` file of these.
-      template: as `from_torch`.
-      names: as `from_torch`.
+      template: as in `from_torch`.
+      names: as in `from_torch`.
 
     Raises:
-      ValueError: as `from_torch`.
+      ValueError: as in `from_torch`.
     """
     return converted(_KERAS, as_weights(weights), template, names)
 
 
 def to_keras(variables: Any, names: Names) -> dict[str, np.ndarray]:
-    """Arrays by the paths of a Keras model.
+    """Returns arrays by the paths of a Keras model.
 
-    A scale is called `gamma`, as of all normalisations but RMSNormalization.
+    A scale is named `gamma`, as in all normalisations of Keras but RMSNormalization.
 
     Args:
-      variables: as `to_torch`.
-      names: as `to_torch`.
+      variables: as in `to_torch`.
+      names: as in `to_torch`.
 
     Raises:
-      ValueError: as `to_torch`.
+      ValueError: as in `to_torch`.
     """
     return exported(_KERAS, variables, names)
 
 
 def from_haiku(params: Any, state: Any, template: Any, names: Names) -> Any:
-    """The tree with the values of a Haiku model.
+    """Returns the tree with the values of a Haiku model.
 
     Args:
-      params: of the transformed function, arrays by module and name.
-      state: the same of its state.
-      template: as `from_torch`.
-      names: as `from_torch`.
+      params: parameters of the transformed function, arrays by module and name.
+      state: state of the transformed function, in the same form.
+      template: as in `from_torch`.
+      names: as in `from_torch`.
 
     Raises:
-      ValueError: as `from_torch`.
+      ValueError: as in `from_torch`.
     """
     weights = {
         f"{module}/{name}": value
@@ -118,7 +118,7 @@ def from_haiku(params: Any, state: Any, template: Any, names: Names) -> Any:
 
 
 def momentum_from_torch(momentum: float) -> float:
-    """The weight of the old value, from that of the new one; and the reverse.
+    """Converts the weight of the new value to that of the old one, or the reverse.
 
     Example:
       >>> momentum_from_torch(0.1)

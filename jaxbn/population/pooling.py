@@ -1,4 +1,4 @@
-"""How the moments of several batches make one estimate of the population."""
+"""Pooling of the moments of several batches into one estimate of the population."""
 
 from typing import Literal
 
@@ -14,13 +14,15 @@ Pooling = Literal["mean", "pooled"]
 def add(
     pooling: Pooling, total: moments_lib.Moments, batch: moments_lib.Moments
 ) -> moments_lib.Moments:
-    """The total with one batch more, whose channels that are not finite do not count.
+    """Adds the moments of one batch to the total.
+
+    Channels of the batch that are not finite do not count.
 
     Args:
-      pooling: "mean": averages weighted by count, of means and of unbiased variances;
-        "pooled": the moments of all elements together.
-      total: of the batches before; zeros if there are none.
-      batch: of one batch.
+      pooling: "mean" averages the means and the unbiased variances, weighted by count.
+        "pooled" takes the moments of all elements together.
+      total: the moments of the batches before; zeros if there are none.
+      batch: the moments of one batch.
     """
     usable = jnp.isfinite(batch.mean) & jnp.isfinite(batch.var)
     batch = jax.tree.map(lambda part: jnp.where(usable, part, 0), batch)
@@ -42,7 +44,7 @@ def add(
 def population(
     pooling: Pooling, old: running.BatchStats, total: moments_lib.Moments
 ) -> running.BatchStats:
-    """What the batches say of each channel; the old where they say nothing."""
+    """Returns the estimate from the batches; a channel without one keeps the old."""
     new, count = running.of_batch(old, total, unbiased=pooling == "pooled")
     usable = running.is_usable(new, count)
     return jax.tree.map(

@@ -28,50 +28,53 @@ def recalibrate(
     rngs: Any = None,
     progress: bool = False,
 ) -> Any:
-    """The variables, or the NNX model, with running statistics of the given batches.
+    """Computes running statistics from batches, for all layers of a model.
 
-    Each batch counts by its number of valid elements, for each channel; arrays that are
-    sharded under jit give statistics of the whole. A channel that is not finite in a
-    batch leaves that batch out. Linen layers that normalise by running statistics, and
-    all that are told not to move them (`update_running_average=False`), keep what they
-    have, and so does what an estimator keeps beside mean and variance: training goes on
-    with that weight.
+    Each batch counts by its number of valid elements in each channel. If a channel is
+    not finite in a batch, that batch does not count for it. Arrays that are sharded
+    under jit give the statistics of the whole batch.
 
-    Give averaged weights (EMA, SWA) as `params` and theirs is what comes out.
+    Linen layers that normalise by running statistics keep them. So do all layers with
+    `update_running_average=False`. Other state of an estimator, beside mean and
+    variance, stays too, and training goes on with that weight.
+
+    To get the statistics of averaged weights (EMA, SWA), give these as `params`.
 
     Args:
       model: a Linen model with layers of `jaxbn.linen.BatchNorm`, or an NNX model with
-        those of `jaxbn.nnx.BatchNorm`; not changed.
-      variables: all that `model.apply` takes, not changed; None for an NNX model.
-      batches: several of any kind (of one array its rows); those of one shape are
-        compiled once. Or a function without arguments that returns them.
-      call: called with the model, its variables bound, and a batch; runs the model in
-        training mode, for instance
+        layers of `jaxbn.nnx.BatchNorm`. It is not changed.
+      variables: all variables that `model.apply` takes, which are not changed; None for
+        an NNX model.
+      batches: an iterable of batches of any kind, or a function without arguments that
+        returns one. The batches of a single array are its rows. Batches of one shape
+        are compiled once.
+      call: called with the model, its variables bound, and a batch. It runs the model
+        in training mode, for instance
         `lambda model, batch: model(batch["x"], train=True)`. An NNX model is in that
         mode already.
-      pooling: "mean": the mean over the batches of their unbiased variances, as in the
-        paper; "pooled": the unbiased variance of all examples together, which also has
-        the spread of the means of the batches.
-      layer_by_layer: False: all layers in one pass over the batches, in which a layer
-        is given what the layers before it make by the statistics of each batch, as in
-        training. True: a pass for each layer, in the order of their first calls, in
-        which the layers before it normalise by their new running statistics, as they
-        will in inference; what a layer is given is then what it will be given. A layer
-        that is called twice, and the layers of one `nn.scan`, have one pass together.
-      rngs: keys for the random streams of a Linen model, such as dropout; the same for
-        every batch.
-      progress: show a bar of the batches; needs tqdm.
+      pooling: "mean" takes the mean of the batches' unbiased variances, as in the
+        paper. "pooled" takes the unbiased variance of all examples together, which also
+        contains the spread of the batches' means.
+      layer_by_layer: False takes one pass over the batches for all layers. The layers
+        before a layer then normalise by the statistics of each batch, as in training.
+        True takes one pass for each layer, in the order of their first calls. The
+        layers before it then normalise by their new running statistics, so that it gets
+        the input that it will get in inference. A layer that is called twice has one
+        pass, and so have all layers of one `nn.scan`.
+      rngs: keys for the random streams of a Linen model, such as dropout. They are the
+        same for every batch.
+      progress: show a progress bar of the batches; needs tqdm.
 
     Returns:
-      `variables` with a new `batch_stats`, same structure, shapes and dtypes; or a copy
-      of the NNX model.
+      `variables` with a new `batch_stats` of the same structure, shapes and dtypes; or
+      a copy of the NNX model.
 
     Raises:
-      ValueError: if there is no batch, no layer took part, `pooling` is unknown, or
-        `variables` are missing, or given with an NNX model; if a layer is not jaxbn's,
-        or stands in an `nn.scan` or `nn.vmap` whose `variable_axes` lack
+      ValueError: if there is no batch, if no layer took part, if `pooling` is unknown,
+        or if `variables` are missing, or given with an NNX model. Also if a layer is
+        not jaxbn's, or is inside an `nn.scan` or `nn.vmap` whose `variable_axes` lack
         `batch_moments`.
-      TypeError: if `batches` is one mapping, or can be read only once and
+      TypeError: if `batches` is one mapping, or if it can be read only once and
         `layer_by_layer` is True.
       ModuleNotFoundError: if `progress` is True and tqdm is not installed.
 
@@ -140,7 +143,7 @@ class _Passes:
         self.order: tuple[model_layers.Path, ...] = ()
 
     def over(self, given: Any, layer_by_layer: bool) -> Any:
-        """Variables or state with the statistics of the batches."""
+        """Returns the variables or the state with the statistics of the batches."""
         totals = self._totals(given, layer_by_layer, ())
         moving = {path: each for path, each in totals.items() if jnp.any(each.count)}
         if not moving:
@@ -161,7 +164,10 @@ class _Passes:
         return given
 
     def _totals(self, given: Any, layer_by_layer: bool, done: Any) -> sources.Moments:
-        """The moments of all batches together, by layer; those done are evaluated."""
+        """Returns the moments of all batches together, by layer.
+
+        The layers in `done` normalise by their running statistics.
+        """
         totals: sources.Moments | None = None
         flags: Mapping[model_layers.Path, jax.Array] = {}
         for batch in self._batches():
@@ -183,7 +189,7 @@ class _Passes:
         return totals
 
     def _look(self, given: Any, batch: Any, layer_by_layer: bool) -> None:
-        """What layers there are."""
+        """Finds the layers of the model, and their order if it is needed."""
         shapes = jax.eval_shape(self.source.moments, given, batch, {})
         self.nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         if layer_by_layer:
@@ -194,7 +200,7 @@ class _Passes:
 
 
 def _bar(batches: Batches) -> Any:
-    """A bar of one pass; how many there will be is seen in the first."""
+    """Returns a progress bar of one pass; the first pass shows how many there are."""
     tqdm = optional.imported("tqdm", "`progress=True`")
     total = len(batches) if hasattr(batches, "__len__") else None  # type: ignore
     return tqdm.tqdm(total=total, desc="recalibrate", unit="batch")

@@ -1,8 +1,8 @@
-"""Linen and NNX models alike: variables and a batch in, moments of every layer out.
+"""One interface to Linen and NNX models: it returns the moments of every layer.
 
-Both kinds give moments, and take new running statistics. Of each layer it can be
-said by a flag, an array, that it normalises by its running statistics although the
-model is in training mode: one compiled program does for all layers in turn.
+It also writes new running statistics. Each layer has a flag, a boolean array, that
+makes it normalise by its running statistics although the model is in training mode. So
+one compiled program serves the passes of all layers.
 """
 
 import itertools
@@ -27,13 +27,16 @@ _NUMBERS = itertools.count()
 
 
 def _choose(call: Call, flag: jax.Array | None, evaluate) -> jax.Array:
-    """The output of a layer as its flag says; of several under a scan all are alike."""
+    """Returns the output of training or evaluation, as the flag of the layer asks.
+
+    The flags of all layers under one scan are equal.
+    """
     trained = call.proceed()
     return trained if flag is None else jnp.where(flag.ravel()[0], evaluate(), trained)
 
 
 class Linen(NamedTuple):
-    """A Linen model; it goes by its variables."""
+    """A Linen model, whose methods take the variables."""
 
     model: nn.Module
     call: Callable[[Any, Any], Any]
@@ -42,12 +45,12 @@ class Linen(NamedTuple):
     def moments(
         self, variables: Mapping[str, Any], batch: Any, flags: Mapping[Path, jax.Array]
     ) -> Moments:
-        """The moments of every layer that would move its statistics."""
+        """Returns the moments of every layer that would move its statistics."""
         with model_layers.hooked_linen(_evaluate_linen, (linen.BatchNorm,)):
             return self._moments(variables, batch, flags)
 
     def order(self, variables: Mapping[str, Any], batch: Any) -> tuple[Path, ...]:
-        """The paths of all layers, as they are called for the first time."""
+        """Returns the paths of all layers, in the order of their first calls."""
         paths: dict[Path, None] = {}
 
         def note(call: Call) -> jax.Array:
@@ -56,7 +59,7 @@ class Linen(NamedTuple):
 
         def run(variables: Any, batch: Any) -> Moments:
             with model_layers.hooked_linen(note, (linen.BatchNorm,)):
-                # A collection that no other call names: `nn.jit` traces once more.
+                # The name of this collection is new, so that `nn.jit` traces again.
                 return self._moments(variables, batch, {}, f"order {next(_NUMBERS)}")
 
         jax.eval_shape(run, variables, batch)
@@ -65,7 +68,7 @@ class Linen(NamedTuple):
     def replaced(
         self, variables: Mapping[str, Any], totals: Moments, replace: Replace
     ) -> Any:
-        """The variables with mean and variance of these layers replaced."""
+        """Returns the variables with mean and variance of these layers replaced."""
         stats = variables["batch_stats"]
         for path, total in totals.items():
             stats = _replaced(stats, path, path, total, replace)
@@ -78,7 +81,7 @@ class Linen(NamedTuple):
         others = [each for each in given if each != "params"]
         none = moments_collection.init_batch_moments(given.get("batch_stats", {}))
         given[name] = _with_flags(none, flags)
-        # Whatever else the model writes is dropped.
+        # Other collections that the model writes are dropped.
         with model_layers.every_layer_collects():
             _, written = self.model.apply(
                 given,
@@ -94,7 +97,7 @@ def _evaluate_linen(call: Call) -> jax.Array:
     layer = call.layer
 
     def evaluate() -> jax.Array:
-        # A layer of its own, with the same variables.
+        # This is another layer with the same variables.
         alone = layer.clone(parent=None, name=None, use_running_average=None)
         given = {name: tree for name, tree in layer.variables.items()}
         given.pop(moments_collection.NAME)
@@ -132,7 +135,7 @@ def _replaced(
       layer: the path of the layer.
       path: the path from the part of the collection to the layer.
       total: the moments of all batches.
-      replace: makes statistics of them.
+      replace: a function that computes statistics from them.
     """
     if path:
         inner = _replaced(tree[path[0]], layer, path[1:], total, replace)
@@ -143,7 +146,7 @@ def _replaced(
 
 
 class Nnx(NamedTuple):
-    """An NNX model without its state, by which it goes."""
+    """An NNX model without its state, which its methods take."""
 
     graph: Any
     call: Callable[[Any, Any], Any]
@@ -151,7 +154,7 @@ class Nnx(NamedTuple):
     def moments(
         self, state: Any, batch: Any, flags: Mapping[Path, jax.Array]
     ) -> Moments:
-        """The moments of every layer that would move its statistics."""
+        """Returns the moments of every layer that would move its statistics."""
         model, layers = self._model(state)
         model_layers.hook_nnx(_evaluate_nnx, model, (jaxbn_nnx.BatchNorm,))
         for path, layer in layers.items():
@@ -163,7 +166,7 @@ class Nnx(NamedTuple):
         return {path: each.moments for path, each in collected.items()}
 
     def order(self, state: Any, batch: Any) -> tuple[Path, ...]:
-        """The paths of all layers, as they are called for the first time."""
+        """Returns the paths of all layers, in the order of their first calls."""
         paths: dict[Path, None] = {}
 
         def note(call: Call) -> jax.Array:
@@ -179,7 +182,7 @@ class Nnx(NamedTuple):
         return tuple(paths)
 
     def replaced(self, state: Any, totals: Moments, replace: Replace) -> Any:
-        """The state with mean and variance of these layers replaced."""
+        """Returns the state with mean and variance of these layers replaced."""
         model, layers = self._model(state)
         for path, total in totals.items():
             norm = layers[path]
@@ -188,7 +191,7 @@ class Nnx(NamedTuple):
         return nnx.state(model)
 
     def _model(self, state: Any) -> tuple[nnx.Module, dict[Path, Any]]:
-        """A model in training mode, and its layers that may move."""
+        """Returns a model in training mode, and its layers that may move."""
         model = nnx.merge(self.graph, state, copy=True)
         model.train()
         model_layers.check_collectable(model)
@@ -209,7 +212,7 @@ def _evaluate_nnx(call: Call) -> jax.Array:
         frozen = layer.frozen
         layer.frozen = switches.Frozen(statistics=True, updates=True)
         try:
-            # The call of the class itself, below the hook and below subclasses.
+            # This call bypasses the hook and the calls of subclasses.
             return jaxbn_nnx.BatchNorm.__call__(layer, call.x, **_residual(call))
         finally:
             layer.frozen = frozen

@@ -1,21 +1,21 @@
-"""How workers share batch statistics: the option `sync=` of functions and layers.
+"""Policies for sharing batch statistics, given as `sync=` to functions and layers.
 
   >>> from jaxbn.linen import BatchNorm
   >>> layer = BatchNorm(axis_name="data", sync=Stale(memory=0.8))
 
 Workers are the devices along `axis_name`. Without an axis name they are parts of the
-batch, of `group_size` examples each, which is also the way to simulate many on one.
+batch with `group_size` examples each, so one device can simulate many workers.
 
-  policy        normalises by                              waits in a step for
-  Exact         the moments of all workers                 two collectives per layer
-  Group         those of neighbouring workers              the same
-  Sampled       those of a part of all workers' examples   two collectives per layer
-  Periodic      all workers' in every k-th step            the same, in every k-th step
-  FrozenAfter   all workers', later the running ones       the same, at the beginning
-  Local         each worker's own                          nothing
-  Stale         own of now and peers' of before            nothing
+  policy       normalises by                                waits in a step for
+  Exact        the moments of all workers                   2 collectives per layer
+  Group        the moments of neighbouring workers          2 collectives per layer
+  Sampled      the moments of a part of all examples        2 collectives per layer
+  Periodic     all workers' moments in every k-th step      2 per layer, in those steps
+  FrozenAfter  all workers' moments, later running ones     2 per layer, at first
+  Local        each worker's own moments                    nothing
+  Stale        own moments, and others' of earlier steps    nothing
 
-A policy of your own is an object with two functions; see `Policy`.
+A custom policy is an object with two functions; see `Policy`.
 """
 
 from jaxbn.sync_policies.exchange import NAME as NAME

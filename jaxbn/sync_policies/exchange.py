@@ -1,10 +1,10 @@
-"""The one collective after a step, in which all workers hear what each has said.
+"""The one collective after a step, which exchanges the messages of all layers.
 
-A policy that has messages keeps them in its state: `said`, this worker's, and `heard`,
-the sum over all workers of what was said in the last step. The state of all layers of a
-model is a tree of such states, in Flax the collection `batch_sync`. What a worker says
-is what its forward pass wrote there plus the cotangent of the `said` that it was given,
-so that a backward pass can speak too.
+A policy with messages keeps them in its state. `said` is the message that this worker
+sends, and `heard` is the sum of the messages that all workers sent in the last step.
+The states of all layers of a model form a tree; in Flax it is the collection
+`batch_sync`. A worker sends what its forward pass wrote to `said`, plus the cotangent
+of the `said` that it was given. In this way a backward pass can send sums too.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,20 +24,21 @@ def exchange(
     *,
     axis_name: reduction.AxisName | None = None,
 ) -> Any:
-    """The states of all layers with what all workers said in this step as `heard`.
+    """Sums the messages of all workers, and returns the states with them as `heard`.
 
-    One `psum` for all layers, whose result nothing waits for before the next step.
-    Where a worker said something that is not finite, its layer hears nothing, and
-    `heard` stays as the step wrote it.
+    One `psum` serves all layers. No computation waits for its result before the next
+    step. If the sums of a layer are not finite, it receives no message, and its `heard`
+    stays as the step wrote it.
 
     Args:
       batch_sync: the states that the step has written.
-      cotangents: of `said_of` the states that it was given; None: no backward pass.
-      axis_name: axis or axes of the workers in pmap, shard_map or vmap; without, the
+      cotangents: cotangents of the `said` that the step was given, in the form of
+        `said_of`. None if there was no backward pass.
+      axis_name: axis or axes of the workers in pmap, shard_map or vmap. Without it the
         workers are the first axis of every `said`.
 
     Returns:
-      The same structure, shapes and dtypes.
+      The new states, with the structure, shapes and dtypes of `batch_sync`.
     """
     total = said_of(batch_sync)
     if cotangents is not None:
@@ -59,7 +60,9 @@ def exchange(
 
 
 def said_of(batch_sync: Any) -> dict[str, Any]:
-    """What to differentiate by besides the parameters: every layer's `said`, by path.
+    """Returns the `said` of every layer, by path.
+
+    A loss is differentiated with respect to them as well as to the parameters.
 
     Example:
       >>> said_of({"bn": {"said": {"count": 1.0}, "heard": {"count": 8.0}}})
@@ -76,7 +79,7 @@ def said_of(batch_sync: Any) -> dict[str, Any]:
 
 
 def with_said(batch_sync: Any, said: Mapping[str, Any]) -> Any:
-    """The states with `said`, as `said_of` gives it, in its places.
+    """Returns the states with `said` replaced by that of `said_of`.
 
     Example:
       >>> with_said({"bn": {"said": 1.0, "heard": 2.0}}, {"bn": 3.0})
@@ -90,10 +93,10 @@ def with_said(batch_sync: Any, said: Mapping[str, Any]) -> Any:
 
 
 def scaled_messages(batch_sync: Any, factor: jax.typing.ArrayLike) -> Any:
-    """The states with all sums of backward passes times a factor.
+    """Multiplies all sums of backward passes in the states by a factor.
 
-    For a loss that is multiplied by a number which changes from step to step. The
-    entries are those named `gradient` and `product`, wherever they stand.
+    This is for a loss whose scale changes from step to step. The sums are all entries
+    named `gradient` and `product`.
     """
 
     def scale(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
@@ -104,7 +107,7 @@ def scaled_messages(batch_sync: Any, factor: jax.typing.ArrayLike) -> Any:
 
 
 def _summed(said: dict[str, Any], axis_name: reduction.AxisName | None) -> Any:
-    """Sums over all workers, of one row that holds everything."""
+    """Returns the sums over all workers, with one collective per dtype."""
     leaves, structure = jax.tree.flatten(said)
     rows: dict[Any, list[int]] = {}
     for place, leaf in enumerate(leaves):
@@ -128,7 +131,7 @@ def _map_layers(
     tree: Any,
     path: str = "",
 ) -> Any:
-    """The tree with every layer's state mapped."""
+    """Returns the tree with the function applied to the state of every layer."""
     if not isinstance(tree, Mapping):
         return tree
     if {"said", "heard"} <= set(tree):

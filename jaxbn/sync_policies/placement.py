@@ -1,4 +1,4 @@
-"""Where states of policies lie: a part is each worker's own, the rest is everyone's."""
+"""Placement of the states of policies: entries per worker and shared entries."""
 
 from typing import Any
 
@@ -10,22 +10,23 @@ from jaxbn.core import reduction
 from jaxbn.sync_policies.exchange import NAME
 
 OF_EACH = ("own", "said")
-"""Entries of a state that are `[workers, C]`."""
+"""Entries of a state that have a row for each worker, `[workers, C]`."""
 
 
 def for_workers(tree: Any, workers: int) -> Any:
-    """The same tree with a row for every worker, where each has its own.
+    """Returns the tree with a row for each worker in the entries that are per worker.
 
-    For `shard_map`, where workers are devices, with `partition_specs`; and for plain
-    jit, where they are parts of the batch (`group_size`). Under pmap and vmap each
-    device has a copy of the whole state, and this is not needed.
+    Use it together with `partition_specs` for `shard_map`, where workers are devices.
+    Use it alone for plain jit, where workers are parts of the batch (`group_size`).
+    Under pmap and vmap each device has a copy of the whole state, so that it is not
+    needed.
 
     Args:
       tree: variables, a `TrainState` or an NNX state in which a layer has `batch_sync`.
-      workers: how many there are.
+      workers: the number of workers.
 
     Raises:
-      ValueError: if there are rows already, of another number.
+      ValueError: if the tree already has rows for another number of workers.
 
     Example:
       >>> tree = {"batch_sync": {"own": jnp.zeros((1, 3)), "everyone": jnp.zeros(3)}}
@@ -47,10 +48,10 @@ def for_workers(tree: Any, workers: int) -> Any:
 
 
 def partition_specs(tree: Any, axis_name: reduction.AxisName) -> Any:
-    """Specs for `shard_map`: rows of workers are split over the axis, nothing else.
+    """Returns specs for `shard_map` that split only the workers' rows over the axis.
 
     Args:
-      tree: as `for_workers` takes and gives it.
+      tree: the argument or the result of `for_workers`.
       axis_name: axis or axes over which the batch is split.
 
     Example:

@@ -1,9 +1,9 @@
-"""What a policy of synchronisation is: whose moments normalise, and what it remembers.
+"""The interface of policies, which choose the moments that normalise a batch.
 
 A policy is a static, hashable object with two functions. `init` makes the state of one
-layer; `normalize` is given a call and that state. A policy that hears of other workers
-after the step only, when all layers' messages are exchanged in one collective, says so
-with the entries `said` and `heard` of its state; see `jaxbn.sync_policies.exchange`.
+layer. `normalize` takes a call and that state. Some policies exchange messages only
+after the step, in one collective for all layers. The state of such a policy has the
+entries `said` and `heard`; see `jaxbn.sync_policies.exchange`.
 
   >>> import dataclasses
   >>> @dataclasses.dataclass(frozen=True)
@@ -39,32 +39,33 @@ class WithSync(NamedTuple):
 
 
 class Normalized(NamedTuple):
-    """What a policy makes of a call."""
+    """The result of a policy for one call."""
 
-    y: jax.Array  # Of the shape of x.
-    moments: Moments  # That the running statistics move by, `[C]` or `[groups, C]`.
+    y: jax.Array  # the shape of x
+    moments: Moments  # `[C]` or `[groups, C]`; they move the running statistics.
     state: State
 
 
 @runtime_checkable
 class Policy(Protocol):
-    """How statistics are synchronised; equal objects are the same policy."""
+    """A way to synchronise statistics; equal objects are the same policy."""
 
     def init(self, shape: tuple[int, ...], dtype: jnp.dtype) -> State:
-        """The state of a layer with channels of that shape; empty if it needs none.
+        """Returns the first state of a layer; empty if the policy needs none.
 
-        Leaves under `own` and `said` are each worker's, with one more axis before; all
-        others are the same for all workers.
+        `shape` is the shape of the channels. Leaves under `own` and `said` are per
+        worker and have one more axis in front. All other leaves are the same for all
+        workers.
         """
         ...
 
     def normalize(self, call: Call, state: State) -> Normalized:
-        """The output of a layer in training."""
+        """Returns the output of a layer in training, its moments and the new state."""
         ...
 
 
 def nothing(call: Call) -> Moments:
-    """Moments of no example, by which running statistics do not move, `[C]`."""
+    """Returns moments of zero examples, `[C]`, which do not move running statistics."""
     dtype = call.how.dtype or reduction.reduction_dtype(call.x.dtype)
     mean = jnp.zeros([call.x.shape[a] for a in call.how.feature_axes], dtype)
     real = jnp.zeros_like(mean, reduction.real_dtype(dtype))
@@ -72,10 +73,10 @@ def nothing(call: Call) -> Moments:
 
 
 def init_state(policy: Policy | None, shape: tuple[int, ...], dtype: Any) -> State:
-    """The state of a layer with that policy; empty for none.
+    """Returns the first state of a layer with that policy; empty without a policy.
 
     Raises:
-      TypeError: if it is no policy.
+      TypeError: if `policy` is not a policy.
     """
     if policy is None:
         return {}
@@ -84,12 +85,14 @@ def init_state(policy: Policy | None, shape: tuple[int, ...], dtype: Any) -> Sta
 
 
 def normalize(policy: Policy, call: Call, state: State) -> Normalized:
-    """What a policy makes of a call, checked before; its state keeps its dtypes.
+    """Checks the arguments, and normalises by the policy.
+
+    The new state has the dtypes of the old one.
 
     Raises:
-      TypeError: if it is no policy.
-      ValueError: if it comes with groups, or with a state of another structure or
-        number of workers.
+      TypeError: if `policy` is not a policy.
+      ValueError: if the call has groups of devices, or if the state has another
+        structure or number of workers than the policy needs.
     """
     _check_policy(policy)
     if call.how.devices is not None and call.how.devices.groups is not None:

@@ -13,14 +13,15 @@ from jaxbn.sync_policies.policy import Normalized, State, nothing
 
 @dataclasses.dataclass(frozen=True)
 class Periodic:
-    """Exact in every k-th step, beginning with the first.
+    """Exact synchronisation in every k-th step, beginning with the first.
 
     The running statistics move in these steps only.
 
     Attributes:
       every: k, at least 1.
-      between: what normalises in the other steps: each worker's own moments ("local"),
-        or those of the last exact step, through which no gradient goes ("frozen").
+      between: the moments that normalise in the other steps. "local" takes each
+        worker's own moments. "frozen" takes those of the last exact step, and no
+        gradient flows through them.
     """
 
     every: int
@@ -37,14 +38,14 @@ class Periodic:
             )
 
     def init(self, shape: tuple[int, ...], dtype: jnp.dtype) -> State:
-        """Steps since the last exact one, and its moments where they are needed."""
+        """Returns a step counter and, for "frozen", moments of the last exact step."""
         state: State = {"step": jnp.zeros((), jnp.int32)}
         if self.between == "frozen":
             state |= running.init_batch_stats(shape, dtype)._asdict()
         return state
 
     def normalize(self, call: Call, state: State) -> Normalized:
-        """By all, or as `between` says."""
+        """Normalises by the moments of all workers, or as `between` asks."""
         last = {name: part for name, part in state.items() if name != "step"}
 
         def exact():
@@ -73,10 +74,12 @@ class Periodic:
 
 @dataclasses.dataclass(frozen=True)
 class FrozenAfter:
-    """Exact for some steps; from then on the running statistics normalise and stay.
+    """Exact synchronisation at first, and frozen running statistics later.
+
+    From step number `step` on, the running statistics normalise and do not move.
 
     Attributes:
-      step: the first that is frozen.
+      step: the first step that is frozen.
 
     References:
       Zhong et al., Making Batch Normalization Great in Federated Deep Learning (FixBN),
@@ -92,16 +95,16 @@ class FrozenAfter:
             raise ValueError(f"`step` must be at least 0, got {self.step}.")
 
     def init(self, shape: tuple[int, ...], dtype: jnp.dtype) -> State:
-        """The number of steps."""
+        """Returns a step counter."""
         return {"step": jnp.zeros((), jnp.int32)}
 
     def normalize(self, call: Call, state: State) -> Normalized:
-        """By all, or by the running statistics."""
+        """Normalises by the moments of all workers, or by the running statistics."""
 
         def frozen():
             return call.by_statistics(*call.batch_stats), nothing(call)
 
         y, moments = jax.lax.cond(state["step"] < self.step, call.by_all, frozen)
-        # It stops where it has no more to say, before it overflows.
+        # The counter stops at `step`, so that it cannot overflow.
         step = jnp.minimum(state["step"] + 1, self.step)
         return Normalized(y, moments, {"step": step})

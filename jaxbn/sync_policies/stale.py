@@ -1,9 +1,10 @@
-"""The terms of the other workers from earlier steps: no layer waits for another device.
+"""Synchronisation by messages of earlier steps: no layer waits for another device.
 
-Exact synchronisation, forward and backward, but with the peers' terms from the past: a
-worker merges its own moments with a decaying memory of those of its peers, and adds
-their remembered sums of the backward pass to its own. Nothing has to arrive within the
-step, so that one collective after it serves all layers.
+It computes what exact synchronisation computes, forward and backward, but takes the
+other workers' terms from earlier steps. A worker merges its own moments with a decaying
+memory of the other workers' moments. It adds their remembered sums of the backward pass
+to its own. No message has to arrive within the step, so that one collective after the
+step serves all layers.
 """
 
 import dataclasses
@@ -20,25 +21,27 @@ from jaxbn.sync_policies.policy import Normalized, State
 
 @dataclasses.dataclass(frozen=True)
 class Stale:
-    """A worker's own moments of now, merged with its peers' of the steps before.
+    """A worker's current moments, merged with the others' moments of earlier steps.
 
-    In the first step a worker normalises by its own examples alone, and passes no
-    gradient to its inputs: the variance of a few examples may be almost nothing, and a
-    gradient over its root would throw the weights far off. From then on, with equal
-    moments at every step it is exact synchronisation (forward only where `backward` is
-    not all); with one worker it is plain Batch Normalization from the first step. The
-    running statistics are exact, one step late.
+    In the first step a worker normalises by its own examples alone and passes no
+    gradient to its inputs. The variance of a few examples may be almost zero, and a
+    gradient divided by its root would move the weights far off.
 
-    It has no forward-mode derivative with `backward`; the second derivative takes what
-    peers said as constant.
+    From the second step on, if the moments are the same in every step, the result is
+    that of exact synchronisation. (This holds for the forward pass only, unless
+    `backward` is 1.) With one worker it is plain Batch Normalization from the first
+    step. The running statistics are exact, one step late.
+
+    With `backward` it has no forward-mode derivative, and the second derivative treats
+    the other workers' messages as constants.
 
     Attributes:
-      memory: how much of a step is remembered in the next one, in [0, 1).
-      backward: how much of the remembered sums of the backward pass is added, in
-        [0, 1]; True is all, False none. They are as noisy as a step is: where workers
-        see examples of different kinds, such as shards sorted by label, half of them is
-        better than all. Its messages are the cotangents of `said`; `jaxbn.training`
-        takes them.
+      memory: the weight of a step relative to the next one, in [0, 1).
+      backward: the weight of the remembered sums of the backward pass, in [0, 1]. True
+        is 1 and False is 0. These sums are as noisy as a step is. If workers see
+        examples of different kinds, such as shards sorted by label, 0.5 is better than
+        1. The messages of the backward pass are the cotangents of `said`;
+        `jaxbn.training` passes them to `exchange`.
     """
 
     memory: float = 0.8
@@ -51,7 +54,7 @@ class Stale:
             raise ValueError(f"`backward` must lie in [0, 1], got {self.backward}.")
 
     def init(self, shape: tuple[int, ...], dtype: jnp.dtype) -> State:
-        """Nothing remembered, said or heard."""
+        """Returns a state of zeros: an empty memory and no messages."""
         if jnp.issubdtype(dtype, jnp.complexfloating):
             raise TypeError(f"`Stale` is for real inputs, got {dtype}.")
         all_zero, own_zero = jnp.zeros(shape, dtype), jnp.zeros((1, *shape), dtype)
@@ -64,7 +67,7 @@ class Stale:
         }
 
     def normalize(self, call: Call, state: State) -> Normalized:
-        """By own moments and remembered ones."""
+        """Normalises by the worker's own moments, merged with the remembered ones."""
         known = _learn(jax.lax.stop_gradient(state), self.memory)
         others = peers.without(known.everyone, known.own)
         others = others._replace(count=others.count / jnp.maximum(known.weight, 1))
@@ -72,7 +75,7 @@ class Stale:
         if call.workers > 1:
             call = call.holding(known.weight[0] == 0)
         said = peers.Sums(**state["said"])
-        now = []  # What is said of this call.
+        now = []  # The sums that this call sends.
 
         def merge(mine: Moments) -> Moments:
             now.append(jax.lax.stop_gradient(peers.sums_of(mine, center)))
@@ -92,8 +95,8 @@ class Stale:
             return made._replace(mean=mean, var=var)
 
         y = call.by(merge)
-        # A second call of the layer in this step adds to what the first has said, and
-        # its cotangents pass through the first one's.
+        # A second call of the layer in this step adds its sums to those of the first,
+        # and its cotangents pass through the `said` of the first.
         total = jax.tree.map(jnp.add, known.said, now[0])
         total = total._replace(
             gradient=_silent(said.gradient), product=_silent(said.product)
@@ -110,26 +113,27 @@ class Stale:
 
 
 class _Known(NamedTuple):
-    """What a layer knows when a call begins: no derivative is taken of it.
+    """The memory of a layer when a call begins; no derivative flows through it.
 
-    Each worker's own is `[workers here, C]`, what is the same for all `[1, C]`.
+    Entries per worker are `[workers on this device, C]`. Entries that all workers share
+    are `[1, C]`.
     """
 
     own: peers.Memory
     everyone: peers.Memory
     weight: jax.Array  # Sum over the remembered steps of decay^age.
-    said: peers.Sums  # By this worker, in this step so far.
-    last: Moments  # Of all workers in the last step.
+    said: peers.Sums  # The message of this worker, in this step so far.
+    last: Moments  # The moments of all workers in the last step.
 
 
 def _learn(state: State, decay: float) -> _Known:
-    """Takes in what was heard after the last step, once."""
+    """Adds the messages received after the last step to the memory, once."""
     own, said = peers.Memory(**state["own"]), peers.Sums(**state["said"])
     shared = {name: part[None] for name, part in state["everyone"].items()}
     before = shared.pop("weight")
     everyone, center = peers.Memory(**shared), shared["mean"]
     heard = peers.Sums(**{name: part[None] for name, part in state["heard"].items()})
-    # In the first step, and in a second call within one, there are none.
+    # The first step, and a second call within a step, have no new messages.
     news = heard.count > 0
     near = peers.is_accurate(heard, center)
     last = peers.moments_of(heard, center)
@@ -138,7 +142,8 @@ def _learn(state: State, decay: float) -> _Known:
 
     def learn(memory: peers.Memory, sums: peers.Sums) -> peers.Memory:
         made = peers.remembered(memory, sums, center, decay, share)
-        # Too far from the centre to be accurate: it begins anew about the new mean.
+        # Sums too far from the centre are not accurate. There the memory is cleared,
+        # and its centre becomes the new mean.
         zero = jnp.zeros_like(memory.count)
         anew = peers.Memory(zero, last.mean + zero, zero, zero, zero)
         made = jax.tree.map(lambda a, b: jnp.where(near, a, b), made, anew)
@@ -154,5 +159,5 @@ def _learn(state: State, decay: float) -> _Known:
 
 
 def _silent(message: jax.Array) -> jax.Array:
-    """0, whose cotangent is that of the message."""
+    """Returns zeros whose cotangent is passed to the message."""
     return message - jax.lax.stop_gradient(message)

@@ -1,4 +1,4 @@
-"""Policies that need nothing of earlier steps: all workers, groups, or each alone."""
+"""Policies that need no earlier step: they share statistics within the current one."""
 
 import dataclasses
 
@@ -10,17 +10,17 @@ from jaxbn.sync_policies.policy import Normalized, State
 
 @dataclasses.dataclass(frozen=True)
 class Exact:
-    """The moments of all workers: two collectives per layer, waited for.
+    """The moments of all workers; each layer waits for two collectives.
 
-    What an axis name alone means.
+    An axis name without `sync` means this policy.
     """
 
     def init(self, shape: tuple[int, ...], dtype: jnp.dtype) -> State:
-        """No state."""
+        """Returns an empty state."""
         return {}
 
     def normalize(self, call: Call, state: State) -> Normalized:
-        """By all."""
+        """Normalises by the moments of all workers."""
         return Normalized(*call.by_all(), state)
 
 
@@ -28,11 +28,11 @@ class Exact:
 class Group:
     """The moments of groups of neighbouring workers.
 
-    The running statistics are those of all workers, for which a row of moments of every
-    device is sent: on thousands of devices more than `Exact` sends.
+    The running statistics are those of all workers. For this each device sends a row of
+    moments. On thousands of devices this is more than `Exact` sends.
 
     Attributes:
-      size: workers per group, a divisor of their number.
+      size: workers per group, a divisor of the number of workers.
 
     References:
       Ying et al., arXiv:1811.06992.
@@ -47,29 +47,29 @@ class Group:
             raise ValueError(f"`size` must be at least 1, got {self.size}.")
 
     def init(self, shape: tuple[int, ...], dtype: jnp.dtype) -> State:
-        """No state."""
+        """Returns an empty state."""
         return {}
 
     def normalize(self, call: Call, state: State) -> Normalized:
-        """By groups."""
+        """Normalises by the moments of each group."""
         return Normalized(*call.by_groups(self.size), state)
 
 
 @dataclasses.dataclass(frozen=True)
 class Local:
-    """Every worker's own moments; no layer waits in the forward pass.
+    """The moments of each worker alone; no layer waits in the forward pass.
 
-    The running statistics are those of all workers, for which their moments are sent:
-    beyond 32 devices in two collectives, for the first of which a compiler may make the
-    backward pass wait.
+    The running statistics are those of all workers. For this the workers send their
+    moments. Beyond 32 devices this takes two collectives, and a compiler may make the
+    backward pass wait for the first one.
     """
 
     def init(self, shape: tuple[int, ...], dtype: jnp.dtype) -> State:
-        """No state."""
+        """Returns an empty state."""
         return {}
 
     def normalize(self, call: Call, state: State) -> Normalized:
-        """By each worker's own."""
+        """Normalises by the moments of each worker."""
         return Normalized(*call.by_groups(1), state)
 
 
@@ -80,7 +80,8 @@ class Sampled:
     All examples are normalised by them. The collectives are those of `Exact`.
 
     Attributes:
-      fraction: of every worker's examples, rounded up, in (0, 1].
+      fraction: the part of every worker's examples that is used, in (0, 1]. The number
+        of examples is rounded up.
 
     References:
       Chen et al., arXiv:1810.10962.
@@ -93,9 +94,9 @@ class Sampled:
             raise ValueError(f"`fraction` must lie in (0, 1], got {self.fraction}.")
 
     def init(self, shape: tuple[int, ...], dtype: jnp.dtype) -> State:
-        """No state."""
+        """Returns an empty state."""
         return {}
 
     def normalize(self, call: Call, state: State) -> Normalized:
-        """By all, of a part of their examples."""
+        """Normalises by the moments of a part of all workers' examples."""
         return Normalized(*call.counting(self.fraction).by_all(), state)

@@ -1,7 +1,7 @@
 """Train and eval steps for Flax models, with or without batch statistics.
 
-The user writes one loss function for both. It is called with the model, bound to its
-variables as within Flax's `apply`, and returns values per example, never means:
+The user writes one loss function for both steps. It takes the model, bound to its
+variables as inside Flax's `apply`, and returns one value per example, never a mean:
 
   >>> import flax.linen as nn, jax, jax.numpy as jnp, optax
   >>> from jaxbn.linen import BatchNorm
@@ -25,14 +25,14 @@ variables as within Flax's `apply`, and returns values per example, never means:
   4
 
 A batch may hold a boolean `mask` of the shape of those values. Only True examples count
-in loss, gradient and metrics, so a padded last batch is exact; pass it on to the
+in loss, gradient and metrics, so a padded last batch is exact. Pass the mask to the
 model's `BatchNorm` layers as well. Pad with finite numbers: a layer before the first
 normalisation would multiply a NaN by its zero gradient.
 
-`make_nnx_train_step` and `make_nnx_eval_step` are those of NNX models.
+For NNX models use `make_nnx_train_step` and `make_nnx_eval_step`.
 
-In mixed precision the loss is scaled if the state has a field `dynamic_scale`, as that
-of Flax's ImageNet example has. A step that overflows changes neither parameters nor
+For mixed precision give the state a field `dynamic_scale`, as in Flax's ImageNet
+example. The loss is then scaled. A step that overflows changes neither parameters nor
 running statistics:
 
   >>> from flax.training.dynamic_scale import DynamicScale
@@ -41,8 +41,8 @@ running statistics:
   >>> scaled = ScaledState.create(net.apply, variables, optax.sgd(0.1))
   >>> scaled, metrics = make_train_step(loss_fn)(scaled, batch)
 
-What should happen between gradient and update (its norm as a metric, leaving out a step
-that is not finite) is written with the parts that a step is made of:
+To do something between gradient and update, write a step from its parts. This one
+returns the norm of the gradient and skips an update that is not finite:
 
   >>> @jax.jit
   ... def step(state, batch):

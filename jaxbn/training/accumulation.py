@@ -1,4 +1,4 @@
-"""The gradient of a batch that is taken in several parts, for want of memory."""
+"""The gradient of a batch that is computed in several parts, to save memory."""
 
 from typing import Any
 
@@ -19,22 +19,22 @@ def accumulated_gradient_of(
     batch: gradient.Batch,
     params: Any = None,
 ) -> gradient.Gradient:
-    """The gradient of the mean loss of all parts of a batch, one after the other.
+    """Returns the gradient of the mean loss of a batch, computed part by part.
 
-    Each part is normalised by its own statistics; the running ones move once, by the
-    moments of all parts together. The state of other modules moves with every part.
+    Each part is normalised by its own statistics. The running statistics move once, by
+    the moments of all parts together. The state of other modules moves with every part.
 
     Args:
-      loss_fn: as `make_train_step`.
-      options: of the step.
-      micro_batches: the number of parts, of equal size.
+      loss_fn: the loss function, as in `make_train_step`.
+      options: the options of the step.
+      micro_batches: the number of parts, which have equal size.
       state: parameters, running statistics and key.
       batch: arrays whose first axis is cut into the parts.
-      params: others than those of the state.
+      params: parameters to use instead of those of the state.
 
     Raises:
-      ValueError: if the first axis of an array cannot be cut so, or policies remember
-        earlier steps.
+      ValueError: if the first axis of an array cannot be cut into equal parts, or if a
+        policy remembers earlier steps.
     """
     if state.batch_sync:
         raise ValueError(
@@ -49,7 +49,7 @@ def accumulated_gradient_of(
     def one(
         index: jax.Array, part: gradient.Batch, batch_stats: Any, collected: Any
     ) -> tuple[gradient.Gradient, Any]:
-        key = jax.random.fold_in(state.key, index)  # Else all parts drop the same.
+        key = jax.random.fold_in(state.key, index)  # Dropout differs between parts.
         here = state.replace(key=key, batch_stats=batch_stats)
         return gradient.gradient_and_moments(
             loss_fn, options, here, part, params, collected
@@ -65,7 +65,7 @@ def accumulated_gradient_of(
     )
     total = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     total = total._replace(
-        # A sum of half precision would stop growing.
+        # A sum in half precision would stop growing.
         grads=jax.tree.map(_widened, total.grads),
         batch_stats=_as_after_a_pass(
             state.batch_stats, shapes.batch_stats, collected_shapes
@@ -80,7 +80,7 @@ def accumulated_gradient_of(
         metrics = {
             name: total.metrics[name] + metric for name, metric in made.metrics.items()
         }
-        # The average so far, and no sum that is divided at the end, which may overflow.
+        # This keeps the average so far. A sum divided at the end may overflow.
         count = jnp.maximum(metrics["loss"].count, 1)
         share = made.metrics["loss"].count / count
         grads = jax.tree.map(
@@ -102,13 +102,13 @@ def accumulated_gradient_of(
 def _as_after_a_pass(batch_stats: Any, shapes: Any, collected_shapes: Any) -> Any:
     """Returns the statistics in the containers and dtypes that the step gives them.
 
-    `lax.scan` carries them from pass to pass. Half precision becomes float32 here,
-    because it would become that at the end.
+    `lax.scan` carries them from pass to pass. Half precision becomes float32 here, as
+    it would at the end of the step.
 
     Args:
       batch_stats: the collection before the step.
       shapes: shapes and dtypes of the collection after a pass.
-      collected_shapes: those of the collection `batch_moments`.
+      collected_shapes: shapes and dtypes of the collection `batch_moments`.
     """
     after = jax.eval_shape(
         moments_collection.move_batch_stats, shapes, collected_shapes
@@ -123,7 +123,10 @@ def _widened(grad: jax.Array) -> jax.Array:
 
 
 def _cut(name: str, array: Any, parts: int) -> jax.Array:
-    """Every k-th example makes a part, so that each device has some of every part."""
+    """Cuts an array into parts of every k-th example.
+
+    Each device then has examples of every part.
+    """
     array = jnp.asarray(array)
     if array.ndim == 0 or array.shape[0] % parts:
         raise ValueError(

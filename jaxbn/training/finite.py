@@ -1,8 +1,8 @@
-"""Steps whose gradient is not finite: they leave everything as it was.
+"""Functions that skip a step whose gradient is not finite.
 
-A loss that was scaled too far overflows in the backward pass only. Batch statistics of
-such a step look like any other, so that a step that is skipped must keep the old ones
-by itself; neither optax nor Flax's example does.
+A loss that was scaled too far overflows only in the backward pass. The batch statistics
+of such a step look valid, so code that skips the step must also restore the old
+statistics. Neither optax nor Flax's example does this.
 """
 
 from typing import Any, TypeVar
@@ -19,12 +19,13 @@ _FIELD = "dynamic_scale"
 
 
 def all_finite(tree: Any, *, axis_name: reduction.AxisName | None = None) -> jax.Array:
-    """Whether every number in a tree is finite, as a boolean scalar.
+    """Checks whether every number in a tree is finite; returns a boolean scalar.
 
     Args:
-      tree: of arrays of any dtype, such as gradients.
-      axis_name: axis or axes of pmap, shard_map or vmap, all devices of which must have
-        finite numbers. Not needed where gradients are summed over devices already.
+      tree: arrays of any dtype, such as gradients.
+      axis_name: axis or axes of pmap, shard_map or vmap. All devices along them must
+        have finite numbers. Leave it out for gradients that are already summed over the
+        devices.
 
     Example:
       >>> all_finite({"a": jnp.ones(2), "b": jnp.array([0.0, jnp.nan])})
@@ -42,15 +43,16 @@ def all_finite(tree: Any, *, axis_name: reduction.AxisName | None = None) -> jax
 def where_finite(
     grads: Any, new: Tree, old: Tree, *, axis_name: reduction.AxisName | None = None
 ) -> Tree:
-    """`new` where every gradient is finite, else `old`.
+    """Returns `new` if every gradient is finite, else `old`.
 
-    For all that a step makes: parameters, state of the optimiser, batch statistics.
+    Use it for everything that a step changes: parameters, state of the optimiser, batch
+    statistics.
 
     Args:
       grads: a tree of arrays.
-      new: a tree of arrays, or keys; a whole `TrainState`, or states of NNX.
-      old: the same structure, shapes and dtypes.
-      axis_name: as `all_finite`.
+      new: a tree of arrays or keys, such as a whole `TrainState` or states of NNX.
+      old: a tree of the same structure, shapes and dtypes.
+      axis_name: as in `all_finite`.
 
     Returns:
       One of the two trees, bit for bit.
@@ -65,13 +67,13 @@ def where_finite(
 
 
 def scaled(state: TrainState, loss: jax.Array) -> jax.Array:
-    """The loss times the scale of the state, if it has one."""
+    """Multiplies the loss by the scale of the state, if it has one."""
     scale = getattr(state, _FIELD, None)
     return loss if scale is None else loss * jnp.asarray(scale.scale, loss.dtype)
 
 
 def unscaled(state: TrainState, grads: Any) -> Any:
-    """The gradient of the loss from that of the scaled one."""
+    """Divides the gradient by the scale of the state, if it has one."""
     scale = getattr(state, _FIELD, None)
     if scale is None:
         return grads
@@ -84,7 +86,7 @@ def unscaled(state: TrainState, grads: Any) -> Any:
 
 
 def scaled_messages(state: TrainState) -> Any:
-    """What policies remember of backward passes, as of the scaled loss."""
+    """Returns the policies' states with sums of backward passes scaled as the loss."""
     scale = getattr(state, _FIELD, None)
     if scale is None:
         return state.batch_sync
@@ -92,7 +94,7 @@ def scaled_messages(state: TrainState) -> Any:
 
 
 def unscaled_messages(state: TrainState, batch_sync: Any) -> Any:
-    """The same of the loss itself, after a step with the scaled one."""
+    """Divides the sums of backward passes in the policies' states by the scale."""
     scale = getattr(state, _FIELD, None)
     if scale is None:
         return batch_sync
@@ -100,11 +102,16 @@ def unscaled_messages(state: TrainState, batch_sync: Any) -> Any:
 
 
 def after_scaled_step(grads: Any, new: TrainState, old: TrainState) -> TrainState:
-    """The state after a step, of one without a scale `new` itself."""
+    """Returns the new state, or the old one if a scaled gradient is not finite.
+
+    The scale and the number of steps move in both cases. The result is `new` itself if
+    the state has no scale.
+    """
     scale: Any = getattr(old, _FIELD, None)
     if scale is None:
         return new
-    # Flax moves its scale by a gradient that it takes itself; here by one of a number.
+    # Flax moves its scale only by a gradient that it computes itself. Here that is the
+    # gradient of a function of one number.
     number = jnp.where(all_finite(grads), 1.0, jnp.nan)
     moved = scale.value_and_grad(lambda x: number * x)(1.0).dynamic_scale
     kept = where_finite(grads, new, old)

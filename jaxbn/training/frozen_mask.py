@@ -1,4 +1,4 @@
-"""Which parameters an optimiser must leave alone."""
+"""The mask of parameters that an optimiser must not change."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,21 +12,23 @@ from jaxbn.selection import Where
 def frozen_mask(
     batch_stats: Any, where: Where = None, *, scale: bool = True, bias: bool = True
 ) -> Callable[[Any], Any]:
-    """A mask of the scale and the bias of frozen layers, for `optax.masked`.
+    """Returns a mask of the scale and the bias of frozen layers, for `optax.masked`.
 
-    `jaxbn.freeze` stops their gradients; weight decay and momentum could still move
-    them. For both Linen and NNX:
+    `jaxbn.freeze` stops their gradients, but weight decay and momentum could still move
+    them. For Linen and NNX write
     `optax.chain(tx, optax.masked(optax.set_to_zero(), frozen_mask(...)))`.
 
     Args:
-      batch_stats: of a Linen model, or `nnx.state(model, nnx.BatchStat)`: a layer is
-        what has running statistics.
-      where: which layers, as given to `jaxbn.freeze`.
-      scale: whether their scale is frozen.
-      bias: whether their bias is frozen.
+      batch_stats: the collection of a Linen model, or
+        `nnx.state(model, nnx.BatchStat)`. Every module with running statistics is a
+        layer.
+      where: the frozen layers, as given to `jaxbn.freeze`.
+      scale: True if their scale is frozen.
+      bias: True if their bias is frozen.
 
     Returns:
-      A function of the parameters: the same tree with True where they are frozen.
+      A function that takes the parameters and returns the same tree, with True for the
+      frozen ones.
 
     Raises:
       ValueError: if `where` matches no layer.

@@ -18,7 +18,7 @@ Batch = Mapping[str, Any]
 
 
 class LossFn(Protocol):
-    """Values per example, "loss" among them; the other names are up to the user."""
+    """A function that returns values per example; one of them is named "loss"."""
 
     def __call__(
         self, model: Any, batch: Batch, train: bool
@@ -28,7 +28,7 @@ class LossFn(Protocol):
 class Gradient(NamedTuple):
     """Gradient, metrics and new running statistics of one batch."""
 
-    grads: Any  # Of the mean loss, for every parameter.
+    grads: Any  # The gradient of the mean loss, for every parameter.
     metrics: metrics_lib.Metrics
     batch_stats: Any
     batch_sync: Any  # The states of policies after the exchange.
@@ -36,16 +36,16 @@ class Gradient(NamedTuple):
     def applied_to(
         self, state: TrainState, value_fn: Callable[[Any], jax.Array] | None = None
     ) -> TrainState:
-        """The state after one step of its optimiser.
+        """Returns the state after one step of its optimiser.
 
         Args:
-          state: what the gradient was taken of.
-          value_fn: the mean loss by the parameters, for optimisers that search along a
-            line. They are given the loss as `value`, and `grad`, in any case.
+          state: the state at which the gradient was computed.
+          value_fn: the mean loss as a function of the parameters, for optimisers with a
+            line search. Without it they still get the loss as `value`, and `grad`.
 
         Returns:
-          The new state. Of one with a `dynamic_scale` (see `make_train_step`) nothing
-          but the scale and the number of steps is new if the gradient is not finite.
+          The new state. If the state has a `dynamic_scale` (see `make_train_step`) and
+          the gradient is not finite, only the scale and the number of steps change.
         """
         extra_args = {"value": self.metrics["loss"].mean, "grad": self.grads}
         if value_fn is not None:
@@ -60,7 +60,7 @@ class Gradient(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What a step is made with, besides the loss."""
+    """The arguments of a step besides the loss."""
 
     axis_name: reduction.AxisName | None
     rngs: Sequence[str]
@@ -74,13 +74,13 @@ def value_and_grad(
     rngs: Sequence[str] = ("dropout",),
     mutable: Sequence[str] = (),
 ) -> Callable[[TrainState, Batch], Gradient]:
-    """A function from state and batch to the gradient, neither jitted nor donating.
+    """Returns a function that computes the gradient from a state and a batch.
 
-    `make_train_step` is this function, `Gradient.applied_to` and `jax.jit`, and has its
-    arguments.
+    The function is not jitted and does not donate the state. `make_train_step` combines
+    it with `Gradient.applied_to` and `jax.jit`; the arguments are explained there.
 
     Raises:
-      ValueError, TypeError: when called, as `make_train_step`.
+      ValueError, TypeError: when called, as for `make_train_step`.
     """
     options = as_options(axis_name, rngs, mutable)
     return functools.partial(gradient_of, loss_fn, options)
@@ -89,10 +89,10 @@ def value_and_grad(
 def as_options(
     axis_name: reduction.AxisName | None, rngs: Sequence[str], mutable: Sequence[str]
 ) -> Options:
-    """The options, checked.
+    """Checks the options and returns them.
 
     Raises:
-      TypeError: if a name stands where several are expected.
+      TypeError: if one name is given where a sequence is expected.
     """
     for name, value in (("rngs", rngs), ("mutable", mutable)):
         if isinstance(value, str):
@@ -107,14 +107,14 @@ def gradient_of(
     batch: Batch,
     params: Any = None,
 ) -> Gradient:
-    """Returns the gradient at the parameters of the state, or at others.
+    """Returns the gradient at the parameters of the state, or at given ones.
 
     Args:
-      loss_fn: as `make_train_step`.
-      options: of the step.
+      loss_fn: the loss function, as in `make_train_step`.
+      options: the options of the step.
       state: parameters, running statistics and key.
-      batch: one of the step.
-      params: others than those of the state.
+      batch: the batch of the step.
+      params: parameters to use instead of those of the state.
     """
     return gradient_and_moments(loss_fn, options, state, batch, params, None)[0]
 
@@ -130,14 +130,14 @@ def gradient_and_moments(
     """Returns the gradient, and the collection `batch_moments` after the pass.
 
     Args:
-      loss_fn: as `make_train_step`.
-      options: of the step.
+      loss_fn: the loss function, as in `make_train_step`.
+      options: the options of the step.
       state: parameters, running statistics and key.
-      batch: one of the step.
-      params: others than those of the state.
-      collected: the collection `batch_moments` of the passes before this one. The
-        layers then collect their moments and leave their statistics alone; the state of
-        other modules moves. None: nothing is collected.
+      batch: the batch of the step.
+      params: parameters to use instead of those of the state.
+      collected: the collection `batch_moments` of the passes before this one. With it
+        the layers collect their moments and keep their statistics, while the state of
+        other modules moves. With None no moments are collected.
     """
     axis_name = options.axis_name
     key = jax.random.fold_in(state.key, state.step)
@@ -153,7 +153,7 @@ def gradient_and_moments(
         mutable.append(moments_collection.NAME)
         checked = model_layers.every_layer_collects
 
-    # What peers said in backward passes is of the unscaled loss.
+    # The state keeps sums of backward passes of the unscaled loss.
     given = finite.scaled_messages(state)
 
     def objective(params: Any, said: Any) -> tuple[jax.Array, tuple[Any, ...]]:
@@ -193,7 +193,10 @@ def gradient_and_moments(
 
 
 def mean_loss(gradient_at: Callable[[Any], Gradient]) -> Callable[[Any], jax.Array]:
-    """The mean loss of all devices by the parameters, for searches along a line."""
+    """Returns the mean loss of all devices as a function of the parameters.
+
+    Optimisers with a line search need it.
+    """
 
     def value_and_grads(params: Any) -> tuple[jax.Array, Any]:
         gradient = gradient_at(params)
@@ -205,10 +208,9 @@ def mean_loss(gradient_at: Callable[[Any], Gradient]) -> Callable[[Any], jax.Arr
 def with_gradient(
     value_and_grads: Callable[[Any], tuple[jax.Array, Any]],
 ) -> Callable[[Any], jax.Array]:
-    """A function whose derivative is the gradient that it is given.
+    """Returns the function of the values, with the given gradient as its derivative.
 
-    A sum over devices that is differentiated like any other gives gradients that depend
-    on the parallel style.
+    JAX's own derivative of a sum over devices depends on the parallel style.
     """
 
     @jax.custom_vjp
@@ -223,15 +225,15 @@ def with_gradient(
 
 
 def over_devices(tree: Any, axis_name: reduction.AxisName | None) -> Any:
-    """Sums over the devices of a mapped axis."""
+    """Sums a tree over the devices of a mapped axis."""
     return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
 
 def after_all(grads: Any, said: Any) -> Any:
-    """The messages as they are, but not before all gradients.
+    """Returns the messages unchanged, but only after all gradients are computed.
 
-    Else the compiler of a GPU makes one kernel of the backward pass of a layer and of
-    what the layers hear, for which that layer then waits.
+    Otherwise the GPU compiler fuses the backward pass of a layer with the exchange of
+    messages into one kernel, and that layer waits for the exchange.
     """
     return jax.lax.optimization_barrier((said, grads))[0] if said else said
 
@@ -239,11 +241,11 @@ def after_all(grads: Any, said: Any) -> Any:
 def varying(params: Any, axis_name: reduction.AxisName | None) -> Any:
     """Marks parameters as each device's own, so that their gradients are too.
 
-    A checked shard_map would add up the gradients of replicated parameters by itself;
-    this makes all styles alike.
+    A checked shard_map would add up the gradients of replicated parameters by itself.
+    With this mark all parallel styles behave alike.
     """
     names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
-    manual = jax.sharding.get_abstract_mesh().manual_axes  # Those of shard_map.
+    manual = jax.sharding.get_abstract_mesh().manual_axes  # Set by shard_map.
 
     def mark(param: Any) -> Any:
         varying = reduction.varying_axes(param)
@@ -254,5 +256,5 @@ def varying(params: Any, axis_name: reduction.AxisName | None) -> Any:
 
 
 def variables_of(params: Any, batch_stats: Any) -> dict[str, Any]:
-    """What a model's `apply` takes; no collection where there are no statistics."""
+    """Returns the variables for a model's `apply`, without an empty collection."""
     return {"params": params} | ({"batch_stats": batch_stats} if batch_stats else {})

@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Metric(NamedTuple):
-    """A mean kept as what it is made of, so that `a + b` is that of both together.
+    """A mean, kept as total and count so that `a + b` is the mean of both together.
 
     Example:
       >>> float(Metric(jnp.array(3.0), jnp.array(2)) + Metric(jnp.array(1.0), 2))
@@ -21,11 +21,11 @@ class Metric(NamedTuple):
 
     @property
     def mean(self) -> jax.Array:
-        """`total / count`, 0 for no examples."""
+        """The mean, `total / count`; 0 without examples."""
         return self.total / jnp.maximum(self.count, 1).astype(self.total.dtype)
 
     def __add__(self, other: Any) -> "Metric":
-        """The metric of both; 0 is neutral, so that `sum` adds up many."""
+        """Returns the metric of both together; 0 is neutral, so that `sum` works."""
         if isinstance(other, Metric):
             return Metric(self.total + other.total, self.count + other.count)
         return self if isinstance(other, int) and other == 0 else NotImplemented
@@ -33,7 +33,7 @@ class Metric(NamedTuple):
     __radd__ = __add__
 
     def __float__(self) -> float:
-        """The mean as a Python number."""
+        """Returns the mean as a Python number."""
         return float(self.mean)
 
 
@@ -41,15 +41,15 @@ Metrics = dict[str, Metric]
 
 
 def reduce(values: Mapping[str, jax.Array], mask: jax.Array | None) -> Metrics:
-    """Totals of the valid values, as `loss_fn` of a train step returns them.
+    """Returns total and count of the valid values that a `loss_fn` returned.
 
     Args:
-      values: arrays with a value per example each, "loss" among them.
-      mask: boolean, of their shape, True where an example counts; None for all.
+      values: arrays with one value per example; one of them is named "loss".
+      mask: boolean, of their shape, True where an example counts. With None all count.
 
     Raises:
       TypeError: if `values` is not a mapping.
-      ValueError: if it holds no "loss", or a shape is not that of the mask.
+      ValueError: if it has no "loss", or if a shape is not that of the mask.
     """
     if not isinstance(values, Mapping):
         raise TypeError(
@@ -70,11 +70,11 @@ def reduce(values: Mapping[str, jax.Array], mask: jax.Array | None) -> Metrics:
                 f"{value.shape} for {name!r}. Leave out the mean."
             )
         valid = jnp.ones(value.shape, bool) if mask is None else mask.astype(bool)
-        # Not a product: the value of a padded example may be NaN.
+        # A product with the mask would keep a NaN of a padded example.
         total = jnp.sum(
             jnp.where(valid, value, jnp.zeros((), value.dtype)), dtype=jnp.float32
         )
-        # Without a mask the number is known: no backward pass waits for its sum. In
+        # Without a mask the count is known, so no backward pass waits for its sum. In
         # `jax.export` it may be a symbol, which NumPy cannot convert.
         known = mask is None and isinstance(value.size, int)
         count: Any = np.int32(value.size) if known else jnp.sum(valid, dtype=jnp.int32)

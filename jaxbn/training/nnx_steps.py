@@ -1,4 +1,4 @@
-"""The steps of `steps` for Flax NNX models, which they change in place."""
+"""Train and eval steps for Flax NNX models, which a train step changes in place."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,20 +19,21 @@ Step = Callable[[Any, nnx.Optimizer, gradient.Batch], metrics_lib.Metrics]
 def make_nnx_train_step(
     loss_fn: gradient.LossFn, *, axis_name: reduction.AxisName | None = None
 ) -> Step:
-    """A jitted function from model, `nnx.Optimizer` and batch to metrics.
+    """Returns a jitted function from model, `nnx.Optimizer` and batch to metrics.
 
-    Model and optimiser are changed in place. The gradient is that of the mean loss of
-    the valid examples, by the variables that the optimiser moves (its `wrt`). The
-    attributes of the model stay as they are: a copy is put in training mode.
+    The function changes model and optimiser in place. It computes the gradient of the
+    mean loss of the valid examples by the variables that the optimiser moves (its
+    `wrt`). The attributes of the model do not change, because a copy is put in training
+    mode.
 
     Args:
-      loss_fn: called with the model in training mode, the batch and `train=True`; the
-        one of `make_train_step` works if the model takes `train`.
+      loss_fn: called with the model in training mode, the batch and `train=True`. The
+        loss function of `make_train_step` works if the model takes `train`.
       axis_name: axis or axes over which `nnx.pmap`, `nnx.shard_map` or `nnx.vmap` split
-        the batch, as `make_train_step`.
+        the batch, as in `make_train_step`.
 
     Raises:
-      ValueError, TypeError: when called, as `make_train_step`.
+      ValueError, TypeError: when called, as for `make_train_step`.
 
     Example:
       >>> import optax
@@ -107,14 +108,17 @@ def make_nnx_train_step(
 def make_nnx_eval_step(
     loss_fn: gradient.LossFn, *, axis_name: reduction.AxisName | None = None
 ) -> Callable[[Any, gradient.Batch], metrics_lib.Metrics]:
-    """A jitted function from model and batch to metrics; changes nothing.
+    """Returns a jitted function from model and batch to metrics.
+
+    The function does not change the model.
 
     Args:
-      loss_fn: called with a copy of the model in evaluation mode and `train=False`.
-      axis_name: as `make_nnx_train_step`.
+      loss_fn: called with a copy of the model in evaluation mode, the batch and
+        `train=False`.
+      axis_name: as in `make_nnx_train_step`.
 
     Raises:
-      ValueError, TypeError: when called, as `make_eval_step`.
+      ValueError, TypeError: when called, as for `make_eval_step`.
     """
 
     @nnx.jit

@@ -1,4 +1,4 @@
-"""The state of a training: Flax's `TrainState`, with batch statistics and a key."""
+"""The state of training: Flax's `TrainState` with batch statistics and a key."""
 
 import dataclasses
 import inspect
@@ -15,17 +15,19 @@ from flax.training import train_state
 class TrainState(train_state.TrainState):
     """Everything that one step of training reads and writes.
 
-    The fields of `flax.training.train_state.TrainState` in its order, and three more.
+    It has the fields of `flax.training.train_state.TrainState`, in the same order, and
+    three more.
 
     Attributes:
-      step: steps taken, int32.
+      step: the number of steps taken, int32.
       apply_fn: the model's `apply`.
       params: the model's parameters.
       tx: the optimiser.
-      opt_state: state of `tx`.
-      batch_stats: the model's running statistics; empty where it has none.
-      key: source of the keys of each step, for dropout and the like.
-      batch_sync: what policies of synchronisation remember; empty where none does.
+      opt_state: the state of `tx`.
+      batch_stats: the model's running statistics; empty if it has none.
+      key: the key from which each step derives its own, for dropout and the like.
+      batch_sync: the states of the policies of synchronisation; empty if there are
+        none.
     """
 
     batch_stats: Any = struct.field(default_factory=dict)
@@ -34,7 +36,7 @@ class TrainState(train_state.TrainState):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        _register(cls)  # Flax has just registered its own way, which fails for keys.
+        _register(cls)  # Replaces what Flax registered, which fails for keys.
 
     @classmethod
     def create(
@@ -48,24 +50,24 @@ class TrainState(train_state.TrainState):
         key: jax.Array | None = None,
         **fields: Any,
     ) -> "TrainState":
-        """State before the first step, from all variables or from `params`, as in Flax.
+        """Returns the state before the first step.
 
-        Copies what it is given: a train step donates its state, and a caller may go on
-        to use what it passed here.
+        It takes all variables, or `params` as in Flax. It copies its arguments, because
+        a train step donates its state, and the caller may still use the arguments.
 
         Args:
           apply_fn: the `apply` of a Linen module.
-          variables: what its `init` returned: `params` and perhaps `batch_stats` and
+          variables: the result of its `init`: `params` and perhaps `batch_stats` and
             `batch_sync`.
           tx: any optax transformation.
           params: the parameters, instead of `variables`.
-          batch_stats: the running statistics, beside `params`.
-          key: for dropout; default `jax.random.key(0)`.
-          **fields: those of a subclass, copied as well.
+          batch_stats: the running statistics, together with `params`.
+          key: the key for dropout; `jax.random.key(0)` by default.
+          **fields: the fields of a subclass; they are copied as well.
 
         Raises:
-          ValueError: if `variables` holds no `params`, or a collection that a step
-            would not keep, or comes together with `params` or `batch_stats`.
+          ValueError: if `variables` holds no `params` or a collection that a step
+            would not keep, or if it is given together with `params` or `batch_stats`.
         """
         twice = variables is not None and batch_stats is not None
         if (variables is None) == (params is None) or twice:
@@ -102,8 +104,8 @@ class TrainState(train_state.TrainState):
             key=jax.random.key(0) if key is None else jnp.array(key),
             **fields,
         )
-        # Copied: some optimisers keep the parameters themselves, and a donated buffer
-        # may occur once.
+        # Some optimisers keep the parameters themselves, and a donated buffer may
+        # occur only once. So the state of the optimiser is a copy.
         opt_state = _copied(state.opt_state)
         state = state.replace(step=jnp.zeros((), jnp.int32), opt_state=opt_state)
         return jax.tree.map(_as_array, state)
@@ -111,14 +113,14 @@ class TrainState(train_state.TrainState):
     def apply_gradients(
         self, *, grads: Any, extra_args: Mapping[str, Any] | None = None, **fields: Any
     ) -> "TrainState":
-        """The state after one step of `tx`.
+        """Returns the state after one step of `tx`.
 
         Args:
           grads: a gradient for every parameter.
-          extra_args: for transformations that take more than a gradient, such as
-            `value` for `optax.contrib.reduce_on_plateau`. What `tx` does not take is
-            left out.
-          **fields: to replace, such as `batch_stats`.
+          extra_args: arguments of transformations that take more than a gradient, such
+            as `value` for `optax.contrib.reduce_on_plateau`. Arguments that `tx` does
+            not take are left out.
+          **fields: fields to replace, such as `batch_stats`.
         """
         taken = taken_by(self.tx.update, extra_args or {})
         if not taken:
@@ -134,14 +136,14 @@ class TrainState(train_state.TrainState):
 
 
 def _copied(tree: Any) -> Any:
-    """The tree with a copy of every array; what is no array stays as it is."""
+    """Returns the tree with a copy of every array; other leaves stay as they are."""
     return jax.tree.map(
         lambda leaf: jnp.array(leaf) if hasattr(leaf, "dtype") else leaf, tree
     )
 
 
 def _as_array(leaf: Any) -> Any:
-    """A number as an array, else the second step would be compiled once more."""
+    """Converts a number to an array, so that the second step is not compiled anew."""
     is_number = isinstance(leaf, (bool, int, float, complex))
     return jnp.array(leaf, jnp.result_type(leaf)) if is_number else leaf
 
@@ -149,7 +151,7 @@ def _as_array(leaf: Any) -> Any:
 def taken_by(
     function: Callable[..., Any], arguments: Mapping[str, Any]
 ) -> Mapping[str, Any]:
-    """Those of the keyword arguments that the function has."""
+    """Returns the keyword arguments that the function accepts."""
     parameters = inspect.signature(function).parameters
     if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
         return arguments
@@ -157,9 +159,9 @@ def taken_by(
 
 
 def _to_state_dict(state: TrainState) -> dict[str, Any]:
-    """The state as `flax.serialization` wants it; it knows no typed keys."""
+    """Returns the state for `flax.serialization`, which cannot store typed keys."""
     parts = {name: getattr(state, name) for name in _names(state)}
-    if not parts["batch_sync"]:  # As states without policies always were.
+    if not parts["batch_sync"]:  # States without policies have no such entry.
         del parts["batch_sync"]
     parts["key"] = _data(state.key)
     return {name: serialization.to_state_dict(part) for name, part in parts.items()}
@@ -181,7 +183,7 @@ def _from_state_dict(state: TrainState, parts: dict[str, Any]) -> TrainState:
     }
     key = jnp.asarray(parts["key"])
     if jnp.issubdtype(state.key.dtype, jax.dtypes.prng_key):
-        like = jnp.empty((), state.key.dtype)  # The state may hold shapes only.
+        like = jnp.empty((), state.key.dtype)  # The state may hold only shapes.
         key = jax.random.wrap_key_data(key, impl=jax.random.key_impl(like))
     return state.replace(key=key, **fields)
 

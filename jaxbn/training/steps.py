@@ -23,36 +23,39 @@ def make_train_step(
     mutable: Sequence[str] = (),
     micro_batches: int = 1,
 ) -> Callable[[TrainState, gradient.Batch], tuple[TrainState, metrics_lib.Metrics]]:
-    """A jitted function from state and batch to new state and metrics.
+    """Returns a jitted function from state and batch to new state and metrics.
 
-    The gradient is that of the mean loss of the valid examples. The state is donated:
-    use only the one returned. Compiled once per shape of batch and of state.
+    The function computes the gradient of the mean loss of the valid examples. It
+    donates the state, so use only the returned one. It is compiled once per shape of
+    batch and of state.
 
     If the state has a field `dynamic_scale` (`flax.training.dynamic_scale`; add it in a
-    subclass of `TrainState`), the loss is multiplied by it, and the gradient divided. A
-    step whose gradient is not finite on every device then moves the scale and `step`
-    and leaves parameters, optimiser and running statistics as they are.
+    subclass of `TrainState`), the loss is multiplied by the scale and the gradient is
+    divided by it. If the gradient is not finite on every device, the step then changes
+    only the scale and `step`. Parameters, optimiser and running statistics stay as they
+    are.
 
     Args:
       loss_fn: called with the model, its variables bound, the batch and `train=True`.
         It may call the model several times; each call moves the running statistics.
-      axis_name: axis or axes over which pmap, shard_map or vmap split the batch: loss,
-        gradient and metrics are those of all shards together, exact for shards with
-        unequal numbers of valid examples. Give the layers their `axis_name` as well.
-        Under plain jit, with or without shardings, leave it out.
-      rngs: names of the random streams that the model asks for; a new key each, for
+      axis_name: axis or axes over which pmap, shard_map or vmap split the batch. Loss,
+        gradient and metrics are those of all shards together. They are exact for shards
+        with unequal numbers of valid examples. Give the layers their `axis_name` as
+        well. Under plain jit, with or without shardings, leave it out.
+      rngs: names of the random streams that the model uses. Each gets a new key in
         every step.
       mutable: collections besides `batch_stats` that the model writes, such as
-        auxiliary losses; `loss_fn` finds them in `model.variables`. They are not kept.
-      micro_batches: parts of a batch that are taken one after the other, in the memory
-        of one. Each is normalised by its own statistics; the gradient is that of all,
-        and the running statistics move once, by the moments of all.
+        auxiliary losses. `loss_fn` finds them in `model.variables`. They are not kept.
+      micro_batches: the number of parts of a batch that are processed one after the
+        other, in the memory of one part. Each part is normalised by its own statistics.
+        The gradient is that of all parts, and the running statistics move once, by the
+        moments of all parts.
 
     Raises:
-      ValueError: if `micro_batches` is not at least 1; when called, if it does not cut
-        the batch, if `loss_fn` returns no "loss", or values whose shape is not that of
-        the batch's `mask`, or if the state was donated before.
-      TypeError: when called, if `loss_fn` returns no mapping.
+      ValueError: if `micro_batches` is below 1. When called: if the batch cannot be cut
+        into `micro_batches` parts, if `loss_fn` returns no "loss" or a value whose
+        shape is not that of the batch's `mask`, or if the state was already donated.
+      TypeError: when called, if `loss_fn` does not return a mapping.
     """
     options = gradient.as_options(axis_name, rngs, mutable)
     if micro_batches < 1:
@@ -73,10 +76,10 @@ def make_multi_step(
     rngs: Sequence[str] = ("dropout",),
     mutable: Sequence[str] = (),
 ) -> Callable[[TrainState, gradient.Batch], tuple[TrainState, metrics_lib.Metrics]]:
-    """As `make_train_step`, for k steps under `lax.scan` in one call.
+    """Returns a jitted function that makes k steps in one call, under `lax.scan`.
 
-    Every array of the batch has a leading axis of size k; metrics are added up over the
-    steps. Arguments and errors are those of `make_train_step`.
+    Every array of the batch has a leading axis of size k. The metrics are added up over
+    the steps. Arguments and errors are those of `make_train_step`.
     """
     options = gradient.as_options(axis_name, rngs, mutable)
     take = functools.partial(gradient.gradient_of, loss_fn, options)
@@ -94,14 +97,16 @@ def make_multi_step(
 def make_eval_step(
     loss_fn: gradient.LossFn, *, axis_name: reduction.AxisName | None = None
 ) -> Callable[[TrainState, gradient.Batch], metrics_lib.Metrics]:
-    """A jitted function from state and batch to metrics; changes nothing.
+    """Returns a jitted function from state and batch to metrics.
+
+    The function does not change the state.
 
     Args:
-      loss_fn: called with `train=False`.
-      axis_name: as `make_train_step`.
+      loss_fn: called as in `make_train_step`, but with `train=False`.
+      axis_name: as in `make_train_step`.
 
     Raises:
-      ValueError, TypeError: when called, for what `loss_fn` returns, as
+      ValueError, TypeError: when called, for a wrong result of `loss_fn`, as in
         `make_train_step`.
     """
 
@@ -124,10 +129,11 @@ def _train_step(
 
 
 class _Donating:
-    """A jitted step that donates its state, with a message where that is gone.
+    """A jitted step that donates its state, and raises if the state is already gone.
 
-    An object with methods, because `jax.shard_map` and the like copy the attributes of
-    a function: `lower` of what they return would be that of the function within.
+    It is an object with methods, because `jax.shard_map` and the like copy the
+    attributes of a function. With an attribute `lower`, the function that they return
+    would lower the inner function.
     """
 
     def __init__(self, step: Callable[..., Any]):
@@ -144,7 +150,7 @@ class _Donating:
         return self._jitted(state, batch)
 
     def lower(self, state: Any, batch: Any) -> Any:
-        """As that of a function of `jax.jit`; so are the others."""
+        """Lowers the step, as the `lower` of a jitted function does."""
         return self._jitted.lower(state, batch)
 
     def trace(self, state: Any, batch: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Which parameters weight decay is for."""
+"""The mask of parameters to which weight decay applies."""
 
 from typing import Any
 
@@ -6,11 +6,11 @@ import jax
 
 
 def weight_decay_mask(params: Any) -> Any:
-    """True for every parameter but those named `scale` or `bias`.
+    """Returns True for every parameter except those named `scale` or `bias`.
 
-    For `optax.add_decayed_weights(rate, mask=weight_decay_mask)`: decay of a scale or a
-    bias only distorts it, decay of weights before a normalisation sets their effective
-    learning rate.
+    Use it as `optax.add_decayed_weights(rate, mask=weight_decay_mask)`. Decay of a
+    scale or a bias only distorts it. Decay of the weights before a normalisation sets
+    their effective learning rate.
 
     Example:
       >>> weight_decay_mask({"kernel": 1.0, "bias": 0.0, "bn": {"scale": 1.0}})
@@ -18,7 +18,8 @@ def weight_decay_mask(params: Any) -> Any:
     """
 
     def decays(path: tuple[Any, ...], _: Any) -> bool:
-        # The last name: boxes such as those of `nn.with_partitioning` add keys below.
+        # Boxes such as those of `nn.with_partitioning` add keys below the name, but
+        # these are no dictionary keys.
         names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
         return not names or names[-1] not in ("scale", "bias")
 
