@@ -152,10 +152,9 @@ metrics; `pad_batch` makes it:
 **How do I fine-tune with frozen statistics?** A layer has two switches, in the
 constructor or the call. `use_running_average=True` normalises by the running
 statistics, and `update_running_average` moves them (default: when the batch normalises
-itself). In a model that is given, `freeze` makes these choices by path, whatever its
-mode, and passes no gradient to scale and bias. It changes an NNX model in place, and
-for a Linen model it returns the function that runs it. `unfreeze` undoes it, for some
-layers or all.
+itself). In a given model `freeze` makes these choices by path and passes no gradient to
+scale and bias. It changes an NNX model in place, and for a Linen model it returns the
+function that runs it. `unfreeze` undoes it, for some layers or all.
 
   >>> frozen = jaxbn.freeze(loss_fn, "BatchNorm_0", bias=False)  # Its bias is trained.
   >>> new, _ = training.make_train_step(frozen)(begin(net), {"x": x, "y": y})
