@@ -1,4 +1,4 @@
-"""What the comparisons of whole programs with Flax's layers share."""
+"""Shared parts of the tests that compare whole programs with Flax's layers."""
 
 import functools
 
@@ -11,7 +11,7 @@ X = (1 + np.random.default_rng(0).standard_normal((8, 4, 3))).astype(np.float32)
 
 
 def cases(programs, long_programs):
-    """Each with the stable variance and the fast one; the long ones in CI."""
+    """Returns each program with the stable and the fast variance; CI runs long ones."""
     return [
         pytest.param(
             program,
@@ -34,7 +34,7 @@ def compare(program, fast, our_layer, flax_layer):
 
 
 def assert_same(ours, theirs):
-    """The same containers, names, shapes and dtypes; numbers to rounding."""
+    """Checks that names, containers, shapes and dtypes agree, numbers to rounding."""
     chex.assert_trees_all_equal_structs(ours, theirs)
     for (path, a), b in zip(
         jax.tree.leaves_with_path(ours), jax.tree.leaves(theirs), strict=True

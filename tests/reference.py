@@ -25,7 +25,7 @@ def reduced_axes(ndim, axis):
 
 
 def moments(x, *, axis=-1, mask=None):
-    """Of the elements that the mask keeps; zeros where there are none."""
+    """Returns the moments of the elements that the mask keeps, or zeros without any."""
     x = np.asarray(x, np.float64)
     axes = reduced_axes(x.ndim, axis)
     valid = np.broadcast_to(True if mask is None else mask, x.shape)

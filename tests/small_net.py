@@ -40,7 +40,7 @@ def loss_fn(model, batch, train):
 
 @functools.cache
 def make_variables(net):
-    """Made once: compiling takes longer than a test."""
+    """Returns the variables; they are cached, as compiling takes longer than a test."""
     init = jax.jit(functools.partial(net.init, train=False))
     return init(jax.random.key(0), BATCH["x"])
 

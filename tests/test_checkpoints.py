@@ -15,7 +15,7 @@ from flax import nnx
 import jaxbn.linen
 import jaxbn.nnx
 
-# Whole programs: minutes together.
+# These are whole programs, which take minutes together.
 pytestmark = pytest.mark.exhaustive
 
 X = (1 + np.random.default_rng(0).standard_normal((8, 4))).astype(np.float32)
@@ -207,7 +207,7 @@ def test_restored_to_other_devices_than_saved_from(tmp_path):
 
 @pytest.mark.parametrize("boxed", [False, True])
 def test_trees_of_a_layer_are_those_of_flax(boxed):
-    """By type, name, shape and dtype, for every way to leave something out."""
+    """They agree in type, name, shape and dtype, whichever parameters are left out."""
     for use_scale in (True, False):
         for use_bias in (True, False):
             options = {"use_scale": use_scale, "use_bias": use_bias}

@@ -103,7 +103,7 @@ def test_groups_that_follow_the_shards_need_none(style, size):
     options = {"stats_too": False, "group_size": size}
     assert compiled(style, backward=False, **options) == []
     backward = compiled(style, backward=True, **options)
-    # Of dscale and dbias, as in any data-parallel layer.
+    # It adds up dscale and dbias, as in any data-parallel layer.
     assert [c.bytes for c in backward] == [2 * C * 4]
 
 

@@ -1,4 +1,4 @@
-"""The same Linen program with Flax's layer and with ours: same trees, same numbers.
+"""Runs Linen programs with Flax's layer and with ours: same trees, same numbers.
 
 Each program takes the constructor of a layer and returns all that it computes.
 """
@@ -18,7 +18,7 @@ import pytest
 from jaxbn.linen import BatchNorm
 from tests import drop_in
 
-# Whole programs: minutes together.
+# These are whole programs, which take minutes together.
 pytestmark = pytest.mark.exhaustive
 
 X = drop_in.X
@@ -47,7 +47,7 @@ class Block(nn.Module):
 
 
 class ScanBlock(Block):
-    """As `nn.scan` wants it: carry and input in, carry and output out."""
+    """A block for `nn.scan`: it takes carry and input, and returns carry and output."""
 
     @nn.compact
     def __call__(self, x, _):
@@ -158,7 +158,7 @@ def vmapped_layers(norm):
 
 
 def vmapped_with_shared_layers(norm):
-    """As in training on several devices: statistics of all, one copy of them."""
+    """The mapped copies share the statistics, as in training on several devices."""
     net = nn.vmap(
         Block,
         variable_axes={"params": None, "batch_stats": None},

@@ -1,4 +1,4 @@
-"""The same NNX program with Flax's layer and with ours: same trees, same numbers.
+"""Runs NNX programs with Flax's layer and with ours: same trees, same numbers.
 
 Each program takes the class of a layer and returns all that it computes.
 """
@@ -21,7 +21,7 @@ import jaxbn.linen
 import jaxbn.nnx
 from tests import drop_in
 
-# Whole programs: minutes together.
+# These are whole programs, which take minutes together.
 pytestmark = pytest.mark.exhaustive
 
 X = drop_in.X
@@ -327,7 +327,7 @@ def test_same_program(program, fast):
 
 
 def test_hijax_variables_under_jit():
-    """Where Flax's layer raises an AttributeError."""
+    """Our layer works, where Flax's layer raises an AttributeError."""
     expected = run_with(our_layer, nnx.jit(call))
     actual = run_with(our_layer, jax.jit(call), hijax=True)
     chex.assert_trees_all_equal(actual, expected)
@@ -413,7 +413,7 @@ def test_a_second_call_is_not_compiled_again():
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("spec", [("d",), ("d", None, "m"), (None, None, "m")])
 def test_channels_split_over_an_explicit_mesh(spec):
-    """Where Flax's layer raises for channels that are split."""
+    """Our layer works, where Flax's layer raises for channels that are split."""
     mesh = jax.make_mesh((4, 2), ("d", "m"))
     x = np.concatenate([X, X[..., :1] * 2], -1)
     metadata = {"out_sharding": ("m",)} if "m" in spec else {}

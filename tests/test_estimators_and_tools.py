@@ -1,4 +1,4 @@
-"""What tools do with the state of an estimator, for every estimator and every tool."""
+"""Tests the state of every estimator with every tool."""
 
 import copy
 import functools
@@ -31,7 +31,7 @@ OWN = {
 
 
 def shares(name, old):
-    """How much the next batch weighs beside what `old` batches have made, or a tool."""
+    """Returns the weight of the next batch beside `old` batches, or a tool's result."""
     number = old or {"cumulative": 99, "window": 4}.get(name)
     return {
         "ema": 1 - MOMENTUM,
@@ -42,7 +42,7 @@ def shares(name, old):
 
 
 def trained(name, batches=X):
-    """The state after some batches."""
+    """Returns the state after some batches."""
     estimator = OWN[name]
     state = estimator.init(2, jnp.float32)
     for x in batches:
@@ -55,7 +55,7 @@ def update(name, state, x):
 
 
 def assert_moved(new, mean, var, x, share):
-    """Statistics that were `mean` and `var` have moved by one batch of that share."""
+    """Checks that `mean` and `var` have moved by one batch with the weight `share`."""
     x = x.astype(np.float64)
     expected = (1 - share) * np.asarray(mean, np.float64) + share * x.mean(0)
     np.testing.assert_allclose(new.mean, expected, rtol=1e-5)
@@ -71,7 +71,7 @@ def assert_moved(new, mean, var, x, share):
 )
 @hypothesis.settings(deadline=None, max_examples=30)
 def test_statistics_that_were_set_are_established(name, before, mean, log_var):
-    """By any tool, checkpoint or hand, after any number of batches."""
+    """Any tool, checkpoint or hand may set them, after any number of batches."""
     hypothesis.assume(mean != 0)  # With a variance of 1 it is the initial one.
     state = trained(name, X[:before])
     mean, var = np.full(2, mean, np.float32), np.full(2, 10**log_var, np.float32)
@@ -172,7 +172,7 @@ REPLACED = [(old, new) for old in OWN for new in OWN]
 
 @pytest.mark.parametrize(("old", "new"), REPLACED)
 def test_replaced_layers_go_on(old, new):
-    """What was trained counts as established, whichever estimator follows."""
+    """Trained statistics count as established, whichever estimator follows."""
     layer = jaxbn.nnx.BatchNorm(2, estimator=OWN[old], rngs=nnx.Rngs(0))
     for x in X:
         layer(x)

@@ -126,7 +126,7 @@ class InPlaceTest(chex.TestCase):
 
     @parameterized.parameters(None, "leaky_relu")
     def test_hessian_by_scale(self, activation):
-        """Against differences of the gradient; a scale of 0 stays without one."""
+        """Compares with differences of the gradient; a scale of 0 gives 0."""
         x, dy, _ = make_batch((6, 3))
         scale = np.float64([0, 1, -2])
 
@@ -188,7 +188,7 @@ class Block(nn.Module):
 
 
 class MemoryTest(chex.TestCase):
-    """Of a layer and the matrix product that it feeds, in sizes of the activation."""
+    """Measures a layer and the product after it, in sizes of the activation."""
 
     def kept(self, options, policy=None):
         block = Block if policy is None else nn.remat(Block, policy=policy)

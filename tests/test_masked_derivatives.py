@@ -94,7 +94,7 @@ def loss_of(function, mask, weights):
 
 
 def plain(x, scale, bias, residual, mask, activation, epsilon=1e-5):
-    """The textbook formula by the moments of the masked elements."""
+    """Computes the textbook formula with the moments of the masked elements."""
     axes = tuple(range(x.ndim - 1))
     mean, var = plain_moments(x, mask)
     centered = jnp.where(mask, x - jnp.expand_dims(mean, axes), 0)
@@ -113,7 +113,7 @@ def plain_moments(x, mask):
 
 
 def plain_groups(x, scale, bias, residual, mask, activation, groups):
-    """The same for groups of neighbouring examples, one after the other."""
+    """Applies `plain` to each group of neighbouring examples."""
     parts = (jnp.split(a, groups) for a in (x, residual, mask))
     return jnp.concatenate(
         [

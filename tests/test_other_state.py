@@ -99,7 +99,7 @@ def by_hand(net, variables):
 
 
 def without_layers(stats):
-    """The state of all other modules."""
+    """Returns the state of all other modules."""
     stats = {**stats, "norm": {"examples_seen": stats["norm"]["examples_seen"]}}
     stats.pop("second")
     return stats
@@ -123,7 +123,8 @@ def test_of_linen(tool):
     kernel = np.asarray(variables["params"]["Dense_0"]["kernel"], np.float64)
     # The power iteration has come near the largest singular value.
     np.testing.assert_allclose(sigma, np.linalg.norm(kernel, 2), rtol=0.02)
-    # What standardises each part has the mean 0 in all of them, once per step.
+    # `norm` standardises each part, so the mean of all parts is 0. `second` moves once
+    # per step.
     np.testing.assert_allclose(stats["second"]["mean"], 0, atol=1e-5)
     moved = stats["second"]["var"] - 1
     assert np.all(np.abs(moved) < np.abs(expected["second"]["var"] - 1))

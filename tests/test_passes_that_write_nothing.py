@@ -42,7 +42,7 @@ def make_linen(policy):
 def test_linen(policy):
     layer, variables = make_linen(policy)
     expected, _ = layer.apply(variables, X, mutable=["batch_stats", "batch_sync"])
-    # Nothing is mutable, so writing would be an error.
+    # No collection is mutable, so writing would be an error.
     y = layer.apply(variables, X, update_running_average=False)
     np.testing.assert_array_equal(y, expected)
     mutable = ["batch_stats", "batch_sync"]

@@ -1,4 +1,4 @@
-"""What the README says of Flax, so that it is taken out when it stops being true."""
+"""Tests the README's claims about Flax, to remove those that become wrong."""
 
 import contextlib
 import functools
@@ -25,7 +25,7 @@ def apply(cls, x, mask=None, **options):
 
 
 def kept_bytes(cls, dtype):
-    """Of arrays of the size of x that the backward pass keeps, over those of x."""
+    """Returns the bytes of kept arrays of x's size, divided by the bytes of x."""
     x = jnp.ones((64, 8, 3), dtype)
     text = io.StringIO()
     with contextlib.redirect_stdout(text):

@@ -72,7 +72,7 @@ def test_finite_batches(activation, epsilon, group_size):
     assert np.all(np.isfinite(stats.mean))
     assert np.all(np.isfinite(stats.var))
     assert np.all(stats.var >= 0)
-    # Of `x` they are as large as `1 / std`, which may not be a float.
+    # The gradient of `x` is as large as `1 / std`, which may overflow.
     usual = np.abs(x).max((1, 2, 3)) < HUGE
     _, _, dscale, dbias = (g[usual] for g in gradients)
     assert np.all(np.isfinite(dscale))

@@ -1,4 +1,4 @@
-"""What a training gives bit for bit, and what but for rounding.
+"""Tests which trainings agree bit for bit, and which up to rounding.
 
 A network with normalisation, dropout and Adam is trained for some steps, one way and
 another.
@@ -26,7 +26,7 @@ from experiments.measuring import processes
 from jaxbn import linen, parallel, training
 from tests import two_processes_training
 
-# Whole programs: minutes together.
+# These are whole programs, which take minutes together.
 pytestmark = pytest.mark.exhaustive
 
 STEPS = 5
@@ -77,7 +77,7 @@ def loss_fn(model, batch, train):
 
 
 def loss_of(state, batch):
-    """In training mode, by example."""
+    """Returns the loss of each example, in training mode."""
     given = {"params": state.params, "batch_stats": state.batch_stats}
     options = {"train": True, "method": loss_fn, "mutable": ["batch_stats"]}
     return state.apply_fn(given, batch, **options)[0]["loss"]
@@ -207,7 +207,7 @@ def test_linen_and_nnx_training_bit_for_bit():
 
 
 def test_jit_with_shardings_but_for_rounding():
-    """With dropout: its masks are the same, however many devices make them."""
+    """The masks of dropout are the same, however many devices make them."""
     mesh = parallel.data_mesh()
     assert mesh.size == 8
     batches = [parallel.shard_batch(batch, mesh) for batch in BATCHES]

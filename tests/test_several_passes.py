@@ -17,7 +17,7 @@ import jaxbn
 import jaxbn.nnx
 from jaxbn import linen, training
 
-# Whole programs: minutes together.
+# These are whole programs, which take minutes together.
 pytestmark = pytest.mark.exhaustive
 
 RNG = np.random.default_rng(0)
@@ -34,7 +34,7 @@ class Net(nn.Module):
 
 
 class Model(nnx.Module):
-    """The same in NNX."""
+    """`Net` as an NNX model."""
 
     def __init__(self):
         rngs = nnx.Rngs(0)

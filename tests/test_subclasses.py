@@ -56,7 +56,7 @@ class Net(nn.Module):
 
 
 class NnxOwn(jaxbn.nnx.BatchNorm):
-    """As `Own`."""
+    """`Own` as an NNX layer."""
 
     def __init__(self, *args, **options):
         super().__init__(*args, **options)

@@ -214,7 +214,7 @@ def test_nnx_on_devices():
 
 
 def nnx_trained(policy, axis_name):
-    """What `trained` gives; with a name under `nnx.shard_map`."""
+    """Returns what `trained` returns; `axis_name` runs it under `nnx.shard_map`."""
     net = NnxNet(axis_name, policy)
     flax.nnx.update(net, sync_policies.for_workers(flax.nnx.state(net), WORKERS))
     optimizer = flax.nnx.Optimizer(net, optax.sgd(workers.RATE), wrt=flax.nnx.Param)
@@ -243,7 +243,7 @@ def nnx_trained(policy, axis_name):
 
 
 def test_the_function_with_steps_by_hand():
-    """What `make_train_step` does, for one who writes training loops alone."""
+    """A training loop by hand does the work of `make_train_step`."""
     policy, _ = POLICIES["stale"]
     params = {
         "kernel": jnp.array(KERNEL),
@@ -303,7 +303,7 @@ class ScaledState(training.TrainState):
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("growth", [2, 3])
 def test_a_scaled_loss_changes_nothing(growth):
-    """Also where the scale changes between what peers said and what is heard."""
+    """It also holds where the scale changes after the other devices sent their sums."""
     scale = DynamicScale(growth_interval=growth, scale=jnp.float32(64.0))
     scaled = make_state(ScaledState, dynamic_scale=scale)
     plain, step = make_state(), training.make_train_step(loss_fn)
@@ -428,7 +428,7 @@ def test_one_collective_for_all_layers(layers):
 
 
 def test_messages_are_exchanged_after_all_gradients():
-    """Else a GPU's compiler may let a layer wait for them, by one kernel for both."""
+    """A GPU compiler may otherwise use one kernel for both, so that a layer waits."""
     state, batch = make_state(), as_batch(BATCHES[False][0], apart=False)
     made = jax.make_jaxpr(training.value_and_grad(loss_fn))(state, batch)
     said = jax.tree.leaves(sync_policies.said_of(state.batch_sync))
@@ -440,7 +440,7 @@ def test_messages_are_exchanged_after_all_gradients():
 
 
 def all_reduces(layers, policy):
-    """In the program of a whole training step, compiled for eight devices."""
+    """Counts the all-reduces of a whole training step, compiled for eight devices."""
 
     class Deep(nn.Module):
         @nn.compact

@@ -24,7 +24,7 @@ class Trained:
 
 @dataclasses.dataclass
 class Used:
-    """What one worker normalises by, and whose sums its backward pass adds up."""
+    """One worker's statistics, and the workers whose sums its backward pass adds."""
 
     mean: np.ndarray
     var: np.ndarray

@@ -46,9 +46,9 @@ class BatchSize:
     """Accuracy against the batch size: Batch, Group, Layer Norm (five minutes)."""
 
     dataset: datasets.Dataset = "fashion_mnist"
-    """What is trained on."""
+    """The data set to train on."""
     examples: int = 10_000
-    """Of the training set, taken from its beginning."""
+    """The number of training examples, from the start of the training set."""
     epochs: int = 4
     """Passes over the examples, at every batch size alike."""
     batch_sizes: tuple[int, ...] = (2, 4, 8, 16, 32, 128, 512)
@@ -58,9 +58,9 @@ class BatchSize:
     hidden: tuple[int, ...] = (100, 100, 100)
     """Units per hidden layer."""
     groups: int = 10
-    """Of units, for Group Normalization."""
+    """The number of groups of Group Normalization."""
     momentum: float = 0.99
-    """Of the running statistics: the weight of the old value."""
+    """The momentum of the running statistics: the weight of the old value."""
     seeds: int = 3
     """Trainings side by side, each with its own initial weights and mini-batches."""
     quick: bool = False

@@ -36,7 +36,7 @@ class Worker:
     """Measures one part."""
 
     part: str
-    """Of `PARTS`."""
+    """The part to measure, a name in `PARTS`."""
     rounds: int
     """Rounds in which all programs take turns."""
     quick: bool = False

@@ -50,7 +50,7 @@ class CovariateShift:
     """Internal covariate shift by percentiles and by gradients, noisy BN (five min)."""
 
     dataset: datasets.Dataset = "fashion_mnist"
-    """What is trained on."""
+    """The data set to train on."""
     steps: int = 1000
     """Mini-batches per network."""
     record_every: int = 50
@@ -58,13 +58,13 @@ class CovariateShift:
     batch_size: int = 64
     """Examples per mini-batch."""
     learning_rate: float = 0.1
-    """Of plain SGD, for all networks."""
+    """The learning rate of plain SGD, for all networks."""
     hidden: tuple[int, ...] = (100, 100, 100, 100, 100)
     """Units per hidden layer."""
     activation: str = "tanh"
     """The nonlinearity: `sigmoid`, `tanh` or `relu`."""
     lengths: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
-    """Of the steps along the gradient, over the learning rate."""
+    """The lengths of the steps along the gradient, divided by the learning rate."""
     observed: int = 256
     """Training images of which loss and gradients are measured, one batch."""
     seeds: int = 3

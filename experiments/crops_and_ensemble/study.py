@@ -54,11 +54,11 @@ class CropsAndEnsemble:
     batch_size: int = 32
     """Examples per mini-batch (paper: 32)."""
     learning_rate: float = 0.05
-    """Of SGD with a momentum of .9, at the start; it falls exponentially to 1/100."""
+    """The initial learning rate; it falls exponentially to 1/100 (SGD, momentum .9)."""
     width: int = 16
     """Channels of the first convolution."""
     test_images: int = 5000
-    """Of the test split, the first ones."""
+    """The number of test images, from the start of the test split."""
     quick: bool = False
     """On the embedded digits, in a minute."""
     data_dir: pathlib.Path | None = None

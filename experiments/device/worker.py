@@ -48,7 +48,7 @@ class Worker:
     """Times groups of programs on the first device of JAX."""
 
     groups: tuple[str, ...]
-    """Of `GROUPS`."""
+    """The groups to time, names in `GROUPS`."""
     rounds: int = 10
     """Rounds in which all programs of a group take turns."""
 

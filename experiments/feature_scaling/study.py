@@ -46,7 +46,7 @@ class FeatureScaling:
     """Steps against the condition number: scaled features, or BN first (seconds)."""
 
     tables: tuple[str, ...] = tuple(TABLES)
-    """Of scikit-learn, bundled."""
+    """The names of tables that are bundled with scikit-learn."""
     tolerance: float = 0.01
     """Training ends where this share of what can be gained is left."""
     quick: bool = False

@@ -55,11 +55,11 @@ class FineTune:
     unlabelled: int = 1000
     """New images whose statistics are taken."""
     batch_size: int = 4
-    """Of fine-tuning."""
+    """The batch size of fine-tuning."""
     steps: int = 1000
-    """Of fine-tuning, by Adam."""
+    """The number of steps of fine-tuning."""
     learning_rate: float = 1e-3
-    """Of fine-tuning."""
+    """The learning rate of Adam in fine-tuning."""
     seeds: int = 5
     """Runs of fine-tuning, each with other labelled images in another order."""
     data_dir: pathlib.Path | None = None

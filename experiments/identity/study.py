@@ -43,9 +43,9 @@ class Identity:
     dataset: datasets.Dataset = "fashion_mnist"
     """Digits are embedded; every pixel that varies is a channel."""
     batch_sizes: tuple[int, ...] = (4, 16, 64, 256)
-    """Of training; a network each."""
+    """The batch sizes of training, with one network for each."""
     learning_rate: float = 0.02
-    """Of plain SGD."""
+    """The learning rate of plain SGD."""
     steps: int = 600
     """Mini-batches per network."""
     records: int = 20

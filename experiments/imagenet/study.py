@@ -51,7 +51,7 @@ class ImageNet:
     validation: str = "validation"
     """Its split by which accuracy is measured."""
     configurations: tuple[str, ...] = tuple(it.RECIPES)
-    """Which of the six, one after the other."""
+    """The names of the configurations to train, one after the other."""
     steps: int = 1_000_000
     """Mini-batches of each (paper: 31 million of 32 images for Inception)."""
     epochs: int = 1000
@@ -67,9 +67,9 @@ class ImageNet:
     width: float = 1.0
     """Channels over those of Figure 5."""
     learning_rate: float = 0.0015
-    """Of Inception, at the start (paper: .0015)."""
+    """The initial learning rate of Inception (paper: .0015)."""
     final_rate: float = 0.02
-    """What remains of it at the end (not in the paper)."""
+    """The share of the learning rate that is left at the end (not in the paper)."""
     l2: float = 1e-4
     """Weight decay of Inception, of kernels (not in the paper)."""
     bn_momentum: float = 0.99
@@ -77,7 +77,7 @@ class ImageNet:
     bfloat16: bool = False
     """Compute in bfloat16; statistics, parameters and their updates stay float32."""
     seed: int = 0
-    """Of weights, order, crops and distortions."""
+    """The seed of the weights, the order, the crops and the distortions."""
     threads: int = 16
     """That read and decode images, in each process."""
     quick: bool = False

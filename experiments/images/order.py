@@ -32,7 +32,7 @@ class Order(Sequence):
     shard_lengths: tuple[int, ...]
     """Records in each shard."""
     seed: int
-    """Of the order."""
+    """The seed of the order."""
     epochs: int
     """After which it ends."""
     shards_at_once: int = 16

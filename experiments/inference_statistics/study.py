@@ -53,7 +53,7 @@ class InferenceStatistics:
     """Algorithm 2: which statistics for inference, against the truth (four minutes)."""
 
     dataset: datasets.Dataset = "fashion_mnist"
-    """What is trained on."""
+    """The data set to train on."""
     batch_sizes: tuple[int, ...] = (2, 4, 8, 32, 128, 512)
     """Examples per mini-batch, a training each."""
     steps: int = 1200
@@ -65,9 +65,9 @@ class InferenceStatistics:
     hidden: tuple[int, ...] = (100, 100, 100)
     """Units per hidden layer."""
     learning_rate: float = 1e-3
-    """Of Adam."""
+    """The learning rate of Adam."""
     momentum: float = 0.99
-    """Of the exponential averages: the weight of the old value."""
+    """The momentum of the exponential averages: the weight of the old value."""
     window: int = 100
     """Batches that the window averages."""
     population: int = 10_000

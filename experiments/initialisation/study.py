@@ -38,7 +38,7 @@ class Initialisation:
     dataset: datasets.Dataset = "fashion_mnist"
     """Digits are embedded."""
     activations: tuple[str, ...] = ("sigmoid", "relu")
-    """Of the hidden layers; three networks each."""
+    """The activations of the hidden layers, with three networks for each."""
     hidden: tuple[int, ...] = (50, 50, 50)
     """Units per hidden layer."""
     lowest: float = 1e-3

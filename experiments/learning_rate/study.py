@@ -35,7 +35,7 @@ class LearningRate:
     dataset: datasets.Dataset = "fashion_mnist"
     """Digits are embedded."""
     activations: tuple[str, ...] = ("sigmoid", "tanh", "relu")
-    """Of the hidden layers; a pair of networks each."""
+    """The activations of the hidden layers, with a pair of networks for each."""
     hidden: tuple[int, ...] = (50, 50, 50)
     """Units per hidden layer."""
     lowest: float = 10**-2.5

@@ -70,7 +70,7 @@ class LearningRateLadder:
     checkpoint_every: int = 500
     """Steps between two checkpoints; a killed run goes on from the last."""
     test_images: int = 2000
-    """Of the test split, the first ones."""
+    """The number of test images, from the start of the test split."""
     rates: tuple[float, ...] = (2, 10)
     """Further learning rates of BN and all changes, times that of Inception."""
     depths: tuple[int, ...] = (2, 5)

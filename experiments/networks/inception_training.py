@@ -93,17 +93,17 @@ class Hyperparameters:
     width: float = 1 / 16
     """Channels over those of Figure 5."""
     stem_stride: int = 2
-    """Of the first convolution."""
+    """The stride of the first convolution."""
     learning_rate: float = 0.03
-    """Of Inception, at the start (paper: .0015)."""
+    """The initial learning rate of Inception (paper: .0015)."""
     sgd_momentum: float = 0.9
-    """Of SGD (not in the paper)."""
+    """The momentum of SGD (not in the paper)."""
     batch_size: int = 32
     """Examples per mini-batch (paper: 32)."""
     final_rate: float = 0.02
-    """What remains of Inception's learning rate after all its steps (not in the paper;
-    4 % less every 8 epochs, as GoogLeNet had, leave .02 of it after the paper's
-    774 epochs)."""
+    """The share of Inception's learning rate that is left after all its steps. It is
+    not in the paper. GoogLeNet's schedule, 4 % less every 8 epochs, leaves .02 after
+    the paper's 774 epochs."""
     l2: float = 1e-4
     """Weight decay of Inception, of kernels (not in the paper)."""
     bn_momentum: float = 0.9

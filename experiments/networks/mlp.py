@@ -31,7 +31,7 @@ class Hyperparameters:
     batch_size: int = 60
     """Examples per mini-batch (paper: 60)."""
     learning_rate: float = 0.15
-    """Of plain SGD, for both networks (not in the paper)."""
+    """The learning rate of plain SGD, for both networks (not in the paper)."""
     init_std: float = 0.0435
     """Standard deviation of the initial weights (not in the paper)."""
     init: Literal["normal", "uniform"] = "normal"
@@ -40,7 +40,7 @@ class Hyperparameters:
     """`init_std` for 784 inputs, by the root larger where they are fewer, so that the
     inputs of all sigmoids vary alike."""
     sgd_momentum: float = 0.0
-    """Of SGD (not in the paper)."""
+    """The momentum of SGD (not in the paper)."""
     decay: float = 0.1
     """Share of the learning rate that is left at the end, where it falls exponentially
     (not in the paper)."""

@@ -44,7 +44,7 @@ class OutsideGradient:
     hidden: tuple[int, ...] = (50, 50)
     """Units per hidden layer, ReLU."""
     learning_rate: float = 0.5
-    """Of plain SGD."""
+    """The learning rate of plain SGD."""
     batch_size: int = 60
     """Examples per mini-batch."""
     steps: int = 1000

@@ -50,7 +50,7 @@ class Padding:
     dataset: datasets.Dataset = "fashion_mnist"
     """Images that are read row by row."""
     examples: int = 10_000
-    """Of the training set, taken from its beginning."""
+    """The number of training examples, from the start of the training set."""
     steps: int = 1500
     """Mini-batches per network."""
     record_every: int = 150
@@ -58,7 +58,7 @@ class Padding:
     batch_size: int = 64
     """Examples per mini-batch."""
     learning_rate: float = 0.1
-    """Of plain SGD."""
+    """The learning rate of plain SGD."""
     shortest: int = 3
     """Rows of the shortest sequences; the longest have all."""
     units: int = 64

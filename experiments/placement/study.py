@@ -48,7 +48,7 @@ class Placement:
     """BN before or after nonlinearity and shortcut, per channel or not (five min)."""
 
     dataset: datasets.Dataset = "fashion_mnist"
-    """What is trained on."""
+    """The data set to train on."""
     steps: int = 1000
     """Mini-batches per fully connected network."""
     residual_steps: int = 200
@@ -58,13 +58,13 @@ class Placement:
     batch_size: int = 64
     """Examples per mini-batch."""
     learning_rate: float = 0.1
-    """Of plain SGD, for all networks."""
+    """The learning rate of plain SGD, for all networks."""
     activations: tuple[str, ...] = ("sigmoid", "tanh", "relu")
     """Nonlinearities of the fully connected networks."""
     hidden: tuple[int, ...] = (100, 100, 100)
     """Units per hidden layer."""
     channels: int = 16
-    """Of the residual network."""
+    """The number of channels of the residual network."""
     tested: int = 2000
     """Test images, taken from the beginning."""
     seeds: int = 3

@@ -43,13 +43,13 @@ class PolicyCost:
     """Cost of each policy of synchronisation: time, collectives, a model (20 min)."""
 
     part: Literal["all", "measured", "compiled", "modelled"] = "all"
-    """What is done again; of the rest the JSON keeps what it has."""
+    """The part to run again; the JSON keeps its results of the other parts."""
     policies: tuple[str, ...] = tuple(network.POLICIES)
     """Names of policies, "none" and "Local" among them."""
     widths: tuple[int, ...] = (16, 32, 64, 128)
     """Channels of the blocks of the network that is timed."""
     size: int = 32
-    """Of its images, in each direction."""
+    """The height and width of the images of that network."""
     images: int = 4
     """Per device, where eight devices share two cores or so; of two processes each
     takes four times as many."""

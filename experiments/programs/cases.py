@@ -17,7 +17,7 @@ class Case:
     norm: str = "jaxbn"
     """A name in experiments/networks/norms.py."""
     dtype: str = "bfloat16"
-    """What it computes in."""
+    """The dtype in which the program computes."""
     parameters: str = "float32"
     """float32: the layers have a `dtype`; cast: cast to `dtype` before the network."""
     activation: str = "relu"

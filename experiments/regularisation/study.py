@@ -47,9 +47,9 @@ class Regularisation:
     """BN beside dropout, L2 and reshuffling, on few images (three minutes)."""
 
     dataset: datasets.Dataset = "fashion_mnist"
-    """What is trained on."""
+    """The data set to train on."""
     examples: int = 2000
-    """Of the training set, taken from its beginning."""
+    """The number of training examples, from the start of the training set."""
     steps: int = 2000
     """Mini-batches per training."""
     record_every: int = 500
@@ -57,7 +57,7 @@ class Regularisation:
     batch_size: int = 32
     """Examples per mini-batch."""
     learning_rate: float = 0.1
-    """Of plain SGD at the start; it falls to zero in a straight line."""
+    """The initial learning rate of plain SGD; it falls linearly to zero."""
     hidden: tuple[int, ...] = (100, 100)
     """Units per hidden layer."""
     dropout: tuple[float, ...] = (0.0, 0.05, 0.1, 0.4)

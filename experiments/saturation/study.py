@@ -37,13 +37,13 @@ class Saturation:
     dataset: datasets.Dataset = "fashion_mnist"
     """Digits are embedded."""
     activations: tuple[str, ...] = ("sigmoid", "relu")
-    """Of the hidden layers; a pair of networks each."""
+    """The activations of the hidden layers, with a pair of networks for each."""
     hidden: tuple[int, ...] = (50,) * 5
     """Units per hidden layer."""
     scales: tuple[float, ...] = (1.0, 8.0)
-    """Of the initial hidden weights, over the customary ones; from small to large."""
+    """Factors of the customary initial hidden weights, from small to large."""
     learning_rate: float = 0.3
-    """Of plain SGD."""
+    """The learning rate of plain SGD."""
     batch_size: int = 60
     """Examples per mini-batch."""
     steps: int = 1000

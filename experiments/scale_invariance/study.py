@@ -44,13 +44,13 @@ class ScaleInvariance:
     dataset: datasets.Dataset = "fashion_mnist"
     """Digits are embedded."""
     activations: tuple[str, ...] = ("sigmoid", "relu")
-    """Of the hidden layers; a pair of networks each."""
+    """The activations of the hidden layers, with a pair of networks for each."""
     hidden: tuple[int, ...] = (100, 100, 100)
     """Units per hidden layer."""
     scales: tuple[float, ...] = (0.25, 1.0, 4.0)
-    """Of the initial hidden weights, over the customary ones."""
+    """Factors of the customary initial hidden weights."""
     learning_rate: float = 0.5
-    """Of plain SGD."""
+    """The learning rate of plain SGD."""
     batch_size: int = 60
     """Examples per mini-batch."""
     steps: int = 1500

@@ -53,11 +53,11 @@ class SyncPolicies:
     """Accuracy by policy of synchronisation, and why (half an hour)."""
 
     dataset: datasets.Dataset = "fashion_mnist"
-    """What is trained on."""
+    """The data set to train on."""
     network: Literal["fully connected", "residual"] = "fully connected"
     """The residual one is given images of half the size; of it, only accuracies."""
     channels: int = 16
-    """Of the residual network."""
+    """The number of channels of the residual network."""
     steps: int = 3000
     """Mini-batches per network."""
     record_every: int = 300
@@ -65,25 +65,25 @@ class SyncPolicies:
     workers: int = 8
     """Simulated devices."""
     many_workers: int = 64
-    """The same where there shall be many."""
+    """The number of simulated devices in the table with many devices."""
     examples: tuple[int, ...] = (1, 2, 4, 8, 32)
     """Per worker and mini-batch."""
     usual: int = 2
     """Examples per worker of all tables but the first; one of them."""
     policies: tuple[str, ...] = policies.NAMES
-    """What is compared in the first two tables."""
+    """The policies that the first two tables compare."""
     tables: tuple[str, ...] = _TABLES
-    """What is measured; the first two always."""
+    """The tables to measure; the first two are required."""
     learning_rate: float = 0.02
-    """Of SGD, at the start; it falls to 0 as a cosine does."""
+    """The initial learning rate of SGD; it falls to 0 on a cosine curve."""
     momentum: float = 0.9
-    """Of SGD."""
+    """The momentum of SGD."""
     rates: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2, 0.5)
     """Learning rates that are compared."""
     standardize: bool = True
     """Images of mean 0 and variance 1, else pixels from 0 to 1."""
     memories: tuple[float, ...] = (0.0, 0.5, 0.8, 0.95, 0.99)
-    """Of stale policies, that are compared."""
+    """The memories of the stale policies that are compared."""
     hidden: tuple[int, ...] = (128, 128, 128)
     """Units per layer, ReLU."""
     average: float = 0.99

@@ -43,15 +43,15 @@ class Whitening:
     dataset: datasets.Dataset = "fashion_mnist"
     """Digits are embedded."""
     units: tuple[int, ...] = (16, 32, 64, 128, 256)
-    """Of the layers whose cost is taken, at 256 examples."""
+    """The numbers of units of the layers that are timed, with 256 examples."""
     examples: tuple[int, ...] = (8, 16, 32, 40, 64, 128, 512)
-    """Of the mini-batches whose statistics normalise others, of 32 units."""
+    """The sizes of mini-batches whose statistics normalise others, with 32 units."""
     hidden: tuple[int, ...] = (32, 32)
     """Units of the networks that are trained."""
     batch_sizes: tuple[int, ...] = (16, 256)
-    """Of training: below and above the number of units."""
+    """The batch sizes of training, below and above the number of units."""
     learning_rate: float = 0.1
-    """Of plain SGD."""
+    """The learning rate of plain SGD."""
     steps: int = 400
     """Mini-batches per network."""
     records: int = 10

@@ -9,7 +9,7 @@ from experiments.programs import steps
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """The programs of the studies, so small that a CPU compiles them at once."""
+    """Makes the programs of the studies so small that a CPU compiles them quickly."""
     network = functools.partial(models.SmallNetwork, classes=3, blocks=((4, 1),))
     resnet = functools.partial(models.ResNet50, classes=3, blocks=(1,))
     layer = functools.partial(steps.Layer, features=(4, 2))
@@ -24,6 +24,6 @@ def tiny(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _no_open_figures():
-    """Many tests draw one, and matplotlib warns of the twentieth that stays open."""
+    """Closes all figures, because matplotlib warns when twenty stay open."""
     yield
     plt.close("all")

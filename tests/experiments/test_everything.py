@@ -15,7 +15,7 @@ SILENT = "import sys; sys.exit(3)"
 
 @pytest.fixture
 def fake(monkeypatch, tmp_path):
-    """A function that lets `python -m experiments all` run two fake commands."""
+    """Returns a function that makes `python -m experiments all` run two fakes."""
 
     def replace(second):
         made = {

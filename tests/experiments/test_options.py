@@ -1,4 +1,4 @@
-"""What the options of studies share."""
+"""Tests the functions that the studies share for their options."""
 
 import dataclasses
 import pathlib

@@ -149,5 +149,5 @@ def test_a_step_that_descends_a_loss():
     variables = model.init(jax.random.key(0), x)
     state = training.TrainState.create(model.apply, variables, optax.sgd(0.1))
     state = recording.gradient_step(loss_fn)(state, {"x": x})
-    # Of w^2 times a mean square of 2.5: 3 - .1 * 2 * 3 * 2.5.
+    # The loss is w^2 times a mean square of 2.5: 3 - .1 * 2 * 3 * 2.5.
     np.testing.assert_allclose(state.params["kernel"], [[1.5]], rtol=1e-6)

@@ -27,7 +27,7 @@ def call(x=X, mask=None, examples: int | None = EXAMPLES, **output):
 
 
 def expected(groups, mask=None):
-    """Y and dx of every group of examples by itself."""
+    """Returns y and dx of the groups, each normalised by itself."""
     rows = np.split(np.arange(len(X)), groups)
     made = [
         reference.batch_norm(

@@ -134,7 +134,7 @@ def test_the_function_warns_at_its_line():
 
 
 class InALoop:
-    """Notes, in the body of a loop, what `is_in_loop` says there."""
+    """A loop body that records the result of `is_in_loop`."""
 
     def __init__(self):
         self.found = []

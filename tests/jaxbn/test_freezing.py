@@ -1,4 +1,4 @@
-"""Frozen layers: what stays as it is, in Linen and NNX, through training steps."""
+"""Tests that training steps leave frozen layers as they are, in Linen and NNX."""
 
 import copy
 import itertools
@@ -290,7 +290,7 @@ def test_a_jitted_function_is_traced_once_for_equal_rules(same):
         return net.apply(variables, X, train=True, mutable=["batch_stats"])[1]
 
     def make(where):
-        # Nothing says that the two functions are equal, but their rules are.
+        # The two functions do not compare equal, but their rules do.
         return jaxbn.freeze(run if same else lambda variables: run(variables), where)
 
     for where, number in ((["backbone"], 1), (["backbone"], 1), (["head_bn"], 2)):

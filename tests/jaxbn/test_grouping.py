@@ -14,7 +14,7 @@ from tests.whole_batch import BIAS, ROWS, SCALE, make_batch
 
 
 def test_local_is_the_whole_batch_on_one_device(monkeypatch):
-    """Also where no mesh is to be seen."""
+    """The group is also the whole batch where no mesh is set."""
     monkeypatch.setattr(jax, "devices", lambda: [None])
     x, _ = make_batch()
     stats = jaxbn.init_batch_stats(3)
@@ -138,7 +138,7 @@ class SyncTest(chex.TestCase):
 
 class AutoAxesTest(chex.TestCase):
     def test_groups_that_span_the_shards_of_an_explicit_mesh(self):
-        # What the error for them recommends.
+        # The second call does what the error message recommends.
         x, _ = make_batch()
         stats = jaxbn.init_batch_stats(3)
         mesh = jax.make_mesh((styles.DEVICES,), ("d",), axis_types=(styles.EXPLICIT,))

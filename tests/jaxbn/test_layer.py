@@ -8,10 +8,10 @@ import pytest
 import jaxbn
 from jaxbn import layer, linen, nnx
 
-# Given in the call of a layer, or made by it.
+# A call of a layer takes these arguments, or the layer makes them.
 OF_A_CALL = {"mask", "residual", "name", "estimator"}
 
-# What only a layer decides.
+# These arguments only a layer has.
 OF_A_LAYER = {
     "use_running_average",
     "param_dtype",

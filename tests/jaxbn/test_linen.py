@@ -15,7 +15,7 @@ X = (1 + np.random.default_rng(0).standard_normal((8, 4, 3))).astype(np.float32)
 
 
 def both(x=X, train=True, mask=None, **options):
-    """Output and updated variables of Flax's layer and of ours, same variables."""
+    """Returns outputs and updated variables of both layers from the same variables."""
     results = []
     for cls in (nn.BatchNorm, BatchNorm):
         if cls is BatchNorm:
@@ -258,7 +258,7 @@ class GroupTest(chex.TestCase):
 
 
 class ToolsOfFlaxTest(chex.TestCase):
-    """Helpers of the layer are no methods of the user's."""
+    """Tests that Flax's tools do not show helpers of the layer as methods."""
 
     def setUp(self):
         super().setUp()

@@ -91,7 +91,7 @@ def test_containers_stay_and_init_makes_no_collection():
 
 @pytest.mark.parametrize("mutable", [True, flax.core.DenyList("params")], ids=str)
 def test_a_blanket_permission_is_no_request(mutable):
-    """As with Flax's layer, the running statistics move."""
+    """The running statistics move as with Flax's layer."""
     layer = linen.BatchNorm(False)
     variables = layer.init(jax.random.key(0), X)
     _, updates = layer.apply(variables, X, mutable=mutable)

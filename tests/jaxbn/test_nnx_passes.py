@@ -50,7 +50,7 @@ def stats_of(model):
 
 
 def trained():
-    """A model that is not new, and the variables of the same in Linen."""
+    """Returns a model after one call, and the variables of the equal Linen model."""
     model = Model()
     model(X[::-1] ** 2)
     variables = Net().init(jax.random.key(0), X)
@@ -113,7 +113,7 @@ def test_bit_for_bit_as_linen(run):
 
 
 def test_parts_are_one_update_of_the_whole():
-    """Against float64: of a layer whose input does not depend on the parts."""
+    """Compares with float64. The layer's input does not depend on the parts."""
     layer = jaxbn.nnx.BatchNorm(4, momentum=0.75, rngs=nnx.Rngs(0))
     with jaxbn.collecting(layer):
         for part in PARTS:

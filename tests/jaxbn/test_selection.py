@@ -1,4 +1,4 @@
-"""What `where` means."""
+"""Tests which layers `where` selects."""
 
 import pytest
 

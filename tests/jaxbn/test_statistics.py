@@ -87,7 +87,7 @@ class BatchMomentsTest(chex.TestCase):
 
     @parameterized.parameters(0.0, 1e3)
     def test_derivatives(self, loc):
-        # Of the variance, with either formula: first, second, forward mode.
+        # Both formulas of the variance agree in first, second and forward derivatives.
         x = loc + np.random.default_rng(0).standard_normal((6, 2))
         with jax.enable_x64(True):
 
@@ -105,7 +105,7 @@ class BatchMomentsTest(chex.TestCase):
             )
 
     def test_derivative_at_a_large_mean(self):
-        """About the mean of two floats: one alone is off by up to 5e-4 std here."""
+        """The mean has two floats; one float alone is off by up to 5e-4 std here."""
         x = (1e4 + np.random.default_rng(0).standard_normal((500, 3))).astype("f4")
         exact = 2 * (x - x.mean(0, dtype="f8")) / 500
         actual = jax.grad(lambda x: jnp.sum(jaxbn.batch_moments(x).var))(x)

@@ -1,4 +1,4 @@
-"""Rows as a compilation gives them, without one."""
+"""Rows like those of a compilation, made without compiling."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ CASE = cases.Case(program="layer", norm="jaxbn")
 
 
 def fake_worker(seen, *said, returncode=0, stderr=""):
-    """In the place of `subprocess.run`: prints these lines and ends so."""
+    """Returns a fake `subprocess.run` that prints these lines and ends as requested."""
 
     def run(command, **options):
         seen.append(command)
@@ -24,7 +24,7 @@ def fake_worker(seen, *said, returncode=0, stderr=""):
 
 
 def made(case, **more):
-    """A row as the worker would give it."""
+    """Returns a row like one of the worker's."""
     about = {"jax": "1", "compiler": "libtpu 1", "fingerprint": "new", "kernels": 3}
     moved = {"read_MB": 10.0, "written_MB": 5.0, "conditionals": 0, "barriers": 0}
     memory = {"temporary_MB": 2.0, "argument_MB": 1.0, "output_MB": 1.0}

@@ -6,7 +6,7 @@ from tests.experiments.accelerators.rows import made
 
 
 def needs(bytes_per_image, fixed=1e9):
-    """Rows of a network whose memory grows so, for a GPU."""
+    """Returns a fake GPU compiler with linear memory, and the batch sizes it gets."""
     seen = []
 
     def compile_case(case):

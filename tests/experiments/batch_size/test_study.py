@@ -9,7 +9,7 @@ import pytest
 from experiments import __main__ as main
 from experiments.batch_size import study
 
-# Whole programs: minutes together.
+# These are whole programs, which take minutes together.
 pytestmark = pytest.mark.exhaustive
 
 OPTIONS = "--quick --epochs 1 --batch-sizes 20 --examples 40 --hidden 10 --seeds 1"

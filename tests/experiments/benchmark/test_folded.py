@@ -1,4 +1,4 @@
-"""What is measured of a folded network, and how it is told."""
+"""Tests the measurements of a folded network and their table."""
 
 import functools
 

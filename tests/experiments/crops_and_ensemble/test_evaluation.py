@@ -10,7 +10,7 @@ from experiments.crops_and_ensemble import crops, evaluation
 
 @pytest.fixture
 def probabilities():
-    """Of 3 networks, 2 seeds, 50 images and 10 classes; and labels."""
+    """Returns probabilities for 3 networks, 2 seeds, 50 images, 10 classes; labels."""
     rng = np.random.default_rng(0)
     return rng.dirichlet(np.ones(10), (3, 2, 50)), rng.integers(10, size=50)
 
@@ -30,18 +30,18 @@ def test_ensembles_average_probabilities(probabilities):
 
 
 def test_drop_by_hand():
-    # Two seeds, four images.
+    # There are two seeds and four images.
     before = np.array([[1, 1, 1, 0], [1, 1, 0, 0]], float)
     after = np.array([[1, 0, 0, 0], [1, 0, 0, 1]], float)
     found = evaluation.drop(before, after)
     assert found["seeds"] == [0.5, 0]
-    # By image the mean of the seeds falls by 0, 1, .5 and -.5.
+    # The mean over the seeds falls by 0, 1, .5 and -.5 for the four images.
     error = np.std([0, 1, 0.5, -0.5]) / 2
     assert found["standard_error"] == pytest.approx(error, abs=1e-5)
 
 
 def test_the_mean_over_all_crops():
-    """Of a network of two seeds that is a linear map, against every crop apart."""
+    """Compares with the crops one by one, for two seeds of a linear network."""
     rng = np.random.default_rng(0)
     images = rng.uniform(size=(3, 16, 16, 1))
     variables = jnp.asarray(rng.normal(size=(2, 14 * 14, 10)), jnp.float32)
@@ -60,7 +60,7 @@ def test_the_mean_over_all_crops():
         return np.stack([softmax(flat @ np.asarray(each, float)) for each in variables])
 
     expected = np.mean([of(crop) for crop in crops.scheme(16, 16, 14)], 0)
-    # float32 logits of 196 terms, of size 10.
+    # The logits are float32 sums of 196 terms, and about 10.
     np.testing.assert_allclose(mean, expected, atol=1e-4)
     np.testing.assert_allclose(one, of(crops.single(16, 16, 14)), atol=1e-4)
 

@@ -8,13 +8,13 @@ from experiments.crops_and_ensemble import network
 
 
 def shapes_of(member):
-    """Of the variables, for images of 14 pixels; compiles nothing."""
+    """Returns the shapes of the variables for images of 14 pixels; compiles nothing."""
     net = network.Network(4, member)
     return jax.eval_shape(lambda: net.variables(jax.random.key(0), (14, 14, 1)))
 
 
 def filled(shapes):
-    """Variables of these shapes with made-up numbers."""
+    """Returns variables of these shapes with made-up numbers."""
     rng = np.random.default_rng(0)
     return jax.tree.map(
         lambda leaf: rng.uniform(0.5, 1, leaf.shape).astype(np.float32), shapes

@@ -6,7 +6,7 @@ import pytest
 from experiments import __main__ as main
 from experiments.crops_and_ensemble import network, study
 
-# Whole programs: minutes together.
+# These are whole programs, which take minutes together.
 pytestmark = pytest.mark.exhaustive
 
 SHORT = "--quick --steps 5 --seeds 2 --width 2 --test-images 40 --batch-size 8"

@@ -15,6 +15,6 @@ def test_a_program_runs_and_says_what_it_moves(tiny):
 
 
 def test_arrays_of_one_shape_differ(tiny):
-    """Else the cotangent of the layer would be its input."""
+    """With equal arrays the cotangent of the layer would be its input."""
     leaf = jax.ShapeDtypeStruct((4,), "float32")
     assert (programs._random(0, leaf) != programs._random(1, leaf)).any()

@@ -10,7 +10,7 @@ import sklearn.preprocessing
 from experiments import __main__ as main
 from experiments.feature_scaling import study
 
-# Whole programs: minutes together.
+# These are whole programs, which take minutes together.
 pytestmark = pytest.mark.exhaustive
 
 

@@ -9,7 +9,7 @@ from experiments.networks import mlp
 
 
 def empty_records(config):
-    """Those of a run without a record yet."""
+    """Returns the records of a run that has not recorded anything yet."""
     shape = config.steps // config.record_every, config.seeds
     made = {}
     for network in mlp.NETWORKS:

@@ -47,10 +47,10 @@ class TestOptions:
 
 
 class TestImages:
-    """What the networks are trained and evaluated on."""
+    """Tests the images that the networks are trained and evaluated on."""
 
     def shades(self, monkeypatch, **options):
-        """The different pixel values of each set of images that a run is given."""
+        """Returns the different pixel values of each set of images of a run."""
         given = []
 
         def keep(runs, plan, train, held_out, kept, workers):
@@ -98,8 +98,8 @@ def run(*args):
 
 
 def ended_by(end, data_dir, out, after):
-    """What a run says on stderr that is ended when step `after` is saved."""
-    # It inherits whether Ctrl-C is ignored, as by a job in the background of a shell.
+    """Ends a run by a signal once step `after` is saved; returns its stderr."""
+    # The run inherits whether Ctrl-C is ignored, as in a background job of a shell.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         command(data_dir, out), cwd=ROOT, stderr=subprocess.PIPE, text=True

@@ -12,7 +12,7 @@ from experiments.fine_tune import network, tuning
 from experiments.fine_tune import study as fine_tune
 from jaxbn import interop
 
-# Whole programs: minutes together.
+# These are whole programs, which take minutes together.
 pytestmark = pytest.mark.exhaustive
 
 

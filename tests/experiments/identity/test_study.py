@@ -8,7 +8,7 @@ import pytest
 from experiments import __main__ as main
 from experiments.identity import study
 
-# Whole programs: minutes together.
+# These are whole programs, which take minutes together.
 pytestmark = pytest.mark.exhaustive
 
 TINY = "--quick --steps 4 --records 2 --batch-sizes 5 --seeds 2"

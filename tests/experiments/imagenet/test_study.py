@@ -20,7 +20,7 @@ TINY = study.ImageNet(
 
 @pytest.fixture
 def few_modules(monkeypatch):
-    """Of the ten two, so that it is compiled soon."""
+    """Keeps two of the ten modules, so that the network compiles fast."""
     of_figure5 = inception.FIGURE5
     monkeypatch.setattr(
         inception, "FIGURE5", {name: of_figure5[name] for name in ("3a", "3c")}

@@ -24,7 +24,7 @@ def test_areas_proportions_and_places():
     assert 0.9 < area.max() <= 1
     assert 3 / 4 <= proportion.min() < 0.78
     assert 1.3 < proportion.max() <= 4 / 3
-    # What is left beside the box is split at random.
+    # The space left and right of the box is split at random.
     room = (500 - across) > 50
     np.testing.assert_allclose((left / (500 - across))[room].mean(), 0.5, atol=0.03)
 
@@ -44,7 +44,7 @@ def test_the_middle_of_256_is_224():
 
 
 def test_a_random_part_is_where_its_box_is():
-    """Of an image whose pixels are its columns and rows."""
+    """The values of the image's pixels are their columns and rows."""
     rows, columns = np.mgrid[:200, :240].astype(np.uint8)
     image = PIL.Image.fromarray(np.stack([columns, rows, rows], -1))
     part = cropping.random_resized(np.random.default_rng(5), image, 32)
@@ -52,7 +52,7 @@ def test_a_random_part_is_where_its_box_is():
     left, top, right, bottom = box
     centres = (np.arange(32) + 0.5) / 32
     expected = left + (right - left) * centres - 0.5
-    # Rounded to whole numbers, and the filter reaches over the border of the box.
+    # Values are rounded to integers, and the filter reaches over the border of the box.
     np.testing.assert_allclose(part[16, 1:-1, 0], expected[1:-1], atol=1)
     expected = top + (bottom - top) * centres - 0.5
     np.testing.assert_allclose(part[1:-1, 16, 1], expected[1:-1], atol=1)

@@ -10,7 +10,7 @@ import pytest
 from experiments import __main__ as main
 from experiments.inference_statistics import study
 
-# Whole programs: minutes together.
+# These are whole programs, which take minutes together.
 pytestmark = pytest.mark.exhaustive
 
 OPTIONS = "--quick --steps 2 --record-every 1 --batch-sizes 4 --hidden 5 --seeds 1"

@@ -5,7 +5,7 @@ import pytest
 
 from experiments import __main__ as main
 
-# Whole programs: minutes together.
+# These are whole programs, which take minutes together.
 pytestmark = pytest.mark.exhaustive
 
 TINY = "--quick --steps 4 --hidden 5 --activations relu --seeds 2 --rates 2"

@@ -10,7 +10,7 @@ from experiments.learning_rate_ladder import study as ladder
 from experiments.networks import inception_paper as paper
 from experiments.networks import inception_training as it
 
-# Whole programs: minutes together.
+# These are whole programs, which take minutes together.
 pytestmark = pytest.mark.exhaustive
 
 

@@ -20,7 +20,7 @@ def test_what_is_fitted_and_what_is_predicted():
         np.testing.assert_allclose(row["predicted_ms"], whole, atol=0.11)
         limit = 0.001 if row["fitted"] else 0.2
         assert abs(row["error"]) <= limit
-    # What evens out in a whole run is no part of a step.
+    # The published time has parts of the whole run that do not belong to a step.
     assert all(row["steady_ms"] < row["published_ms"] for row in rows)
 
 

@@ -17,7 +17,7 @@ def count(tree):
 
 @functools.cache
 def params(model, pixels=224):
-    """Shapes of the parameters, by the path of their module and their name."""
+    """Returns the shapes of the parameters by their paths."""
     images = jnp.zeros((2, pixels, pixels, 3))
     made = jax.eval_shape(
         lambda key: model.init(key, images, train=False), jax.random.key(0)
@@ -34,7 +34,7 @@ def normal(*shape):
 
 class TestTheNetworkOfFigure5:
     def test_parameters(self):
-        # Of the branches' widths; the paper's text says 13.6 million.
+        # This follows from the branches' widths; the paper's text says 13.6 million.
         kernels = [s for p, s in params(inception.BNInception()).items()
                    if p[0].startswith("ConvNorm") and p[-1] == "kernel"]  # fmt: skip
         assert round(count(kernels) / 1e6, 2) == 10.23

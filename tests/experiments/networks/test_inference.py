@@ -19,7 +19,7 @@ PARAMS = MODEL.init(jax.random.key(0), SPLIT["image"], train=False)["params"]
 
 
 def predictions(images, mean, var):
-    """Of the network in float64, by these statistics of its only layer."""
+    """Returns the network's float64 predictions with these statistics of its layer."""
     kernels = [np.float64(PARAMS[f"Dense_{i}"]["kernel"]) for i in range(2)]
     hidden = np.maximum((images @ kernels[0] - mean) / np.sqrt(var), 0)
     return (hidden @ kernels[1]).argmax(-1)

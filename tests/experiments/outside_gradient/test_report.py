@@ -4,7 +4,7 @@ from experiments.outside_gradient import figure, layers, report
 
 
 def make_result(**changes):
-    """As the paper says it, on three records, apart from the changes."""
+    """Returns a result of three records that agrees with the paper, plus `changes`."""
     unit = {
         "BN": {"bias": [0.0] * 4, "scale": [1.0] * 4, "loss": [0.6] * 4},
         "centred outside": {

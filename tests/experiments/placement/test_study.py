@@ -8,7 +8,7 @@ import pytest
 from experiments import __main__ as main
 from experiments.placement import study
 
-# Whole programs: minutes together.
+# These are whole programs, which take minutes together.
 pytestmark = pytest.mark.exhaustive
 
 OPTIONS = (

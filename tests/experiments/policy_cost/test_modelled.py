@@ -42,10 +42,10 @@ def test_what_is_waited_for():
     assert {devices for devices, _ in calls[-4:]} == {8}
     assert modelled.seconds("Stale, apart", LAYERS, 64, note, 100) == 1
     assert calls[-1] == (64, 4 * 5 * 30)
-    # Of the two collectives of many devices one is packed.
+    # Many devices need two collectives, and one of them is packed.
     assert modelled.seconds("Local", LAYERS, 64, note, 100) == 1
     assert calls[-3:] == [(64, 4 * 122), (64, 100 + 2 * 122), (64, 100)]
-    # Packed, it takes its bytes and no collective of its own.
+    # A packed message adds its bytes, but no collective of its own.
     assert modelled.seconds("Stale", LAYERS, 64, note, 100) == 0
     assert calls[-2:] == [(64, 100 + 600), (64, 100)]
 
@@ -60,7 +60,7 @@ def test_a_gpu_adds_up_twice_where_devices_are_many():
 
 def test_predictions(monkeypatch):
     monkeypatch.setattr(modelled, "NETWORKS", {"ResNet-50": models.ResNet50})
-    # Of programs that take minutes to compile.
+    # The real function compiles programs for minutes.
     monkeypatch.setattr(alpha_beta, "flops", lambda network: 1e9)
     found = modelled.predictions()
     assert found["devices"] == list(modelled.DEVICES)

@@ -10,7 +10,7 @@ from experiments import __main__ as main
 from experiments.networks import fully_connected
 from experiments.regularisation import study
 
-# Whole programs: minutes together.
+# These are whole programs, which take minutes together.
 pytestmark = pytest.mark.exhaustive
 
 OPTIONS = (

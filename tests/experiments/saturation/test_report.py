@@ -4,7 +4,7 @@ from experiments.saturation import figure, report
 
 
 def make_result(saturated, gradient):
-    """Of two layers and one scale, alike for both activations."""
+    """Returns a result of two layers and one scale, equal for both activations."""
 
     def run(network):
         def curve(values):

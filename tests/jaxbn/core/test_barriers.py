@@ -12,7 +12,7 @@ from jaxbn.core import barriers
 
 
 class WidenedAloneTest(chex.TestCase):
-    """Half-precision input is read apart by each sum on the CPU, together elsewhere."""
+    """On the CPU each sum reads half-precision input alone, elsewhere both together."""
 
     def lower(self, platform, dtype):
         def function(x):

@@ -1,4 +1,4 @@
-"""What `echo` says and adds, against the sums over the elements themselves."""
+"""Compares the sums that `echo` returns and adds with sums over the elements."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ STD = 3.0
 
 
 def x_hat(mean, var, peers, said):
-    """Of given statistics; the variance is that of `STD`."""
+    """Normalises `X` by the given statistics; `var` is `STD` squared."""
     std = jnp.sqrt(jax.lax.stop_gradient(var))
     mean, var = echo.echo(mean, var, std, peers, said)
     return (X - mean) / jnp.sqrt(var)

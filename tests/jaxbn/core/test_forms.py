@@ -115,7 +115,7 @@ class ContractTest(chex.TestCase):
 
 
 def test_slices_are_added_before_they_are_summed():
-    """Of the largest divisor up to 8 of a spatial axis, and none of a batch."""
+    """A spatial axis is split by its largest divisor up to 8, a batch axis never."""
     for shape, slices in (
         ((4, 14, 3), 7),
         ((4, 16, 3), 8),
@@ -129,7 +129,7 @@ def test_slices_are_added_before_they_are_summed():
 
 
 class ShiftTest(parameterized.TestCase):
-    """The bound that `shifted` stands on, with data made against it."""
+    """Tests the error bound of `shifted` with the worst data for it."""
 
     @parameterized.parameters(8, 56, 64, 112, 500)
     def test_a_part_far_from_the_rest_loses_no_more_than_its_share(self, size):

@@ -178,7 +178,7 @@ class MaskTest(chex.TestCase):
 
     @parameterized.parameters("jvp", "vjp")
     def test_a_channel_without_a_valid_element(self, mode):
-        """Its statistics are the constants 0 and 0."""
+        """The mean and the variance of such a channel are the constant 0."""
         x, scale, bias, dy = make_batch()
         mask = np.ones(x.shape, bool)
         mask[:, 1] = False
@@ -241,7 +241,7 @@ class ExplicitShardingTest(parameterized.TestCase):
         channels=(None, "model"),
     )
     def test_without_set_mesh(self, split, channels):
-        """Arrays alone say how they are split, parameters otherwise than the input."""
+        """Only the arrays hold the shardings, which differ for parameters and input."""
         x, scale, bias, _ = make_batch((16, 4))
         stats = jaxbn.BatchStats(bias, scale**2)
         mesh = jax.make_mesh((4, 2), ("data", "model"))

@@ -16,7 +16,10 @@ def values(mean):
 
 
 def moments_of(parts):
-    """Of every worker, `[workers, C]`; an empty one has a mean that must not matter."""
+    """Returns the moments of all workers, `[workers, C]`.
+
+    An empty worker has the mean 9, which must not affect any result.
+    """
     made = [
         (len(p), p.mean(0), p.var(0)) if len(p) else (0, np.full(3, 9.0), np.zeros(3))
         for p in parts

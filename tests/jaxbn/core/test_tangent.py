@@ -10,7 +10,7 @@ from tests.op import make_batch, plain, train
 
 
 class DerivativeTest(chex.TestCase):
-    """Against autodiff of the plain formula, in float64 to see only the rule."""
+    """Compares the rule with autodiff of the plain formula; float64 avoids rounding."""
 
     def setUp(self):
         super().setUp()
@@ -95,7 +95,7 @@ class DerivativeTest(chex.TestCase):
 class ShiftTest(parameterized.TestCase):
     @parameterized.parameters(1.0, 1j, 1 - 2j)
     def test_a_shift_of_a_channel_changes_nothing(self, shift):
-        """At a large mean: a mean of one float would leave 6e-4 of the shift."""
+        """The mean is large; stored as one float it would leave 6e-4 of the shift."""
         rng = np.random.default_rng(0)
         x = rng.standard_normal((500, 2)) + 1e4 / 3
         if np.iscomplexobj(shift):
@@ -111,7 +111,7 @@ class ShiftTest(parameterized.TestCase):
 class ConstantTest(parameterized.TestCase):
     @parameterized.product(value=(1.1, 1e6), epsilon=(0.0, 1e-5))
     def test_a_constant_channel_gets_no_gradient(self, value, epsilon):
-        # The raw sum x * dy made -6325 of it.
+        # With the raw sum x * dy the gradient was -6325.
         rng = np.random.default_rng(0)
         x = np.full((3000, 2), value, np.float32)
         dy = (1 + rng.standard_normal(x.shape)).astype(np.float32)

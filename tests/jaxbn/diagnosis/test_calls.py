@@ -1,4 +1,4 @@
-"""What is taken down of every call: Linen and NNX, jaxbn's layers and Flax's."""
+"""Tests what is recorded of each call of jaxbn's and Flax's layers, Linen and NNX."""
 
 import dataclasses
 
@@ -23,14 +23,14 @@ CALL = lambda model, batch: model(*batch)  # noqa: E731
 
 
 def visited(walk, *given):
-    """Every call that a walk over a model visits."""
+    """Returns every call that a walk over a model visits."""
     found = []
     walk(*given, found.append)
     return found
 
 
 class Net(nn.Module):
-    """A layer used twice, one of Flax."""
+    """A network that calls one layer twice, and then a layer of Flax."""
 
     @nn.compact
     def __call__(self, x, mask):
@@ -40,7 +40,7 @@ class Net(nn.Module):
 
 
 class Model(nnx.Module):
-    """The same in NNX."""
+    """`Net` as an NNX model."""
 
     def __init__(self):
         rngs = nnx.Rngs(0)
@@ -72,7 +72,7 @@ def test_every_call_in_order(kind):
     np.testing.assert_allclose(second.x, squared, rtol=1e-4, atol=1e-5)
     for each in made:
         np.testing.assert_array_equal(each.mask, np.broadcast_to(MASK, X.shape))
-        # Of before the pass: the first call of a layer moves them.
+        # These are the statistics before the pass: a layer's first call moves them.
         np.testing.assert_array_equal(each.running.mean, np.zeros(3))
         np.testing.assert_array_equal(each.scale, np.ones(3))
         assert each.epsilon == 1e-5
@@ -105,7 +105,7 @@ class Doubled:
 
 @pytest.mark.parametrize("kind", ["linen", "nnx"])
 def test_what_evaluation_would_use(kind):
-    """An estimator whose estimate is not what stands in its first two fields."""
+    """The estimator's estimate differs from its first two fields."""
     doubled = Doubled()
     if kind == "linen":
         layer = linen.BatchNorm(False, estimator=doubled)

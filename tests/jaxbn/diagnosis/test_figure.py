@@ -1,4 +1,4 @@
-"""What the figure shows: each layer's range, its colour, the limits of the advice."""
+"""Tests the figure: each layer's range, its colour and the limits of the advice."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -31,13 +31,13 @@ ROWS = (
 
 
 def colors(axes):
-    """Of every layer: that of its range."""
+    """Returns the colour of each layer's range."""
     lines = [line for line in axes.get_lines() if line.get_marker() == "|"]
     return ["red" if line.get_color() == "tab:red" else "blue" for line in lines]
 
 
 def dashed(axes):
-    """Where the limits stand."""
+    """Returns the positions of the limits."""
     lines = [line for line in axes.get_lines() if line.get_linestyle() == "--"]
     return [line.get_xdata()[0] for line in lines]
 

@@ -6,7 +6,7 @@ import numpy as np
 
 
 def like(tree, seed=0):
-    """The same structure, with random parameters and positive variances."""
+    """Returns a tree like `tree` with random parameters and positive variances."""
     rng = np.random.default_rng(seed)
 
     def value(keys, leaf):

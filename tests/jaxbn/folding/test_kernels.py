@@ -37,13 +37,13 @@ def traced(function, kernel, x):
 
 
 def batch(found, node):
-    """The operand that is no kernel."""
+    """Returns the operand that is not a kernel."""
     place = [kernels.leaf_of(found, value, ()) for value in node.operands]
     return node.operands[place.index(None)]
 
 
 def scaled(array, axes, scale):
-    """Times `scale`, whose axes are the given ones of the array."""
+    """Multiplies the array by `scale` along the given axes."""
     full = [1] * array.ndim
     for a, size in zip(axes, scale.shape, strict=True):
         full[a] = size
@@ -106,7 +106,7 @@ def test_channels_that_are_not_summed_over_are_none():
 
 
 def test_kernels_side_by_side_and_repeated_ones_are_none():
-    """Their shift is another one for each, or comes as often as they are repeated."""
+    """Each kernel has its own shift, or the shift repeats as often as the kernel."""
     x = jnp.ones((6, 5, 3))
 
     def repeated(x, k):

@@ -1,4 +1,4 @@
-"""Which layers stand beside a normalisation, and why some do not count."""
+"""Tests which layers beside a normalisation are found, and why others are refused."""
 
 import jax
 import jax.numpy as jnp

@@ -323,7 +323,7 @@ class InALoop(nn.Module):
 
 
 class Remembering(nn.Module):
-    """What it remembers is no bias, though it is added like one."""
+    """Its state is added like a bias, but is not one."""
 
     @nn.compact
     def __call__(self, x):

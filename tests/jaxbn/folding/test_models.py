@@ -26,7 +26,10 @@ def evaluate(model, x):
 
 
 def errors(net, size):
-    """Of the folded and of the unfolded network, against the unfolded in float64."""
+    """Returns the errors of the folded and the unfolded network.
+
+    The reference is the unfolded network in float64.
+    """
     x = jnp.asarray(RNG.standard_normal((2, size, size, 3)), jnp.float32)
     variables = jax.jit(lambda x: net.init(jax.random.key(0), x, train=True))(x)
     variables = {**variables, "params": random_scales(variables["params"])}
@@ -44,7 +47,7 @@ def errors(net, size):
 
 
 def random_scales(params):
-    """The last scale of a block starts at 0, and would hide all before it."""
+    """Returns `params` with random scales: a block's last scale of 0 would hide it."""
     rng = np.random.default_rng(0)
 
     def value(keys, leaf):

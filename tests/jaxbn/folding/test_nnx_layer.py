@@ -1,4 +1,4 @@
-"""What takes the place of a folded layer is called as the layer was."""
+"""Tests that a folded layer can be called with the original layer's arguments."""
 
 import jax.numpy as jnp
 import numpy as np

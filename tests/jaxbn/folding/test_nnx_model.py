@@ -87,7 +87,7 @@ class Activated(BatchNorm):
 
 
 class Remembering(nnx.Module):
-    """What it remembers is no bias, though it is added like one."""
+    """Its state is added like a bias, but is not one."""
 
     def __init__(self):
         rngs = nnx.Rngs(0)

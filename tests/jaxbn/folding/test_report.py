@@ -1,4 +1,4 @@
-"""What a person reads of the folded layers."""
+"""Tests the text of the report on folded layers."""
 
 from jaxbn.folding.report import FoldedLayer, Report
 

@@ -1,4 +1,4 @@
-"""Names, layouts and what is said of weights that do not fit."""
+"""Tests names, layouts and the messages about weights that do not fit."""
 
 import chex
 import flax.linen as nn
@@ -30,7 +30,7 @@ def prefixed(prefix, weights):
 
 @pytest.mark.parametrize("rank", [0, 1, 2, 3])
 def test_kernels_of_every_rank(rank):
-    """Outputs first in PyTorch, last here; [O, I, ...] and [..., I, O]."""
+    """PyTorch has the outputs first, [O, I, ...]; here they are last, [..., I, O]."""
     shape = (*range(5, 5 + rank), 2, 4)
     kernel = RNG.standard_normal(shape).astype(np.float32)
     tree = {"params": {"layer": {"kernel": kernel, "bias": np.arange(4.0)}}}
@@ -152,7 +152,7 @@ def test_what_has_no_counterpart_is_told():
     ids=lambda value: type(value).__name__,
 )
 def test_what_every_layer_of_flax_is_called(module, expected):
-    """By its own variables, so that no fake tree decides what a layer has."""
+    """The variables are the layer's own, because a made-up tree could be wrong."""
     x = np.zeros(2, int) if isinstance(module, nn.Embed) else IMAGES
     variables = module.init(jax.random.key(0), x)
     tree = {name: {"m": part} for name, part in variables.items()}
@@ -174,7 +174,7 @@ def test_a_name_that_only_some_modules_use():
 
 
 def test_two_modules_of_one_name():
-    """Tied weights are read into both; what differs cannot be written."""
+    """Tied weights are read into both places; different values cannot be written."""
     tree = {"params": {name: {"embedding": np.zeros((3, 2))} for name in "ab"}}
     names = {"a": "table", "b": "table"}
     weights = {"table.weight": np.arange(6.0).reshape(3, 2)}

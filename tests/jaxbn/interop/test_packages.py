@@ -173,7 +173,7 @@ def test_a_network_of_pytorch_goes_on_training(steps):
 
 
 def torch_gradients(model, x):
-    """Of all weights and of the input, laid out as here."""
+    """Returns the gradients of all weights, and that of the input, channels last."""
     import torch
 
     x = torch.tensor(np.moveaxis(x, -1, 1).copy(), requires_grad=True)
@@ -212,7 +212,7 @@ def nnx_gradients(weights, x, train):
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("gradients", [linen_gradients, nnx_gradients])
 def test_gradients_are_those_of_pytorch(gradients, train):
-    """Those of a bias before a normalisation are 0, but for rounding of the others."""
+    """A bias before a normalisation has a gradient of 0, up to the others' rounding."""
     model = torch_model().train(train)
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     expected, expected_dx = torch_gradients(model, X)

@@ -26,7 +26,7 @@ PARTS = np.split(X, np.cumsum(SIZES)[:-1])
 
 
 def weighted_mean(parts):
-    """Mean and unbiased variance of parts, weighted by their size, in float64."""
+    """Returns mean and unbiased variance of parts, weighted by size, in float64."""
     sizes = np.array([len(part) for part in parts], float)[:, None]
     parts = [part.astype(np.float64) for part in parts]
     mean = np.stack([part.mean(0) for part in parts])
@@ -60,7 +60,7 @@ def test_of_one_layer(pooling, estimator):
 
 
 class Net(nn.Module):
-    """A layer used twice, one after it, one that is frozen, other collections."""
+    """A network with a layer used twice, a frozen layer and other collections."""
 
     @nn.compact
     def __call__(self, x, train=True):
@@ -86,7 +86,7 @@ def test_of_a_model():
     chex.assert_trees_all_equal(stats["frozen"], old["frozen"])
     assert float(new["cache"]["seen"]) == float(variables["cache"]["seen"])
     assert np.all(stats["last"]["var"] != old["last"]["var"])
-    # Each batch of the layer used twice is both of its inputs together.
+    # A batch of the layer that is used twice consists of both its inputs.
     parts = []
     for part in PARTS:
         x_hat = (part - part.mean(0)) / np.sqrt(part.var(0) + 1e-5)
@@ -97,7 +97,7 @@ def test_of_a_model():
 
 
 def test_evaluation_is_that_of_training_afterwards():
-    """What it is for: a moving average that never saw these data."""
+    """Recalibration is for moving averages that never saw these data."""
     layer, variables = layer_and_variables()
     expected, _ = layer.apply(
         variables, X, use_running_average=False, mutable=["batch_stats"]
@@ -288,7 +288,7 @@ WEIGHTS = RNG.standard_normal((2, 3, 3)).astype(np.float32)
 
 
 class Deep(nn.Module):
-    """A layer called twice at the end, made first; one that is frozen; others."""
+    """A network whose last layer is called twice and made first; another is frozen."""
 
     @nn.compact
     def __call__(self, x, use_running_average=False):
@@ -305,7 +305,7 @@ class Deep(nn.Module):
 
 
 class DeepModel(nnx.Module):
-    """The same in NNX."""
+    """`Deep` as an NNX model."""
 
     def __init__(self):
         make = functools.partial(jaxbn.nnx.BatchNorm, 3, rngs=nnx.Rngs(0))
@@ -321,7 +321,7 @@ class DeepModel(nnx.Module):
 
 
 def reference(pooling, layer_by_layer):
-    """What becomes of the layers of `Deep`, in float64."""
+    """Returns the recalibrated statistics of `Deep`, in float64."""
 
     def population(parts):
         mean, var = weighted_mean(parts)
@@ -338,14 +338,14 @@ def reference(pooling, layer_by_layer):
     found["first"] = population(parts)
     stats = found["first"] if layer_by_layer else None
     parts = [np.maximum(normalized(part, stats), 0) for part in parts]
-    # The frozen one has mean 0 and variance 1.
+    # The frozen layer has mean 0 and variance 1.
     parts = [part / np.sqrt(1 + 1e-5) @ WEIGHTS[0].astype(np.float64) for part in parts]
     found["second"] = population(parts)
     stats = found["second"] if layer_by_layer else None
     parts = [
         np.tanh(normalized(p, stats)) @ WEIGHTS[1].astype(np.float64) for p in parts
     ]
-    # It is taken in one pass, in which it normalises by the batch.
+    # This layer is recalibrated in one pass, in which it normalises by the batch.
     found["twice"] = population(
         [np.concatenate([p, normalized(p) ** 2]) for p in parts]
     )
@@ -361,7 +361,8 @@ def reference(pooling, layer_by_layer):
 )
 def test_of_layers_in_turn(pooling, layer_by_layer, kind):
     chex.clear_trace_counter()
-    # What there is and in which order, the sums for each shape of a batch.
+    # One trace finds the layers, and layer by layer another one their order. The
+    # sums need a trace for each of the two batch shapes.
     traces = 4 if layer_by_layer else 3
     call = chex.assert_max_traces(lambda model, x: model(x), n=traces)
     options = {"pooling": pooling, "layer_by_layer": layer_by_layer}
@@ -395,7 +396,10 @@ def test_of_layers_in_turn(pooling, layer_by_layer, kind):
 
 @pytest.mark.exhaustive
 def test_evaluation_sees_what_the_last_layer_was_given():
-    """Of all data in one batch: what evaluation gives each layer has its statistics."""
+    """Layer by layer, the mean is that of the layer's inputs in evaluation.
+
+    Evaluation has all data in one batch.
+    """
     variables = Deep().init(jax.random.key(0), X)
     call = lambda model, x: model(x)  # noqa: E731
     moved = {}

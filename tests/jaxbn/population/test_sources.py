@@ -19,7 +19,7 @@ CALL = lambda model, x: model(x)  # noqa: E731
 
 
 class Block(nn.Module):
-    """Called with what the constructor or the call says."""
+    """A block that sets its mode in the layer's constructor or in its call."""
 
     in_call: bool = False
 
@@ -30,7 +30,7 @@ class Block(nn.Module):
         return norm(x, False if self.in_call else None, residual=jnp.sin(x))
 
 
-# Of a class that is wrapped once, `nn.jit` keeps what it traced.
+# Each class is wrapped only once, so that `nn.jit` keeps its traces.
 BLOCKS = {"none": Block, "jit": nn.jit(Block), "remat": nn.remat(Block)}
 
 
@@ -40,7 +40,7 @@ class Net(nn.Module):
     @nn.compact
     def __call__(self, x):
         block = BLOCKS[self.wrap]
-        # Made in another order than called.
+        # The blocks are made in another order than they are called.
         last, first = block(name="last"), block(True, name="first")
         return last(first(x) ** 2)
 

@@ -1,4 +1,4 @@
-"""Which steps are exact; the numbers of all steps are in test_sync_policies."""
+"""Tests which steps are exact; test_sync_policies tests the numbers of all steps."""
 
 import chex
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ BATCHES = [RNG.standard_normal((8, 3)).astype(np.float32) + n for n in range(6)]
 
 
 def run(policy, batches):
-    """Y of every step, and the last running statistics and state."""
+    """Returns y of every step, and the last running statistics and state."""
     state = policy.init((3,), jnp.dtype("float32"))
     stats, made = jaxbn.init_batch_stats(3), []
     for x in batches:

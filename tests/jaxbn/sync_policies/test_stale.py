@@ -18,7 +18,7 @@ STATS = jaxbn.init_batch_stats(3)
 
 
 def steps(policy, batches, dys, group_size=2, **options):
-    """Of every step y, dx and the running statistics; and the last state."""
+    """Returns y, dx and the running statistics of every step, and the last state."""
     workers = len(batches[0]) // group_size
     fresh = policy.init((3,), jnp.dtype("float32"))
     states = sync_policies.for_workers({"batch_sync": {"bn": fresh}}, workers)
@@ -60,7 +60,7 @@ def exact(x, dy, **options):
 
 @pytest.mark.parametrize("activation", [None, "relu", "gelu"])
 def test_equal_moments_at_every_step_are_exact(activation):
-    """Later, when the backward sums of steps with other peers are forgotten."""
+    """The gradient is exact once the sums of steps with other moments are forgotten."""
     policy = sync_policies.Stale(0.5)
     made, _ = steps(policy, [X] * 30, [DY] * 30, activation=activation)
     y, dx, _ = exact(X, DY, activation=activation)
@@ -78,14 +78,14 @@ def test_without_the_backward_term_the_gradient_is_another():
 
 
 def test_while_peers_are_unknown_no_gradient_passes():
-    """The variance of a few examples, over whose root it is divided, may be tiny."""
+    """The variance of a few examples may be tiny, and its root is the divisor."""
     far = X + np.array([0.0, 0.0, 1e3], np.float32)
     made, _ = steps(sync_policies.Stale(), [X, X, far, far], [DY] * 4)
     passes = [np.any(np.asarray(dx) != 0, (0, 1)).tolist() for _, dx, _ in made]
     assert passes[0] == [False] * 3
     assert passes[1] == [True] * 3
-    # What is said of the third channel is about a centre that is too far away: in the
-    # step after that it begins anew.
+    # The sums of the third channel are about a centre that is too far away. The
+    # channel starts anew in the next step.
     assert passes[2] == [True] * 3
     assert passes[3] == [True, True, False]
 
@@ -146,7 +146,7 @@ def test_empty_workers_take_what_they_remember():
 
 @pytest.mark.exhaustive
 def test_second_derivative_takes_peers_as_constant():
-    """With one worker it is that of Batch Normalization itself."""
+    """With one worker it is the second derivative of Batch Normalization itself."""
     policy = sync_policies.Stale()
     state = policy.init((3,), jnp.dtype("float32"))
 
@@ -230,6 +230,6 @@ def test_errors():
 
 
 def test_floats_per_channel():
-    """What the table of the study says that it remembers."""
+    """The study's table lists the number of floats that the policy remembers."""
     state = sync_policies.Stale().init((7,), jnp.dtype("float32"))
     assert sum(leaf.size for leaf in jax.tree.leaves(state)) == 21 * 7

@@ -1,4 +1,4 @@
-"""What these policies mean in other words of the library."""
+"""Tests that these policies equal other arguments of the library."""
 
 import chex
 import jax

@@ -38,7 +38,7 @@ def test_without_normalisation_parts_equal_the_whole(batch, tx):
 
 @pytest.mark.parametrize("batch", [BATCH, PADDED], ids=["whole", "masked"])
 def test_running_statistics_move_once_by_the_whole(batch):
-    """Those of the first normalisation, whose input does not depend on the parts."""
+    """The input of the only normalisation does not depend on the parts."""
     expected, _ = step(batch)
     for parts in (2, 4):
         state, metrics = step(batch, micro_batches=parts)
@@ -96,7 +96,7 @@ def test_over_devices():
 
 
 def test_multi_steps_of_optax_moves_the_statistics_in_each_call():
-    """Its calls are steps of their own; parts within a call are this option."""
+    """Each call of `MultiSteps` is a step; `micro_batches` splits a call's batch."""
     tx = optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation()
     state, make = make_state(tx=tx), training.make_train_step(loss_fn, micro_batches=3)
     before = jax.tree.map(np.array, (state.params, state.batch_stats))

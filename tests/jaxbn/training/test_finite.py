@@ -101,7 +101,7 @@ def test_without_it_the_running_statistics_move():
 
 
 def test_a_scaled_step_is_the_step_of_the_loss_itself():
-    """In float32, where a power of two changes no digit."""
+    """In float32 a factor that is a power of two changes no digit."""
 
     class Full(nn.Module):
         @nn.compact
@@ -205,7 +205,7 @@ def test_devices_agree(style):
 
 
 def test_a_whole_state_with_its_key():
-    """In a step of one's own, such as with `optax.apply_if_finite`."""
+    """A step by hand may select whole states, such as with `optax.apply_if_finite`."""
 
     @jax.jit
     def step(state, batch):
@@ -220,7 +220,7 @@ def test_a_whole_state_with_its_key():
 
 
 def test_apply_if_finite_of_optax_keeps_no_statistics():
-    """It sees the gradient, and not what the forward pass made."""
+    """It checks the gradient, not the results of the forward pass."""
     tx = optax.apply_if_finite(optax.sgd(0.1), 5)
     variables = Half().init(jax.random.key(0), BATCH["x"], train=False)
     state = training.TrainState.create(Half().apply, variables, tx)
@@ -245,7 +245,7 @@ class HalfModel(nnx.Module):
 
 
 def test_states_of_nnx():
-    """A step of one's own: the states before and after, of model and optimiser."""
+    """A step by hand compares the states of model and optimiser before and after it."""
     model = HalfModel()
     optimizer = nnx.Optimizer(model, optax.adam(0.1), wrt=nnx.Param)
 

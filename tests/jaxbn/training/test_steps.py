@@ -11,7 +11,7 @@ from tests.small_net import BATCH, Net, loss_fn, make_state, make_variables
 
 
 def mean_loss_fn(model, batch, train):
-    """Without an indexed sum, which a mesh of Explicit axes does not take."""
+    """Returns the loss without an indexed sum, which Explicit axes do not support."""
     logits = model(batch["x"], train=train, mask=batch.get("mask"))
     labels = jax.nn.one_hot(batch["y"], 3)
     return {"loss": optax.safe_softmax_cross_entropy(logits, labels)}
@@ -116,7 +116,7 @@ class TrainStepTest(chex.TestCase):
             state, metrics = step(state, BATCH)
         assert int(state.step) == 30
         assert float(metrics["loss"]) < 1
-        # What the optimiser remembers is where it began, not where it is.
+        # The optimiser keeps the initial parameters, not the current ones.
         chex.assert_trees_all_close(state.opt_state.params0, before)
 
     def test_dropout_differs_from_step_to_step(self):
@@ -226,7 +226,7 @@ class EvalStepTest(chex.TestCase):
 
 
 def test_a_mapped_step_is_lowered_as_a_whole():
-    """Its attributes are not those of the step within, which knows no axis."""
+    """It must not take the attributes of the inner step, which has no axis."""
     step = training.make_train_step(loss_fn, axis_name="d")
     mapped = jax.shard_map(
         step,
