@@ -1,5 +1,7 @@
 """Finds the user's line that a warning should name, and what traces a call."""
 
+import contextlib
+import contextvars
 import sys
 import warnings
 from collections.abc import Iterator
@@ -13,19 +15,37 @@ _LOOPS = ("scan", "while_loop", "fori_loop")
 _BRANCHES = ("cond", "switch", "while_loop")
 
 
+_SILENT = contextvars.ContextVar("_SILENT", default=False)
+
+
+@contextlib.contextmanager
+def no_warnings() -> Iterator[None]:
+    """Within it, `warn` does nothing.
+
+    `warnings.catch_warnings` would make Python forget what it has shown already.
+    """
+    token = _SILENT.set(True)
+    try:
+        yield
+    finally:
+        _SILENT.reset(token)
+
+
 def warn(message: str) -> None:
     """Warns at the line at which the user calls the model, or the function.
 
     Python shows equal warnings of one line once. Many layers of a model therefore make
     one warning, as long as the message does not tell them apart.
     """
+    if _SILENT.get():
+        return
     frame = _call_of_model(list(_frames()))
     warnings.warn_explicit(
         message,
         UserWarning,
         filename=frame.f_code.co_filename,
         lineno=frame.f_lineno,
-        module=frame.f_globals.get("__name__"),
+        module=frame.f_globals.get("__name__") or "<string>",
         registry=frame.f_globals.setdefault("__warningregistry__", {}),
     )
 
@@ -81,7 +101,7 @@ def _call_of_model(frames: list[FrameType]) -> FrameType:
 
 
 def _package(frame: FrameType) -> str:
-    return frame.f_globals.get("__name__", "").partition(".")[0]
+    return str(frame.f_globals.get("__name__")).partition(".")[0]
 
 
 def _is_module(value: Any) -> bool:

@@ -64,7 +64,7 @@ def moved(estimator: Estimator, state: Any, moments: moments_lib.Moments) -> Any
         return estimator.update(state, moments)
 
 
-def widened(state: Any) -> Any:
+def widened(state: Any, *, carried: bool = True) -> Any:
     """Returns a state in which every number has float32 or a wider dtype.
 
     A moving average stalls in half precision, where an old value plus a small step
@@ -72,10 +72,11 @@ def widened(state: Any) -> Any:
 
     Args:
       state: any tree of arrays.
+      carried: the state leaves the transformation that traces this call.
 
     Raises:
-      TypeError: if the state has half precision in the body of `lax.scan` or another
-        loop, which cannot return it in another dtype.
+      TypeError: if the state has half precision and is carried by `lax.scan` or another
+        loop or branch, which cannot return it in another dtype.
 
     Warns:
       UserWarning: if the state has half precision.
@@ -92,12 +93,17 @@ def widened(state: Any) -> Any:
         "leave the collection `batch_stats` out where variables are cast, or cast it "
         "back: `jax.tree.map(lambda leaf: leaf.astype(jnp.float32), batch_stats)`"
     )
-    if call_site.is_in_loop():
+    if carried and (call_site.is_in_loop() or call_site.is_in_branch_of_flax()):
         raise TypeError(
-            f"{cause}, and a loop such as `lax.scan` cannot carry them out in float32. "
-            f"Before the loop, {remedy}."
+            f"{cause}, and a loop or branch such as `lax.scan` cannot carry them out "
+            f"in float32. Before it, {remedy}."
         )
     call_site.warn(f"{cause}; they go on in float32. To keep their digits, {remedy}.")
+    return in_wide_dtypes(state)
+
+
+def in_wide_dtypes(state: Any) -> Any:
+    """Returns a state of which every number has float32 or a wider dtype, silently."""
     return jax.tree.map(lambda leaf: leaf.astype(_wide_dtype(leaf.dtype)), state)
 
 

@@ -6,8 +6,7 @@ functional form.
 """
 
 import contextlib
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import jax
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbn import (
+    call_site,
     checks,
     estimation,
     functional,
@@ -128,16 +128,8 @@ def init_sync(
 def before_the_first_pass(layer: Layer, state: Any) -> passes.Passes:
     """Returns the `Passes` of a layer that has not collected any moments yet."""
     if layer.force_float32_reductions:
-        state = estimation.widened(state)
+        state = estimation.widened(state, carried=False)
     return passes.before_the_first(estimator(layer), state)
-
-
-@contextlib.contextmanager
-def _no_warnings() -> Iterator[None]:
-    """Ignores warnings for users: one example is often enough to initialise."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        yield
 
 
 def apply(
@@ -187,10 +179,23 @@ def apply(
         sync_state = jax.lax.stop_gradient(sync_state)
     follow = estimator(layer)
     state = estimation.as_complex(follow, state) if jnp.iscomplexobj(x) else state
+    if not moves and layer.force_float32_reductions:
+        # Nothing is written, so the dtype of the state may change without a warning.
+        state = estimation.in_wide_dtypes(state)
     if collecting:
+        if layer.force_float32_reductions:
+            state = estimation.widened(state, carried=False)
         state = passes.before_the_first(follow, state)
         if collected is not None:
             moments_collection.check_shapes(path, collected.mean, state.moments.mean)
+            # The first complex batch makes the moments complex, as it does the state.
+            collected = jax.tree.map(
+                lambda part, like: part.astype(
+                    jnp.promote_types(part.dtype, like.dtype)
+                ),
+                collected,
+                state.moments,
+            )
             state = state._replace(moments=collected)
         follow = passes.Accumulating(follow)
 
@@ -199,7 +204,7 @@ def apply(
         remembers = bool(sync_state) and not initializing
         if remembers and collecting:  # A pass is only a part of a step.
             groups["sync"], remembers = sync_policies.Exact(), False
-        with _no_warnings() if initializing else contextlib.nullcontext():
+        with call_site.no_warnings() if initializing else contextlib.nullcontext():
             with_sync = sync_policies.WithSync(state, sync_state)
             y, moved = functional.batch_norm_train(
                 x,

@@ -28,7 +28,7 @@ import numpy as np
 
 from jaxbn import call_site
 from jaxbn.core import moments as moments_lib
-from jaxbn.core import passes, running
+from jaxbn.core import passes, reduction, running
 
 NAME = "batch_moments"
 
@@ -57,17 +57,26 @@ def init_batch_moments(batch_stats: Any) -> Any:
         return {}
     inner = {name: init_batch_moments(part) for name, part in batch_stats.items()}
     made = {name: part for name, part in inner.items() if part}
-    # A layer keeps numbers; an integer beside them counts something of a subclass.
     leaves = {
-        name: leaf
+        name: _widened(leaf)
         for name, leaf in batch_stats.items()
-        if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)
+        if hasattr(leaf, "dtype")
     }
     if {"mean", "var"} <= set(leaves):
         stats = running.BatchStats(leaves["mean"], leaves["var"])
         none = passes.no_moments(stats)
-        made |= {"moments": tuple(none), "moved": leaves}
+        # Another module, or a subclass, may keep variables beside these or of the same
+        # names. Only a layer writes "moved", and it marks what it has written.
+        written = {name: jnp.zeros(leaf.shape, bool) for name, leaf in leaves.items()}
+        made |= {"moments": tuple(none), "moved": leaves, "written": written}
     return made
+
+
+def _widened(leaf: jax.Array) -> jax.Array:
+    """Returns a number in float32 or wider, as the layer returns it."""
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return leaf
+    return leaf.astype(reduction.reduction_dtype(leaf.dtype))
 
 
 def before_the_first_pass(batch_stats: Any, shapes: Any) -> Any:
@@ -89,7 +98,7 @@ def _before_the_first_pass(batch_stats: Any, shapes: Any, path: tuple[str, ...])
             check_shapes("/".join(path), leaf, batch_stats[name])
     made: dict[str, Any] = {}
     for name, part in shapes.items():
-        if name == "moments":
+        if name in ("moments", "written"):
             made[name] = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), part)
         elif name == "moved":
             made[name] = {
@@ -130,12 +139,10 @@ def _moved(batch_stats: Any, batch_moments: Any, path: tuple[str, ...]) -> Any:
         for name, stats in batch_stats.items()
     }
     if _is_of_a_layer(batch_moments):
-        # Another module may keep a mean and a variance too. It collects nothing, and
-        # what `init_batch_moments` took from it is old by now.
-        collected = jnp.any(batch_moments["moments"][0] > 0)
         for name, new in batch_moments["moved"].items():
             check_shapes("/".join(path), new, batch_stats[name])
-            moved[name] = jnp.where(collected, new, batch_stats[name])
+            written = batch_moments["written"][name]
+            moved[name] = jnp.where(written, new, batch_stats[name])
     kind: Any = type(batch_stats)  # dict or FrozenDict
     return kind(moved)
 
@@ -187,7 +194,7 @@ def moments_of(batch_moments: Any) -> dict[tuple[str, ...], moments_lib.Moments]
     """Returns the moments of every layer, by its path.
 
     Example:
-      >>> moments_of({"bn": {"moments": (1, 2, 3, 4), "moved": {}}})
+      >>> moments_of({"bn": {"moments": (1, 2, 3, 4), "moved": {}, "written": {}}})
       {('bn',): Moments(count=1, mean=2, var=3, tail=4)}
     """
     found: dict[tuple[str, ...], moments_lib.Moments] = {}
@@ -204,12 +211,14 @@ def moments_of(batch_moments: Any) -> dict[tuple[str, ...], moments_lib.Moments]
 
 
 def _is_of_a_layer(tree: Any) -> bool:
-    return isinstance(tree, Mapping) and {"moments", "moved"} <= set(tree)
+    return isinstance(tree, Mapping) and {"moments", "moved", "written"} <= set(tree)
 
 
 def as_variables(collected: passes.Passes) -> dict[str, Any]:
     """Returns what a layer keeps of its passes in the collection."""
+    moved = collected.moved._asdict()
     return {
         "moments": tuple(collected.moments),
-        "moved": collected.moved._asdict(),
+        "moved": moved,
+        "written": {name: jnp.ones(leaf.shape, bool) for name, leaf in moved.items()},
     }

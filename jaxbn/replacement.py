@@ -6,7 +6,7 @@ from typing import Any
 
 from flax import nnx
 
-from jaxbn import layer, model_layers, nnx_variables, patching, selection
+from jaxbn import layer, model_layers, patching, selection
 from jaxbn.nnx import BatchNorm
 from jaxbn.selection import Where
 
@@ -96,11 +96,17 @@ def _with_options(norm: Any, options: dict[str, Any]) -> BatchNorm:
     names = set(inspect.signature(BatchNorm.__init__).parameters) - {"rngs", "self"}
     given = {name: getattr(norm, name) for name in names if hasattr(norm, name)}
     new = BatchNorm(**{**given, **options}, rngs=nnx.Rngs(0))
-    others = () if _same_state(norm, new) else layer.state_type(new)._fields
+    same = _same_state(norm, new)
+    # What an estimator keeps means nothing to another one. It begins anew, in the shape
+    # of the statistics, which may be those of stacked layers.
+    mean = norm.mean[...]
+    fresh = layer.estimator(new).init(mean.shape, mean.dtype)
+    kept = () if same else set(fresh._fields) - {"mean", "var"}
+    for name in kept:
+        getattr(new, name).set_value(getattr(fresh, name))
     for name, value in vars(norm).items():
-        if name in others and name not in ("mean", "var"):
-            continue  # Another estimator cannot use this state.
-        if isinstance(getattr(new, name, None), nnx.Variable) and value is not None:
+        variable = isinstance(getattr(new, name, None), nnx.Variable)
+        if variable and value is not None and name not in kept:
             setattr(new, name, value)
     if isinstance(norm, BatchNorm):
         new.frozen = norm.frozen
@@ -108,11 +114,10 @@ def _with_options(norm: Any, options: dict[str, Any]) -> BatchNorm:
 
 
 def _same_state(old: Any, new: BatchNorm) -> bool:
-    """Returns whether both layers estimate by the same kind of state."""
+    """Returns whether both layers follow the batches by the same kind of state."""
     if not isinstance(old, BatchNorm):
         return False
-    if type(layer.estimator(old)) is not type(layer.estimator(new)):
-        return False
-    states = [nnx_variables.read(each, layer.state_type(each)) for each in (old, new)]
-    shapes = [[leaf.shape for leaf in state] for state in states]
-    return shapes[0] == shapes[1]
+    one, other = layer.estimator(old), layer.estimator(new)
+    # The number of batches in a window is part of the shape of its state.
+    sizes = [getattr(each, "batches", None) for each in (one, other)]
+    return type(one) is type(other) and sizes[0] == sizes[1]

@@ -62,14 +62,15 @@ def _average(
     """Returns a function that averages `[C]` arrays over the replicas.
 
     Args:
-      weight: the weight of this replica, `[C]`, or of its slots, `[k, C]`. None: all
+      weight: the weight of this replica, `[C]`, or of its slots, `[C, k]`. None: all
         replicas count alike.
       ndim: the number of channel axes.
       axis_name: bound axis or axes of the replicas.
     """
     if weight is None:
         return lambda values: jax.lax.pmean(values, axis_name)
-    weight = jnp.sum(weight, tuple(range(weight.ndim - ndim)))
+    # The slots come last, also where layers are stacked along a new axis.
+    weight = jnp.sum(weight, tuple(range(ndim, weight.ndim)))
     total = jax.lax.psum(weight, axis_name)
     # Where no replica has seen a batch, all count alike.
     weight = jnp.where(total > 0, weight, 1)

@@ -81,7 +81,7 @@ def _states(tree: Any) -> dict[Path, dict[str, int]]:
     found: dict[Path, dict[str, int]] = {}
     others = _leaves_of_other_variables(tree)
     for place, (keys, _) in enumerate(jax.tree_util.tree_leaves_with_path(tree)):
-        if place in others:
+        if place in others or any("batch_sync" in str(key) for key in keys):
             continue
         path = tuple(jax.tree_util.keystr((key,), simple=True) for key in keys)
         if path and path[-1] == "value":  # It is in a box, such as an NNX variable.

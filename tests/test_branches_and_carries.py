@@ -1,5 +1,8 @@
 """Moments are collected inside the transformations of Linen as in an unrolled model."""
 
+import dataclasses
+from typing import Any, NamedTuple
+
 import chex
 import flax.linen as nn
 import jax
@@ -9,7 +12,7 @@ import optax
 import pytest
 
 import jaxbn
-from jaxbn import linen, training
+from jaxbn import estimators, linen, training
 
 RNG = np.random.default_rng(0)
 X = (2 + RNG.standard_normal((12, 4))).astype(np.float32)
@@ -17,10 +20,32 @@ STEPS = 3
 COLLECTIONS = ["batch_stats", "batch_moments"]
 
 
+class Counted(NamedTuple):
+    mean: jax.Array
+    var: jax.Array
+    steps: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Counting:
+    """An estimator of a user, whose state has an integer."""
+
+    def init(self, shape, dtype):
+        stats = jaxbn.init_batch_stats(shape, dtype)
+        return Counted(*stats, jnp.zeros((), jnp.int32))
+
+    def update(self, state, moments):
+        stats = estimators.ema(0.9).update(self.estimate(state), moments)
+        return Counted(*stats, state.steps + 1)
+
+    def estimate(self, state):
+        return jaxbn.BatchStats(state.mean, state.var)
+
+
 class Cell(nn.Module):
     """A layer with the signature that `nn.scan` needs."""
 
-    estimator: str = "ema"
+    estimator: Any = "ema"
 
     @nn.compact
     def __call__(self, x, _=None):
@@ -37,7 +62,7 @@ class Branches(nn.Module):
 
     transformed: bool
     kind: str
-    estimator: str = "ema"
+    estimator: Any = "ema"
 
     def setup(self):
         self.cells = [Cell(self.estimator), Cell(self.estimator)]
@@ -59,7 +84,7 @@ class Repeated(nn.Module):
 
     transformed: bool
     kind: str
-    estimator: str = "ema"
+    estimator: Any = "ema"
 
     def setup(self):
         self.cell = Cell(self.estimator)
@@ -155,7 +180,7 @@ CASES = [
     (kind, tool, estimator)
     for kind in ("switch", "scan")
     for tool in ("collected", "accumulated")
-    for estimator in ("debiased", "window")
+    for estimator in ("debiased", "window", Counting())
 ]
 
 

@@ -384,3 +384,89 @@ def test_moments_are_an_ordinary_named_tuple():
     same = pickle.loads(pickle.dumps(jax.tree.map(np.asarray, moments)))
     assert isinstance(same, jaxbn.Moments)
     chex.assert_trees_all_equal(same, moments)
+
+
+@pytest.mark.parametrize("number", [3, 4])  # 4 is also the number of slots.
+@pytest.mark.parametrize("name", OWN)
+def test_replicas_of_stacked_layers(name, number):
+    """Layers of an `nn.scan`, each of which saw other data, in two replicas."""
+    few, many = X[:1], X
+    layers = range(number)
+    replicas = [
+        [trained(name, batches + np.float32(layer)) for layer in layers]
+        for batches in (few, many)
+    ]
+    stack = lambda *leaves: jnp.stack(leaves)  # noqa: E731
+    stacked = jax.tree.map(stack, *[jax.tree.map(stack, *each) for each in replicas])
+    merge = lambda state: jaxbn.sync_batch_stats(state, "d")  # noqa: E731
+    merged = jax.vmap(merge, axis_name="d")(stacked)
+    for layer in layers:
+        one = jax.tree.map(stack, *(each[layer] for each in replicas))
+        expected = jax.vmap(merge, axis_name="d")(one)
+        actual = jax.tree.map(lambda leaf, layer=layer: leaf[:, layer], merged)
+        chex.assert_trees_all_close(actual, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("old", "new"), REPLACED)
+def test_replaced_stacked_layers(old, new):
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def make(key):
+        return jaxbn.nnx.BatchNorm(2, estimator=OWN[old], rngs=nnx.Rngs(key))
+
+    @nnx.vmap(in_axes=(0, None), out_axes=0)
+    def run(layer, x):
+        return layer(x)
+
+    layers = make(jax.random.split(jax.random.key(0), 3))
+    for x in X:
+        run(layers, x)
+    mean, var = np.array(layers.mean[...]), np.array(layers.var[...])
+    model = jaxbn.replace(nnx.Dict(norm=layers), estimator=OWN[new], epsilon=1e-4)
+    run(model.norm, X[0])
+    after = jaxbn.BatchStats(model.norm.mean[...], model.norm.var[...])
+    if old == new:
+        expected = update(new, trained(new), X[0])[:2]
+        for leaf, other in zip(after, expected, strict=True):
+            np.testing.assert_allclose(leaf, np.stack([other] * 3), rtol=1e-6)
+    else:
+        assert_moved(after, mean, var, X[0], shares(new, 0))
+
+
+def test_a_small_change_of_a_large_mean_is_established():
+    """By a tenth of the standard deviation, which is far below the mean."""
+    x = (1000 + 0.1 * RNG.standard_normal((64, 2))).astype(np.float32)
+    state = OWN["window"].init(2, jnp.float32)
+    for _ in range(6):
+        state = update("window", state, x)
+    state = state._replace(mean=state.mean + 0.01)
+    new = update("window", state, x)
+    step = np.float64(x.mean(0, dtype=np.float64)) - np.float64(state.mean)
+    np.testing.assert_allclose(new.mean - state.mean, step / 4, rtol=0.05)
+
+
+@pytest.mark.parametrize("kind", ["ema", "debiased"])
+def test_momentum_of_every_channel(kind):
+    momenta = np.float32([0.5, 0.9])
+    one, other = (getattr(estimators, kind)(momenta.copy()) for _ in range(2))
+    assert one == other
+    assert hash(one) == hash(other)
+    both = one.update(one.init(2, jnp.float32), jaxbn.batch_moments(X[0]))
+    both = one.update(both, jaxbn.batch_moments(X[1]))
+    for channel, momentum in enumerate(momenta):
+        alone = getattr(estimators, kind)(momentum)
+        state = alone.init(1, jnp.float32)
+        for x in X[:2]:
+            part = x[:, channel : channel + 1]
+            state = alone.update(state, jaxbn.batch_moments(part))
+        for leaf, expected in zip(both, state, strict=True):
+            np.testing.assert_allclose(leaf[channel], expected[0], rtol=1e-6)
+
+
+def test_state_of_policies_is_not_merged():
+    own = {"own": {"mean": jnp.array([[1.0], [2.0]]), "var": jnp.ones((2, 1))}}
+    tree = {"batch_sync": {"bn": own}, "batch_stats": {"bn": {"mean": jnp.zeros((2, 1)), "var": jnp.ones((2, 1))}}}  # fmt: skip # noqa: E501
+    merge = lambda tree: jaxbn.sync_batch_stats(tree, "d")  # noqa: E731
+    merged = jax.vmap(merge, axis_name="d")(tree)
+    chex.assert_trees_all_equal(merged["batch_sync"], tree["batch_sync"])
+    reset = jaxbn.reset_batch_stats(tree)
+    chex.assert_trees_all_equal(reset["batch_sync"], tree["batch_sync"])

@@ -160,12 +160,62 @@ def test_a_loop_cannot_carry_it(dtype):
     def step(stats, _):
         return jaxbn.batch_norm_train(X, None, None, stats)[::-1]
 
-    message = MESSAGE + r".*`lax.scan` cannot carry.*Before the loop, leave.*cast it ba"
+    message = MESSAGE + r".*`lax.scan` cannot carry.*Before it, leave.*cast it back"
     with pytest.raises(TypeError, match=message):
         jax.lax.scan(step, stats, length=3)
     steps = training.make_multi_step(loss_fn)
     with pytest.raises(TypeError, match=message):
         steps(half_state(dtype), {"x": np.stack([X, X])})
+
+
+def test_a_branch_cannot_return_it():
+    class Branches(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            norm = linen.BatchNorm(False)
+            if self.is_initializing():
+                return norm(x)
+            branches = [lambda norm, x: norm(x), lambda norm, x: x]
+            return nn.switch(jnp.int32(0), branches, norm, x)
+
+    variables = Branches().init(jax.random.key(0), X)
+    half = {**variables, "batch_stats": cast(variables["batch_stats"], "bfloat16")}
+    with pytest.raises(TypeError, match=MESSAGE + ".*loop or branch"):
+        Branches().apply(half, X, mutable=["batch_stats"])
+    given = half | {"batch_moments": jaxbn.init_batch_moments(half["batch_stats"])}
+    mutable = ["batch_stats", "batch_moments"]
+    with pytest.warns(UserWarning, match=MESSAGE):
+        _, new = Branches().apply(given, X, mutable=mutable)
+    moved = jaxbn.move_batch_stats(new["batch_stats"], new["batch_moments"])
+    (stats,) = moved.values()
+    np.testing.assert_allclose(stats["mean"], 0.01 * X.mean(0), rtol=1e-5)
+
+
+def test_a_pass_that_writes_nothing_says_nothing():
+    layer = linen.BatchNorm(False, update_running_average=False)
+    variables = cast(layer.init(jax.random.key(0), X), "bfloat16")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run = lambda carry, x: (carry, layer.apply(variables, x))  # noqa: E731
+        jax.lax.scan(run, 0, np.stack([X, X]))
+
+
+@pytest.mark.parametrize("kind", ["linen", "nnx"])
+def test_recalibrated_statistics_are_wide(kind):
+    if kind == "linen":
+        layer = linen.BatchNorm(False)
+        variables = cast(layer.init(jax.random.key(0), X), "bfloat16")
+        with pytest.warns(UserWarning, match=MESSAGE):
+            new = jaxbn.recalibrate(layer, variables, [X], lambda layer, x: layer(x))
+        mean = new["batch_stats"]["mean"]
+    else:
+        layer = jaxbn.nnx.BatchNorm(4, rngs=nnx.Rngs(0))
+        nnx.update(layer, cast(nnx.state(layer), "bfloat16"))
+        with pytest.warns(UserWarning, match=MESSAGE):
+            new = jaxbn.recalibrate(layer, None, [X], lambda layer, x: layer(x))
+        mean = new.mean[...]
+    assert mean.dtype == jnp.float32
+    np.testing.assert_allclose(mean, X.mean(0), rtol=1e-5)
 
 
 def test_stacked_layers_need_not_carry_it():

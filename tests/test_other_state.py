@@ -30,13 +30,15 @@ class Counter(nn.Module):
 
 
 class CountingNorm(linen.BatchNorm):
-    """A layer that keeps a counter beside its own statistics."""
+    """A layer that keeps a counter and a maximum beside its own statistics."""
 
     @nn.compact
     def __call__(self, x, *args, **kwargs):
         seen = self.variable("batch_stats", "examples_seen", lambda: jnp.int32(0))
+        largest = self.variable("batch_stats", "largest", jnp.zeros, x.shape[-1])
         if not self.is_initializing():
             seen.value += len(x)
+            largest.value = jnp.maximum(largest.value, jnp.abs(x).max(0))
         return super().__call__(x, *args, **kwargs)
 
 
@@ -86,7 +88,11 @@ def by_micro_batches(net, variables):
 
 
 def by_hand(net, variables):
-    for _ in range(STEPS):
+    """Every other step begins with a collection that is there already."""
+    for step in range(STEPS):
+        if step % 2:
+            zeros = jaxbn.init_batch_moments(variables["batch_stats"])
+            variables = variables | {"batch_moments": zeros}
         for part in PARTS:
             _, new = net.apply(
                 variables, part, mutable=["batch_stats", "batch_moments"]
@@ -100,7 +106,8 @@ def by_hand(net, variables):
 
 def without_layers(stats):
     """Returns the state of all other modules."""
-    stats = {**stats, "norm": {"examples_seen": stats["norm"]["examples_seen"]}}
+    others = {name: stats["norm"][name] for name in ("examples_seen", "largest")}
+    stats = {**stats, "norm": others}
     stats.pop("second")
     return stats
 
@@ -143,6 +150,37 @@ def test_a_model_without_layers_of_jaxbn():
     variables["params"] = {}
     stats = by_micro_batches(Counter(), variables)
     assert int(stats["examples_seen"]) == STEPS * len(X)
+
+
+@pytest.mark.parametrize("axis_name", ["data", None])
+def test_in_a_checked_shard_map(axis_name):
+    """With statistics of all devices, and with those of each replica."""
+
+    class Small(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            layer = nn.SpectralNorm(nn.Dense(4))
+            x = layer(x, update_stats=not self.is_initializing())
+            return linen.BatchNorm(False, axis_name=axis_name)(x)
+
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    variables = Small().init(jax.random.key(0), X)
+    state = training.TrainState.create(Small().apply, variables, optax.sgd(0.0))
+
+    def step(state, x):
+        step = training.make_train_step(loss_fn, axis_name="data", micro_batches=2)
+        stats = step(state, {"x": x})[0].batch_stats
+        return jaxbn.sync_batch_stats(stats, "data"), stats["SpectralNorm_0"]
+
+    specs = {"in_specs": (jax.P(), jax.P("data")), "out_specs": jax.P("data")}
+    stack = lambda *args: jax.tree.map(lambda leaf: leaf[None], step(*args))  # noqa: E731
+    run = jax.jit(jax.shard_map(stack, mesh=mesh, **specs))
+    stats, spectral = run(state, X)
+    # The first of two parts is normalised by one step of the power iteration.
+    assert np.all(np.isfinite(stats["BatchNorm_0"]["mean"]))
+    assert np.any(stats["BatchNorm_0"]["mean"] != 0)
+    for leaf in jax.tree.leaves(spectral):
+        np.testing.assert_allclose(leaf[0], leaf[1], rtol=1e-6)
 
 
 class NnxNet(nnx.Module):

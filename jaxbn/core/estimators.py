@@ -44,7 +44,7 @@ class Estimator(Protocol):
 
     Write your own as a frozen dataclass, which compares, hashes and pickles by its
     settings. A layer can keep the state if it is a `NamedTuple` with the fields `mean`
-    and `var`. A further field `weight`, `[C]` or `[k, C]`, holds the weight of the
+    and `var`. A further field `weight`, `[C]` or `[C, k]`, holds the weight of the
     batches in the state; `jaxbn.sync_batch_stats` weights replicas by it.
     """
 
@@ -78,9 +78,9 @@ class Window(NamedTuple):
 
     mean: jax.Array
     var: jax.Array
-    weight: jax.Array  # [k, C]; the weight of every slot, 0 if it is empty
-    means: jax.Array  # [k, C]
-    variances: jax.Array  # [k, C]
+    weight: jax.Array  # [C, k]; the weight of every slot, 0 if it is empty
+    means: jax.Array  # [C, k]
+    variances: jax.Array  # [C, k]
 
 
 def ema(momentum: jax.typing.ArrayLike = 0.99, unbiased: bool = True) -> Estimator:
@@ -94,7 +94,7 @@ def ema(momentum: jax.typing.ArrayLike = 0.99, unbiased: bool = True) -> Estimat
     References:
       Ioffe and Szegedy, arXiv:1502.03167, Section 3.1.
     """
-    return _Ema(_as_number(momentum), unbiased)
+    return _Ema(_as_setting(momentum), unbiased)
 
 
 def debiased(momentum: jax.typing.ArrayLike = 0.99, unbiased: bool = True) -> Estimator:
@@ -110,7 +110,7 @@ def debiased(momentum: jax.typing.ArrayLike = 0.99, unbiased: bool = True) -> Es
     References:
       Kingma and Ba, arXiv:1412.6980, Section 3.
     """
-    return _Debiased(_as_number(momentum), unbiased)
+    return _Debiased(_as_setting(momentum), unbiased)
 
 
 def cumulative(unbiased: bool = True) -> Estimator:
@@ -135,7 +135,7 @@ def window(batches: int = 100, unbiased: bool = True) -> Estimator:
 
     Args:
       batches: the number of batches. Their statistics are kept, in two arrays of shape
-        `[batches, C]`.
+        `[C, batches]`.
       unbiased: average `var * m / (m - 1)` instead of `var`.
 
     Raises:
@@ -159,11 +159,18 @@ def named(name: Name, momentum: jax.typing.ArrayLike, unbiased: bool) -> Estimat
     return cumulative(unbiased) if name == "cumulative" else window(unbiased=unbiased)
 
 
-def _as_number(momentum: Any) -> Any:
-    """Returns a known scalar as a Python number, which hashes and compares."""
-    if isinstance(momentum, jax.core.Tracer) or getattr(momentum, "ndim", 0) > 0:
+def _as_setting(momentum: Any) -> Any:
+    """Returns a known momentum as numbers, which compare and hash: one, or a tuple."""
+    if isinstance(momentum, jax.core.Tracer):
         return momentum
-    return float(momentum)
+    if getattr(momentum, "ndim", 0) == 0:
+        return float(momentum)
+    return tuple(map(_as_setting, momentum))
+
+
+def _as_operand(momentum: Any) -> Any:
+    """Returns a momentum for arithmetic: a tuple becomes an array."""
+    return jnp.asarray(momentum) if isinstance(momentum, tuple) else momentum
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +185,10 @@ class _Ema:
         self, state: running.BatchStats, moments: moments_lib.Moments
     ) -> running.BatchStats:
         return running.update_batch_stats(
-            state, moments, momentum=self.momentum, unbiased=self.unbiased
+            state,
+            moments,
+            momentum=_as_operand(self.momentum),
+            unbiased=self.unbiased,
         )
 
     def estimate(self, state: running.BatchStats) -> running.BatchStats:
@@ -196,8 +206,8 @@ class _Debiased:
     def update(self, state: Weighted, moments: moments_lib.Moments) -> Weighted:
         # An established state weighs 1, as infinitely many batches do.
         state = _with_established_weight(state, 1.0)
-        decay, gain = self.momentum, 1 - self.momentum
-        return _update_weighted(state, moments, decay, gain, self.unbiased)
+        decay = _as_operand(self.momentum)
+        return _update_weighted(state, moments, decay, 1 - decay, self.unbiased)
 
     def estimate(self, state: Weighted) -> running.BatchStats:
         return running.BatchStats(state.mean, state.var)
@@ -227,11 +237,12 @@ class _Window:
         mean, var = running.init_batch_stats(shape, dtype)
         weight_dtype = reduction.reduction_dtype(var.dtype)
 
-        def slots(array: jax.Array, dtype: jnp.dtype) -> jax.Array:
-            return jnp.zeros((self.batches, *array.shape), dtype)
+        def slots(dtype: jnp.dtype) -> jax.Array:
+            return jnp.zeros((*mean.shape, self.batches), dtype)
 
-        weight = slots(var, weight_dtype)
-        return Window(mean, var, weight, slots(mean, mean.dtype), slots(var, var.dtype))
+        return Window(
+            mean, var, slots(weight_dtype), slots(mean.dtype), slots(var.dtype)
+        )
 
     def update(self, state: Window, moments: moments_lib.Moments) -> Window:
         old = self.estimate(state)
@@ -239,19 +250,21 @@ class _Window:
         usable = running.is_usable(batch, count)
         slots = _established_slots(state)
 
-        def moved_up(rows: jax.Array, new: jax.Array) -> jax.Array:
-            new = jnp.asarray(new, rows.dtype)[None]
-            return jnp.concatenate([new, rows[:-1]])
+        def moved_up(slots: jax.Array, new: jax.Array) -> jax.Array:
+            new = jnp.asarray(new, slots.dtype)[..., None]
+            return jnp.concatenate([new, slots[..., :-1]], -1)
 
         pairs = zip(slots, (jnp.ones_like(old.var), *batch), strict=True)
         weight, means, variances = (moved_up(*pair) for pair in pairs)
-        mean, var = _averages(weight, means, variances)
-        mean, var = mean.astype(old.mean.dtype), var.astype(old.var.dtype)
+        share = _shares(weight)
+        half = _half_offset(share, means, old.mean)
+        mean = (old.mean + half + half).astype(old.mean.dtype)
+        var = jnp.sum(share * variances, -1).astype(old.var.dtype)
         new = Window(mean, var, weight, means, variances)
 
         def kept(new: jax.Array, old: jax.Array) -> jax.Array:
-            rows = range(new.ndim - usable.ndim)  # The axis of slots comes first.
-            return jnp.where(jnp.expand_dims(usable, rows), new, old)
+            by_slot = new.ndim > usable.ndim
+            return jnp.where(usable[..., None] if by_slot else usable, new, old)
 
         return jax.lax.stop_gradient(jax.tree.map(kept, new, state))
 
@@ -308,27 +321,35 @@ def _established_slots(state: Window) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns weights, means and variances of the slots, with the average of the state.
 
     If mean and variance are not the average of the slots, they were set from outside
-    and take the place of what the slots hold. The tolerance is far above the rounding
-    of an average. A difference below the tolerance does not matter.
+    and take the place of what the slots hold. The tolerance is the rounding of the mean
+    and a thousandth of the spread, which does not matter.
     """
     weight, means, variances = state.weight, state.means, state.variances
-    mean, var = _averages(weight, means, variances)
+    share = _shares(weight)
+    half = _half_offset(share, means, state.mean)
     rounding = 4 * float(jnp.finfo(state.var.dtype).eps)
-    spread = 1e-3 * jnp.sqrt(state.var) + max(1e-5, rounding) * jnp.abs(state.mean)
-    same = jnp.abs(mean - state.mean) <= spread
+    spread = 1e-3 * jnp.sqrt(state.var) + rounding * jnp.abs(state.mean)
+    same = jnp.abs(half) <= spread / 2
+    var = jnp.sum(share * variances, -1)
     same &= jnp.abs(var - state.var) <= max(1e-3, rounding) * state.var
-    empty = jnp.sum(weight, 0) == 0
+    empty = jnp.sum(weight, -1) == 0
     was_set = jnp.where(empty, ~_is_initial(state), ~same)
-    weight = jnp.where((was_set & empty)[None], 1, weight)
-    means = jnp.where(was_set[None], state.mean[None], means)
-    return weight, means, jnp.where(was_set[None], state.var[None], variances)
+    weight = jnp.where((was_set & empty)[..., None], 1, weight)
+    was_set = was_set[..., None]
+    means = jnp.where(was_set, state.mean[..., None], means)
+    return weight, means, jnp.where(was_set, state.var[..., None], variances)
 
 
-def _averages(
-    weight: jax.Array, means: jax.Array, variances: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Returns the weighted averages over the slots, `[C]` each."""
-    total = jnp.sum(weight, 0, keepdims=True)
-    # Each slot is scaled first: a sum could overflow where the average does not.
-    share = weight / jnp.where(total > 0, total, 1)
-    return jnp.sum(share * means, 0), jnp.sum(share * variances, 0)
+def _shares(weight: jax.Array) -> jax.Array:
+    """Returns the weights of the slots, `[C, k]`, divided by their sum."""
+    total = jnp.sum(weight, -1, keepdims=True)
+    return weight / jnp.where(total > 0, total, 1)
+
+
+def _half_offset(share: jax.Array, means: jax.Array, mean: jax.Array) -> jax.Array:
+    """Returns half of the weighted average of `means - mean` over the slots, `[C]`.
+
+    Differences of neighbouring numbers are exact, where an average of large numbers is
+    rounded. Half of a difference of two finite numbers is finite.
+    """
+    return jnp.sum(share * (means / 2 - mean[..., None] / 2), -1)

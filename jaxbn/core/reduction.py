@@ -85,6 +85,12 @@ def varying_axes(x: jax.Array) -> frozenset[Any]:
         return getattr(jax.typeof(x), "vma", frozenset())
 
 
+def varying_as(array: jax.Array, like: Any) -> jax.Array:
+    """Returns `array` marked as varying over the axes over which `like` varies."""
+    axes = tuple(sorted(varying_axes(like) - varying_axes(array), key=str))
+    return jax.lax.pcast(array, axes, to="varying") if axes else array
+
+
 def real_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
     """Returns the dtype of the absolute value of values of an inexact `dtype`."""
     return jnp.finfo(dtype).dtype

@@ -47,6 +47,5 @@ def population(
     """Returns the estimate from the batches; a channel without one keeps the old."""
     new, count = running.of_batch(old, total, unbiased=pooling == "pooled")
     usable = running.is_usable(new, count)
-    return jax.tree.map(
-        lambda new, old: jnp.where(usable, new, old).astype(old.dtype), new, old
-    )
+    # Float32 or wider, and complex after complex batches, whatever the old ones were.
+    return jax.tree.map(lambda new, old: jnp.where(usable, new, old), new, old)

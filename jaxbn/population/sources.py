@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxbn import linen, model_layers, moments_collection, switches
+from jaxbn import linen, model_layers, moments_collection, nnx_variables, switches
 from jaxbn import nnx as jaxbn_nnx
 from jaxbn.core import moments as moments_lib
 from jaxbn.core import running
@@ -187,7 +187,7 @@ class Nnx(NamedTuple):
         for path, total in totals.items():
             norm = layers[path]
             old = running.BatchStats(norm.mean[...], norm.var[...])
-            norm.mean[...], norm.var[...] = replace(old, total)
+            nnx_variables.write(norm, replace(old, total))
         return nnx.state(model)
 
     def _model(self, state: Any) -> tuple[nnx.Module, dict[Path, Any]]:

@@ -71,6 +71,10 @@ def accumulated_gradient_of(
             state.batch_stats, shapes.batch_stats, collected_shapes
         ),
     )
+    # In a checked shard_map the carry varies over the devices as what a pass returns.
+    total, collected = jax.tree.map(
+        reduction.varying_as, (total, collected), (shapes, collected_shapes)
+    )
 
     def add(
         before: tuple[gradient.Gradient, Any], part: tuple[jax.Array, gradient.Batch]

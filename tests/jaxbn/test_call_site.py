@@ -122,6 +122,26 @@ def test_a_train_step_warns_once():
     assert shown(call) == [line_of(call)]
 
 
+@pytest.mark.parametrize("name", [{}, {"__name__": None}])
+def test_code_without_a_module_warns(name):
+    """As `exec` of a string runs it."""
+    names = {"jaxbn": jaxbn, "x": ONE, "stats": jaxbn.init_batch_stats(3), **name}
+    code = "jaxbn.batch_norm_train(x, None, None, stats)"
+    assert shown(lambda: exec(code, names)) == [("<string>", 1)]
+
+
+def test_initialising_does_not_let_a_warning_come_again():
+    net = Deep()
+    variables = net.init(jax.random.key(0), jnp.zeros((2, 3)))
+
+    def call():
+        for _ in range(2):
+            net.apply(variables, ONE, mutable=["batch_stats"])
+            net.init(jax.random.key(0), ONE)
+
+    assert len(shown(call)) == 1
+
+
 def test_the_function_warns_at_its_line():
     stats = jaxbn.init_batch_stats(3)
 

@@ -9,10 +9,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 
 import jaxbn
-from jaxbn import estimators, linen, moments_collection
+import jaxbn.nnx
+from jaxbn import estimators, linen, moments_collection, training
 
 X = 3 + np.random.default_rng(0).standard_normal((16, 4)).astype(np.float32)
 
@@ -181,3 +184,38 @@ def test_the_function_needs_no_flax():
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
     )
     assert done.stdout.strip() == "False"
+
+
+COMPLEX = (X + 5j).astype(np.complex64)
+
+
+@pytest.mark.parametrize("tool", ["collected", "accumulated", "recalibrated"])
+def test_complex_batches_of_a_layer_with_real_statistics(tool):
+    """As the checkpoint of a layer that had seen real batches alone."""
+    layer = linen.BatchNorm(False, momentum=0.0)
+    variables = layer.init(jax.random.key(0), X)
+    if tool == "collected":
+        stats = variables["batch_stats"]
+        given = variables | {"batch_moments": jaxbn.init_batch_moments(stats)}
+        _, made = layer.apply(given, COMPLEX, mutable=["batch_moments"])
+        mean = jaxbn.move_batch_stats(stats, made["batch_moments"])["mean"]
+    elif tool == "accumulated":
+        state = training.TrainState.create(layer.apply, variables, optax.sgd(0.0))
+        loss_fn = lambda model, batch, train: {  # noqa: E731
+            "loss": jnp.sum(jnp.abs(model(batch["x"])), -1)
+        }
+        step = training.make_train_step(loss_fn, micro_batches=2)
+        mean = step(state, {"x": COMPLEX})[0].batch_stats["mean"]
+    else:
+        new = jaxbn.recalibrate(layer, variables, [COMPLEX], lambda layer, x: layer(x))
+        mean = new["batch_stats"]["mean"]
+    np.testing.assert_allclose(mean, COMPLEX.mean(0), rtol=1e-5)
+
+
+def test_complex_batches_of_an_nnx_layer():
+    layer = jaxbn.nnx.BatchNorm(4, momentum=0.0, rngs=nnx.Rngs(0))
+    new = jaxbn.recalibrate(layer, None, [COMPLEX], lambda layer, x: layer(x))
+    np.testing.assert_allclose(new.mean[...], COMPLEX.mean(0), rtol=1e-5)
+    with jaxbn.collecting(layer):
+        layer(COMPLEX)
+    np.testing.assert_allclose(layer.mean[...], COMPLEX.mean(0), rtol=1e-5)
