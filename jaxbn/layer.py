@@ -180,7 +180,7 @@ def apply(
     follow = estimator(layer)
     state = estimation.as_complex(follow, state) if jnp.iscomplexobj(x) else state
     if not moves and layer.force_float32_reductions:
-        # Nothing is written, so the dtype of the state may change without a warning.
+        # The state is not written, so its dtype may change without a warning.
         state = estimation.in_wide_dtypes(state)
     if collecting:
         if layer.force_float32_reductions:

@@ -97,16 +97,16 @@ def _with_options(norm: Any, options: dict[str, Any]) -> BatchNorm:
     given = {name: getattr(norm, name) for name in names if hasattr(norm, name)}
     new = BatchNorm(**{**given, **options}, rngs=nnx.Rngs(0))
     same = _same_state(norm, new)
-    # What an estimator keeps means nothing to another one. It begins anew, in the shape
-    # of the statistics, which may be those of stacked layers.
+    # Another estimator cannot use the rest of the old state, so its own begins anew. The
+    # shape is that of the statistics, because `nnx.vmap` may have stacked the layers.
     mean = norm.mean[...]
-    fresh = layer.estimator(new).init(mean.shape, mean.dtype)
-    kept = () if same else set(fresh._fields) - {"mean", "var"}
-    for name in kept:
-        getattr(new, name).set_value(getattr(fresh, name))
+    first = layer.estimator(new).init(mean.shape, mean.dtype)
+    begun = () if same else set(first._fields) - {"mean", "var"}
+    for name in begun:
+        getattr(new, name).set_value(getattr(first, name))
     for name, value in vars(norm).items():
         variable = isinstance(getattr(new, name, None), nnx.Variable)
-        if variable and value is not None and name not in kept:
+        if variable and value is not None and name not in begun:
             setattr(new, name, value)
     if isinstance(norm, BatchNorm):
         new.frozen = norm.frozen

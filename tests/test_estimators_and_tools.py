@@ -433,7 +433,7 @@ def test_replaced_stacked_layers(old, new):
 
 
 def test_a_small_change_of_a_large_mean_is_established():
-    """By a tenth of the standard deviation, which is far below the mean."""
+    """The change is a tenth of the standard deviation, and tiny beside the mean."""
     x = (1000 + 0.1 * RNG.standard_normal((64, 2))).astype(np.float32)
     state = OWN["window"].init(2, jnp.float32)
     for _ in range(6):

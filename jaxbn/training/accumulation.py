@@ -71,7 +71,7 @@ def accumulated_gradient_of(
             state.batch_stats, shapes.batch_stats, collected_shapes
         ),
     )
-    # In a checked shard_map the carry varies over the devices as what a pass returns.
+    # In a checked shard_map the carry must vary over the same devices as a pass's result.
     total, collected = jax.tree.map(
         reduction.varying_as, (total, collected), (shapes, collected_shapes)
     )
