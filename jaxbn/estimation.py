@@ -81,14 +81,15 @@ def widened(state: Any, *, carried: bool = True) -> Any:
     Warns:
       UserWarning: if the state has half precision.
     """
-    dtypes = {jnp.result_type(leaf) for leaf in jax.tree.leaves(state)}
-    narrow = sorted(str(dtype) for dtype in dtypes if _wide_dtype(dtype) != dtype)
-    if not narrow:
+    wide = in_wide_dtypes(state)
+    pairs = zip(*map(jax.tree.leaves, (state, wide)), strict=True)
+    dtypes = {
+        jnp.result_type(old) for old, new in pairs if jnp.result_type(old) != new.dtype
+    }
+    if not dtypes:
         return state
-    cause = (
-        f"The running statistics came in {', '.join(narrow)}, in which a moving "
-        "average stalls"
-    )
+    narrow = ", ".join(sorted(map(str, dtypes)))
+    cause = f"The running statistics came in {narrow}, in which a moving average stalls"
     remedy = (
         "leave the collection `batch_stats` out where variables are cast, or cast it "
         "back: `jax.tree.map(lambda leaf: leaf.astype(jnp.float32), batch_stats)`"
@@ -99,17 +100,12 @@ def widened(state: Any, *, carried: bool = True) -> Any:
             f"in float32. Before it, {remedy}."
         )
     call_site.warn(f"{cause}; they go on in float32. To keep their digits, {remedy}.")
-    return in_wide_dtypes(state)
+    return wide
 
 
 def in_wide_dtypes(state: Any) -> Any:
-    """Returns a state of which every number has float32 or a wider dtype, silently."""
-    return jax.tree.map(lambda leaf: leaf.astype(_wide_dtype(leaf.dtype)), state)
-
-
-def _wide_dtype(dtype: jnp.dtype) -> jnp.dtype:
-    inexact = jnp.issubdtype(dtype, jnp.inexact)
-    return reduction.reduction_dtype(dtype) if inexact else dtype
+    """Returns a state in which every number has float32 or a wider dtype, silently."""
+    return jax.tree.map(lambda leaf: reduction.widened(jnp.asarray(leaf)), state)
 
 
 def check_state(estimator: Estimator, state: Any) -> None:

@@ -111,7 +111,8 @@ def batch_norm_train(
       `y` of the shape of `x`, and the new `BatchStats`. It has unchanged shapes, and
       unchanged dtypes except where they are half precision. A channel keeps its
       statistics where the batch has fewer than two valid values for it or where its
-      moments are not finite.
+      moments are not finite. Another `estimator` returns its own state, and a `sync`
+      that remembers earlier steps returns a `WithSync`.
 
     Raises:
       ValueError: if `axis` is out of range or repeated; if `scale`, `bias` or

@@ -58,7 +58,7 @@ def init_batch_moments(batch_stats: Any) -> Any:
     inner = {name: init_batch_moments(part) for name, part in batch_stats.items()}
     made = {name: part for name, part in inner.items() if part}
     leaves = {
-        name: _widened(leaf)
+        name: reduction.widened(leaf)
         for name, leaf in batch_stats.items()
         if hasattr(leaf, "dtype")
     }
@@ -72,27 +72,19 @@ def init_batch_moments(batch_stats: Any) -> Any:
     return made
 
 
-def _widened(leaf: jax.Array) -> jax.Array:
-    """Returns a number in float32 or wider, as the layer returns it."""
-    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
-        return leaf
-    return leaf.astype(reduction.reduction_dtype(leaf.dtype))
-
-
-def before_the_first_pass(batch_stats: Any, shapes: Any) -> Any:
+def before_the_first_pass(
+    batch_stats: Any, shapes: Any, path: tuple[str, ...] = ()
+) -> Any:
     """Returns the collection before the first pass, in the structure that a pass gives.
 
     Args:
       batch_stats: the collection of the model.
       shapes: shapes and dtypes of the collection after a pass.
+      path: of the collection in that of the whole model, for messages.
 
     Raises:
       ValueError: if moments have another shape than the statistics.
     """
-    return _before_the_first_pass(batch_stats, shapes, ())
-
-
-def _before_the_first_pass(batch_stats: Any, shapes: Any, path: tuple[str, ...]) -> Any:
     if _is_of_a_layer(shapes):
         for name, leaf in shapes["moved"].items():
             check_shapes("/".join(path), leaf, batch_stats[name])
@@ -106,7 +98,7 @@ def _before_the_first_pass(batch_stats: Any, shapes: Any, path: tuple[str, ...])
                 for each, like in part.items()
             }
         else:
-            made[name] = _before_the_first_pass(batch_stats[name], part, (*path, name))
+            made[name] = before_the_first_pass(batch_stats[name], part, (*path, name))
     return made
 
 

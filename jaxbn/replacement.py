@@ -97,8 +97,8 @@ def _with_options(norm: Any, options: dict[str, Any]) -> BatchNorm:
     given = {name: getattr(norm, name) for name in names if hasattr(norm, name)}
     new = BatchNorm(**{**given, **options}, rngs=nnx.Rngs(0))
     same = _same_state(norm, new)
-    # Another estimator cannot use the rest of the old state, so its own begins anew. The
-    # shape is that of the statistics, because `nnx.vmap` may have stacked the layers.
+    # Another estimator cannot use the rest of the old state, so it begins anew. It has
+    # the shape of the statistics, because `nnx.vmap` may have stacked the layers.
     mean = norm.mean[...]
     first = layer.estimator(new).init(mean.shape, mean.dtype)
     begun = () if same else set(first._fields) - {"mean", "var"}

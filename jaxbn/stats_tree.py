@@ -3,7 +3,7 @@
 A pair has the names `mean` and `var` side by side, in any container that JAX knows:
 `BatchStats`, dict, FrozenDict, list, tuple or an NNX state. Its values may be boxed.
 The state of a layer consists of its pair and the other arrays that an estimator keeps
-beside the pair.
+beside the pair. What a policy of synchronisation remembers is not part of it.
 """
 
 from collections.abc import Callable
@@ -28,24 +28,9 @@ def pairs(tree: Any) -> dict[Path, running.BatchStats]:
     """
     leaves = jax.tree.leaves(tree)
     return {
-        path: running.BatchStats(leaves[mean], leaves[var])
-        for path, (mean, var) in _places(tree).items()
+        path: running.BatchStats(leaves[names["mean"]], leaves[names["var"]])
+        for path, names in _states(tree).items()
     }
-
-
-def map_pairs(
-    function: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]], tree: Any
-) -> Any:
-    """Returns the tree with `function(mean, var)` in the place of every pair.
-
-    Example:
-      >>> map_pairs(lambda mean, var: (mean, 2 * var), {"mean": 0.0, "var": 1.0})
-      {'mean': 0.0, 'var': 2.0}
-    """
-    leaves, structure = jax.tree.flatten(tree)
-    for mean, var in _places(tree).values():
-        leaves[mean], leaves[var] = function(leaves[mean], leaves[var])
-    return jax.tree.unflatten(structure, leaves)
 
 
 def map_states(
@@ -67,13 +52,6 @@ def map_states(
         for name, place in names.items():
             leaves[place] = made[name]
     return jax.tree.unflatten(structure, leaves)
-
-
-def _places(tree: Any) -> dict[Path, tuple[int, int]]:
-    """Returns the positions of every layer's mean and variance among the leaves."""
-    return {
-        path: (names["mean"], names["var"]) for path, names in _states(tree).items()
-    }
 
 
 def _states(tree: Any) -> dict[Path, dict[str, int]]:

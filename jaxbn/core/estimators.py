@@ -195,13 +195,23 @@ class _Ema:
         return state
 
 
-@dataclasses.dataclass(frozen=True)
-class _Debiased:
-    momentum: Any
-    unbiased: bool
+class _WeightedAverage:
+    """The functions that averages with a weight share."""
 
     def init(self, shape: Shape, dtype: jax.typing.DTypeLike) -> Weighted:
-        return _init_weighted(shape, dtype)
+        mean, var = running.init_batch_stats(shape, dtype)
+        # A weight of half precision would stop growing at 256.
+        weight = jnp.zeros_like(var, reduction.reduction_dtype(var.dtype))
+        return Weighted(mean, var, weight)
+
+    def estimate(self, state: Weighted) -> running.BatchStats:
+        return running.BatchStats(state.mean, state.var)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Debiased(_WeightedAverage):
+    momentum: Any
+    unbiased: bool
 
     def update(self, state: Weighted, moments: moments_lib.Moments) -> Weighted:
         # An established state weighs 1, as infinitely many batches do.
@@ -209,23 +219,14 @@ class _Debiased:
         decay = _as_operand(self.momentum)
         return _update_weighted(state, moments, decay, 1 - decay, self.unbiased)
 
-    def estimate(self, state: Weighted) -> running.BatchStats:
-        return running.BatchStats(state.mean, state.var)
-
 
 @dataclasses.dataclass(frozen=True)
-class _Cumulative:
+class _Cumulative(_WeightedAverage):
     unbiased: bool
-
-    def init(self, shape: Shape, dtype: jax.typing.DTypeLike) -> Weighted:
-        return _init_weighted(shape, dtype)
 
     def update(self, state: Weighted, moments: moments_lib.Moments) -> Weighted:
         state = _with_established_weight(state, _ESTABLISHED)
         return _update_weighted(state, moments, 1.0, 1.0, self.unbiased)
-
-    def estimate(self, state: Weighted) -> running.BatchStats:
-        return running.BatchStats(state.mean, state.var)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,13 +271,6 @@ class _Window:
 
     def estimate(self, state: Window) -> running.BatchStats:
         return running.BatchStats(state.mean, state.var)
-
-
-def _init_weighted(shape: Shape, dtype: jax.typing.DTypeLike) -> Weighted:
-    mean, var = running.init_batch_stats(shape, dtype)
-    # A weight of half precision would stop growing at 256.
-    weight = jnp.zeros_like(var, reduction.reduction_dtype(var.dtype))
-    return Weighted(mean, var, weight)
 
 
 def _update_weighted(

@@ -85,6 +85,13 @@ def varying_axes(x: jax.Array) -> frozenset[Any]:
         return getattr(jax.typeof(x), "vma", frozenset())
 
 
+def widened(array: jax.Array) -> jax.Array:
+    """Returns numbers in float32 or a wider dtype, and integers and keys unchanged."""
+    if not jnp.issubdtype(array.dtype, jnp.inexact):
+        return array
+    return array.astype(reduction_dtype(array.dtype))
+
+
 def varying_as(array: jax.Array, like: Any) -> jax.Array:
     """Returns `array` marked as varying over the axes over which `like` varies."""
     axes = tuple(sorted(varying_axes(like) - varying_axes(array), key=str))

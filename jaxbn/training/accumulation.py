@@ -66,12 +66,12 @@ def accumulated_gradient_of(
     total = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     total = total._replace(
         # A sum in half precision would stop growing.
-        grads=jax.tree.map(_widened, total.grads),
+        grads=jax.tree.map(reduction.widened, total.grads),
         batch_stats=_as_after_a_pass(
             state.batch_stats, shapes.batch_stats, collected_shapes
         ),
     )
-    # In a checked shard_map the carry must vary over the same devices as a pass's result.
+    # In a checked shard_map the carry must vary over the devices as the result does.
     total, collected = jax.tree.map(
         reduction.varying_as, (total, collected), (shapes, collected_shapes)
     )
@@ -120,10 +120,6 @@ def _as_after_a_pass(batch_stats: Any, shapes: Any, collected_shapes: Any) -> An
     leaves = jax.tree.leaves(batch_stats)
     given = jax.tree.unflatten(jax.tree.structure(after), leaves)
     return jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), given, after)
-
-
-def _widened(grad: jax.Array) -> jax.Array:
-    return grad.astype(reduction.reduction_dtype(grad.dtype))
 
 
 def _cut(name: str, array: Any, parts: int) -> jax.Array:

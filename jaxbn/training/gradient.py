@@ -107,15 +107,7 @@ def gradient_of(
     batch: Batch,
     params: Any = None,
 ) -> Gradient:
-    """Returns the gradient at the parameters of the state, or at given ones.
-
-    Args:
-      loss_fn: the loss function, as in `make_train_step`.
-      options: the options of the step.
-      state: parameters, running statistics and key.
-      batch: the batch of the step.
-      params: parameters to use instead of those of the state.
-    """
+    """Returns the gradient of an ordinary step; see `gradient_and_moments`."""
     return gradient_and_moments(loss_fn, options, state, batch, params, None)[0]
 
 
@@ -134,7 +126,7 @@ def gradient_and_moments(
       options: the options of the step.
       state: parameters, running statistics and key.
       batch: the batch of the step.
-      params: parameters to use instead of those of the state.
+      params: parameters to use instead of those of the state, or None.
       collected: the collection `batch_moments` of the passes before this one. With it
         the layers collect their moments and keep their statistics, while the state of
         other modules moves. With None no moments are collected.

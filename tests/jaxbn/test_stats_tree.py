@@ -11,8 +11,8 @@ import jaxbn
 from jaxbn import stats_tree
 
 
-def double(mean, var):
-    return mean + 1, 2 * var
+def double(state):
+    return {**state, "mean": state["mean"] + 1, "var": 2 * state["var"]}
 
 
 PAIR = {"mean": np.zeros(3), "var": np.ones(3)}
@@ -32,7 +32,7 @@ TREES = {
 @pytest.mark.parametrize("name", TREES)
 def test_map_keeps_containers(name):
     tree, expected = TREES[name](PAIR), TREES[name](DOUBLED)
-    mapped = stats_tree.map_pairs(double, tree)
+    mapped = stats_tree.map_states(double, tree)
     assert jax.tree.structure(mapped) == jax.tree.structure(tree)
     chex.assert_trees_all_equal(mapped, expected)
 
@@ -40,7 +40,7 @@ def test_map_keeps_containers(name):
 def test_nnx_state():
     layer = nnx.BatchNorm(3, rngs=nnx.Rngs(0))
     state = nnx.state(layer, nnx.BatchStat)
-    mapped = stats_tree.map_pairs(double, state)
+    mapped = stats_tree.map_states(double, state)
     assert isinstance(mapped, type(state))
     nnx.update(layer, mapped)
     np.testing.assert_array_equal(layer.mean[...], np.ones(3))
