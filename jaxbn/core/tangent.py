@@ -66,12 +66,7 @@ def from_x(
     with jax.named_scope("jaxbn.tangent"):
         dz = _affine_tangent(how, kept, count, tangents)
         if tangents.residual is not None:
-            dresidual = tangents.residual.astype(dz.dtype)
-            if kept.residual is not None and kept.mask is not None:
-                # Where content is not finite, its tangent is often not finite either.
-                usable = kept.mask | jnp.isfinite(kept.residual)
-                dresidual = jnp.where(usable, dresidual, 0)
-            dz = dz + dresidual
+            dz = dz + tangents.residual.astype(dz.dtype)
         return _times_gain(how, output, kept, dz)
 
 
