@@ -1,7 +1,6 @@
 """Moments are collected inside the transformations of Linen as in an unrolled model."""
 
-import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import chex
 import flax.linen as nn
@@ -12,34 +11,13 @@ import optax
 import pytest
 
 import jaxbn
-from jaxbn import estimators, linen, training
+from jaxbn import linen, training
+from tests import users_estimator
 
 RNG = np.random.default_rng(0)
 X = (2 + RNG.standard_normal((12, 4))).astype(np.float32)
 STEPS = 3
 COLLECTIONS = ["batch_stats", "batch_moments"]
-
-
-class Counted(NamedTuple):
-    mean: jax.Array
-    var: jax.Array
-    steps: jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class Counting:
-    """An estimator of a user, whose state has an integer."""
-
-    def init(self, shape, dtype):
-        stats = jaxbn.init_batch_stats(shape, dtype)
-        return Counted(*stats, jnp.zeros((), jnp.int32))
-
-    def update(self, state, moments):
-        stats = estimators.ema(0.9).update(self.estimate(state), moments)
-        return Counted(*stats, state.steps + 1)
-
-    def estimate(self, state):
-        return jaxbn.BatchStats(state.mean, state.var)
 
 
 class Cell(nn.Module):
@@ -180,7 +158,7 @@ CASES = [
     (kind, tool, estimator)
     for kind in ("switch", "scan")
     for tool in ("collected", "accumulated")
-    for estimator in ("debiased", "window", Counting())
+    for estimator in ("debiased", "window", users_estimator.Cumulative())
 ]
 
 

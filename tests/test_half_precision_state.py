@@ -134,6 +134,17 @@ def half_state(dtype="bfloat16"):
     return training.TrainState.create(Net().apply, variables, optax.sgd(0.0))
 
 
+def half_linen(**options):
+    layer = linen.BatchNorm(False, **options)
+    return layer, cast(layer.init(jax.random.key(0), X), "bfloat16")
+
+
+def half_nnx():
+    layer = jaxbn.nnx.BatchNorm(4, rngs=nnx.Rngs(0))
+    nnx.update(layer, cast(nnx.state(layer), "bfloat16"))
+    return layer
+
+
 def test_one_warning_of_a_model():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
@@ -192,8 +203,7 @@ def test_a_branch_cannot_return_it():
 
 
 def test_a_pass_that_writes_nothing_says_nothing():
-    layer = linen.BatchNorm(False, update_running_average=False)
-    variables = cast(layer.init(jax.random.key(0), X), "bfloat16")
+    layer, variables = half_linen(update_running_average=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run = lambda carry, x: (carry, layer.apply(variables, x))  # noqa: E731
@@ -203,14 +213,12 @@ def test_a_pass_that_writes_nothing_says_nothing():
 @pytest.mark.parametrize("kind", ["linen", "nnx"])
 def test_recalibrated_statistics_are_wide(kind):
     if kind == "linen":
-        layer = linen.BatchNorm(False)
-        variables = cast(layer.init(jax.random.key(0), X), "bfloat16")
+        layer, variables = half_linen()
         with pytest.warns(UserWarning, match=MESSAGE):
             new = jaxbn.recalibrate(layer, variables, [X], lambda layer, x: layer(x))
         mean = new["batch_stats"]["mean"]
     else:
-        layer = jaxbn.nnx.BatchNorm(4, rngs=nnx.Rngs(0))
-        nnx.update(layer, cast(nnx.state(layer), "bfloat16"))
+        layer = half_nnx()
         with pytest.warns(UserWarning, match=MESSAGE):
             new = jaxbn.recalibrate(layer, None, [X], lambda layer, x: layer(x))
         mean = new.mean[...]
@@ -239,15 +247,13 @@ def test_stacked_layers_need_not_carry_it():
 @pytest.mark.parametrize("kind", ["linen", "nnx"])
 def test_collected_passes(kind):
     if kind == "linen":
-        layer = linen.BatchNorm(False)
-        variables = cast(layer.init(jax.random.key(0), X), "bfloat16")
+        layer, variables = half_linen()
         with pytest.warns(UserWarning, match=MESSAGE):
             _, made = layer.apply(variables, X, mutable=["batch_moments"])
         moments = made["batch_moments"]
         mean = jaxbn.move_batch_stats(variables["batch_stats"], moments)["mean"]
     else:
-        layer = jaxbn.nnx.BatchNorm(4, rngs=nnx.Rngs(0))
-        nnx.update(layer, cast(nnx.state(layer), "bfloat16"))
+        layer = half_nnx()
         with pytest.warns(UserWarning, match=MESSAGE), jaxbn.collecting(layer):
             layer(X)
         mean = layer.mean[...]

@@ -1,8 +1,5 @@
 """Estimators other than the default take its place in the functional form."""
 
-import dataclasses
-from typing import NamedTuple
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -11,33 +8,12 @@ import pytest
 
 import jaxbn
 from jaxbn.core import estimators
+from tests import users_estimator
 
 X = 3 + np.random.default_rng(0).standard_normal((3, 8, 2)).astype(np.float32)
 
 
-class Sums(NamedTuple):
-    """The average over all batches, with an integer that must stay one."""
-
-    mean: jax.Array
-    var: jax.Array
-    batches: jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class Cumulative:
-    def init(self, shape, dtype):
-        return Sums(jnp.zeros(shape), jnp.zeros(shape), jnp.zeros((), int))
-
-    def update(self, state, moments):
-        mean, var = state.mean + moments.mean, state.var + moments.var
-        return Sums(mean, var, state.batches + 1)
-
-    def estimate(self, state):
-        batches = jnp.maximum(state.batches, 1)
-        return jaxbn.BatchStats(state.mean / batches, state.var / batches)
-
-
-CUMULATIVE = Cumulative()
+CUMULATIVE = users_estimator.Cumulative()
 
 
 def run(estimator, state, **options):
