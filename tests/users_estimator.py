@@ -19,7 +19,7 @@ class Sums(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Cumulative:
-    """The average over all batches; the first fields of the state are not the estimate."""
+    """The average over all batches; its state begins with sums, not the estimate."""
 
     def init(self, shape, dtype):
         return Sums(jnp.zeros(shape), jnp.zeros(shape), jnp.zeros((), int))

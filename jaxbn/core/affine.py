@@ -105,17 +105,18 @@ def before_activation(
     wide, expand = wide_dtype(x, scale, bias), expander(feature_axes, x)
     slope, bias = scale.astype(wide) / center.std, bias.astype(wide)
     centered = x.astype(wide) - expand(center.mean)
-    finite = None
-    if mask is not None:
-        # The derivative of a product multiplies its operands by a gradient that is 0
-        # here, and 0 times NaN is NaN. So the operands are replaced, and not just the
-        # result, which may still overflow.
-        finite = jnp.isfinite(centered)
-        centered = jnp.where(mask | finite, centered, 0)
-    z = centered * expand(slope) + expand(bias)
-    z = z if residual is None else z + residual.astype(wide)
-    if finite is None:
-        return z
+
+    def combined(centered: jax.Array) -> jax.Array:
+        z = centered * expand(slope) + expand(bias)
+        return z if residual is None else z + residual.astype(wide)
+
+    if mask is None:
+        return combined(centered)
+    # The derivative of a product multiplies its operands by a gradient that is 0 here,
+    # and 0 times NaN is NaN. So the operand is replaced, and not just the result, which
+    # may still overflow.
+    finite = jnp.isfinite(centered)
+    z = combined(jnp.where(mask | finite, centered, 0))
     return jnp.where(mask | (finite & jnp.isfinite(z)), z, expand(bias))
 
 
