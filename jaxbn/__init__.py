@@ -3,66 +3,64 @@
 import importlib
 from typing import Any
 
-from jaxbn.core.moments import Moments as Moments
-from jaxbn.core.moments import merge_moments as merge_moments
-from jaxbn.core.normalize import (
-    dots_and_moments_saveable as dots_and_moments_saveable,
-)
-from jaxbn.core.running import BatchStats as BatchStats
-from jaxbn.core.running import init_batch_stats as init_batch_stats
-from jaxbn.estimation import reset_batch_stats as reset_batch_stats
+from jaxbn._core.moments import Moments as Moments
+from jaxbn._core.moments import merge_moments as merge_moments
+from jaxbn._core.normalize import remat_policy as remat_policy
+from jaxbn._layers.accumulation import begin_accumulation as begin_accumulation
+from jaxbn._layers.accumulation import end_accumulation as end_accumulation
+from jaxbn.estimators import BatchStats as BatchStats
+from jaxbn.estimators import init_batch_stats as init_batch_stats
+from jaxbn.functional import batch_moments as batch_moments
 from jaxbn.functional import batch_norm_inference as batch_norm_inference
 from jaxbn.functional import batch_norm_train as batch_norm_train
-from jaxbn.moments_collection import init_batch_moments as init_batch_moments
-from jaxbn.moments_collection import move_batch_stats as move_batch_stats
-from jaxbn.replicas import in_sync as in_sync
-from jaxbn.replicas import sync_batch_stats as sync_batch_stats
-from jaxbn.statistics import batch_moments as batch_moments
 
 __version__ = "0.1.0"
 __all__ = [
     "BatchStats",
     "Moments",
+    "accumulate",
     "batch_moments",
     "batch_norm_inference",
     "batch_norm_train",
-    "dots_and_moments_saveable",
+    "begin_accumulation",
+    "convert",
+    "diagnose",
+    "end_accumulation",
+    "estimators",
+    "fold",
+    "freeze",
     "in_sync",
-    "init_batch_moments",
     "init_batch_stats",
+    "linen",
     "merge_moments",
-    "move_batch_stats",
+    "nnx",
+    "parallel",
+    "patch_flax",
+    "recalibrate",
+    "remat_policy",
+    "replace",
     "reset_batch_stats",
+    "sync",
     "sync_batch_stats",
+    "testing",
+    "training",
+    "unfreeze",
 ]
 
-# Found as attributes without an import of their own, and imported only then, so that
-# `import jaxbn` needs no Flax.
-_MODULES = {
-    "estimators": "jaxbn.core.estimators",
-    "folding": "jaxbn.folding",
-    "guide": "jaxbn.guide",
-    "interop": "jaxbn.interop",
-    "linen": "jaxbn.linen",
-    "nnx": "jaxbn.nnx",
-    "parallel": "jaxbn.parallel",
-    "reproducibility": "jaxbn.reproducibility",
-    "sync_policies": "jaxbn.sync_policies",
-    "testing": "jaxbn.testing",
-    "training": "jaxbn.training",
-}
-
-
-# Functions of Flax models, of modules that import it.
+# These are imported when they are used, so that `import jaxbn` needs no Flax.
+_MODULES = ("convert", "linen", "nnx", "parallel", "sync", "testing", "training")
 _FUNCTIONS = {
-    "collecting": "jaxbn.nnx_passes",
-    "diagnose": "jaxbn.diagnosis",
-    "fold": "jaxbn.folding",
-    "freeze": "jaxbn.freezing",
-    "patch_flax": "jaxbn.patching",
-    "recalibrate": "jaxbn.population",
-    "replace": "jaxbn.replacement",
-    "unfreeze": "jaxbn.freezing",
+    "accumulate": "jaxbn.models",
+    "diagnose": "jaxbn.models",
+    "fold": "jaxbn.models",
+    "freeze": "jaxbn.models",
+    "in_sync": "jaxbn.parallel",
+    "patch_flax": "jaxbn.models",
+    "recalibrate": "jaxbn.models",
+    "replace": "jaxbn.models",
+    "reset_batch_stats": "jaxbn.models",
+    "sync_batch_stats": "jaxbn.parallel",
+    "unfreeze": "jaxbn.models",
 }
 
 
@@ -70,9 +68,9 @@ def __getattr__(name: str) -> Any:
     if name in _FUNCTIONS:
         return getattr(importlib.import_module(_FUNCTIONS[name]), name)
     if name in _MODULES:
-        return importlib.import_module(_MODULES[name])
+        return importlib.import_module(f"jaxbn.{name}")
     raise AttributeError(f"module 'jaxbn' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULES, *_FUNCTIONS})
+    return sorted(__all__)

@@ -1,4 +1,4 @@
-"""Batch Normalization as two pure functions: one for training, one for inference.
+"""Batch Normalization as pure functions: for training, for inference, and the moments.
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias
 
@@ -11,36 +11,46 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from jaxbn import checks, estimation, grouping, sync_policies
-from jaxbn.call import Call
-from jaxbn.core import normalize, reduction, running
+from jaxbn import estimators
+from jaxbn._core import (
+    arguments,
+    groups,
+    moments,
+    normalize,
+    reduction,
+    training_call,
+)
+from jaxbn._core import (
+    variance as variance_lib,
+)
+
+__all__ = ["batch_moments", "batch_norm_inference", "batch_norm_train"]
 
 
 def batch_norm_train(
     x: jax.typing.ArrayLike,
     scale: jax.typing.ArrayLike | None,
     bias: jax.typing.ArrayLike | None,
-    batch_stats: running.BatchStats | sync_policies.WithSync,
+    batch_stats: estimators.BatchStats,
     *,
     axis: int | Sequence[int] = -1,
-    momentum: jax.typing.ArrayLike = 0.99,
+    momentum: jax.typing.ArrayLike = estimators.MOMENTUM,
     epsilon: float = 1e-5,
     mask: jax.typing.ArrayLike | None = None,
     axis_name: reduction.AxisName | None = None,
     axis_index_groups: Sequence[Sequence[int]] | None = None,
-    group_size: grouping.GroupSize | None = None,
+    group_size: groups.GroupSize | None = None,
     unbiased: bool = True,
     residual: jax.typing.ArrayLike | None = None,
     activation: str | None = None,
     in_place: bool = False,
     dtype: jax.typing.DTypeLike | None = None,
     variance: reduction.Variance = "auto",
-    use_fast_variance: bool = False,
-    force_float32_reductions: bool = True,
-    estimator: estimation.EstimatorOrName | None = None,
-    sync: sync_policies.Policy | None = None,
-) -> tuple[jax.Array, running.BatchStats]:
+    estimator: estimators.EstimatorOrName = "ema",
+    sync: Any = None,
+) -> tuple[jax.Array, estimators.BatchStats]:
     """Normalises a batch by its own statistics and updates the running statistics.
 
     The result is differentiable in `x`, `scale` and `bias`, to any order, in forward
@@ -51,7 +61,8 @@ def batch_norm_train(
       x: `[N, ..., C]`; integers are promoted to float32.
       scale: `[C]`, or None for 1.
       bias: `[C]`, or None for 0.
-      batch_stats: running statistics, `[C]` each, float32. Half precision is widened.
+      batch_stats: running statistics, made by `jaxbn.init_batch_stats` with the same
+        `estimator` and `sync`. Half precision is widened.
       axis: channel axis or axes of `x`; all others are reduced. With several, `C`
         stands for their sizes, in ascending order of the axes.
       momentum: weight of the OLD running statistics.
@@ -87,32 +98,22 @@ def batch_norm_train(
         with it. Outside the mask, a `y` that equals the activated bias counts as a
         constant.
       dtype: the dtype of `y`. Default: the dtype of `x`.
-      variance: the form in which the variance is computed; see `jaxbn.core.forms`.
-        "auto" is the stable form that is cheapest where the program runs. "checked"
-        makes one pass, and a second one only if some channel needs it. "two_pass"
-        always makes both. "sliced" does so too, in a way that suits a TPU. "shifted"
-        makes one pass about the mean of a part of `x`. "unconditional" is the cheapest
-        stable form other than "checked". "fast" is `E[x^2] - E[x]^2`, whatever
-        precision that loses.
-      use_fast_variance: True means `variance="fast"`.
-      force_float32_reductions: False squares `x` of half precision in its own dtype,
-        and rounds its moments to that dtype.
+      variance: the form in which the variance is computed. "auto" is the stable form
+        that is cheapest where the program runs. "unconditional" is the cheapest stable
+        form without a conditional. "fast" is `E[x^2] - E[x]^2`, whatever precision that
+        loses.
       estimator: the rule by which the running statistics follow the batches: "ema" (the
-        default), "debiased", "cumulative", "window", or one of `jaxbn.estimators`. Its
-        state takes the place of a `BatchStats`. An estimator that is not given by name
-        has its own settings and ignores `momentum` and `unbiased`.
-      sync: a policy of `jaxbn.sync_policies`. It decides how devices share statistics
-        or, without an axis name, how parts of `group_size` examples do. Default:
-        devices along `axis_name` share them exactly, parts do not share them. A policy
-        that remembers earlier steps needs `sync_policies.WithSync(batch_stats, state)`
-        in the place of `batch_stats`.
+        default), "debiased", "cumulative", "window", or one of `jaxbn.estimators` with
+        settings of its own.
+      sync: a policy of `jaxbn.sync`. It decides how devices share statistics or,
+        without an axis name, how parts of `group_size` examples do. Default: devices
+        along `axis_name` share them exactly, parts do not share them.
 
     Returns:
       `y` of the shape of `x`, and the new `BatchStats`. It has unchanged shapes, and
       unchanged dtypes except where they are half precision. A channel keeps its
       statistics where the batch has fewer than two valid values for it or where its
-      moments are not finite. Another `estimator` returns its own state, and a `sync`
-      that remembers earlier steps returns a `WithSync`.
+      moments are not finite.
 
     Raises:
       ValueError: if `axis` is out of range or repeated; if `scale`, `bias` or
@@ -123,13 +124,14 @@ def batch_norm_train(
         `group_size`; if groups overlap, differ in size or leave a device out; if
         `group_size` does not divide the devices or the batch; if `residual` does not
         have the shape of `x`; if `activation` is unknown or cannot be undone
-        `in_place`; if `variance` is unknown or contradicts `use_fast_variance`.
-      TypeError: if `batch_stats` is not a `BatchStats`; if `x` is complex and its
-        running mean is not; if `x` is real and `scale`, `bias` or `residual` is not; if
-        `x` is complex and there is an `activation`; if `epsilon` is traced; if `dtype`
-        is an integer dtype; if `in_place` is not a bool; if `group_size` is neither an
-        int nor "local"; if a loop such as `lax.scan` carries `batch_stats` of half
-        precision.
+        `in_place`; if `variance` or the name of an estimator is unknown; if `momentum`
+        or `unbiased` is given beside an estimator that ignores it.
+      TypeError: if `batch_stats` is not a `BatchStats` of this estimator; if `x` is
+        complex and its running mean is not; if `x` is real and `scale`, `bias` or
+        `residual` is not; if `x` is complex and there is an `activation`; if `epsilon`
+        is traced; if `dtype` is an integer dtype; if `in_place` is not a bool; if
+        `group_size` is neither an int nor "local"; if a loop such as `lax.scan` carries
+        `batch_stats` of half precision.
 
     Warns:
       UserWarning: if the shapes leave one value per channel, which has no variance, or
@@ -138,68 +140,52 @@ def batch_norm_train(
     Example:
       >>> import jax.numpy as jnp
       >>> x = jnp.array([[1.0, 10.0], [3.0, 30.0]])
-      >>> stats = running.init_batch_stats(2)
+      >>> stats = estimators.init_batch_stats(2)
       >>> y, stats = batch_norm_train(x, None, None, stats, momentum=0.5)
       >>> y.round(2)
       Array([[-1., -1.],
              [ 1.,  1.]], dtype=float32)
-      >>> stats
-      BatchStats(mean=Array([ 1., 10.], dtype=float32), var=Array([  1.5, 100.5], dtype=float32))
+      >>> stats.mean, stats.var
+      (Array([ 1., 10.], dtype=float32), Array([  1.5, 100.5], dtype=float32))
 
     References:
       Ioffe and Szegedy, arXiv:1502.03167, Algorithm 1; for convolutions, Section 3.2.
       Rota Bulo, Porzi and Kontschieder, arXiv:1712.02616, for `in_place`.
-    """  # noqa: E501
-    sync_state: sync_policies.State = {}
-    if isinstance(batch_stats, sync_policies.WithSync):
-        batch_stats, sync_state = batch_stats
-    follow = estimation.as_estimator("estimator", estimator, momentum, unbiased)
-    if estimator is not None:
-        estimation.check_state(follow, batch_stats)
-    if force_float32_reductions:
-        batch_stats = estimation.widened(batch_stats)
-    x, scale, bias, feature_axes = checks.as_arrays(
+    """
+    rule = estimators.as_estimator(estimator, momentum, unbiased)
+    estimators.check_batch_stats(rule, batch_stats)
+    batch_stats = estimators.widened(batch_stats)
+    options = training_call.Options(
+        axis=axis,
+        epsilon=epsilon,
+        axis_name=axis_name,
+        axis_index_groups=axis_index_groups,
+        group_size=group_size,
+        activation=activation,
+        in_place=in_place,
+        dtype=dtype,
+        variance=variance,
+        sync=sync,
+    )
+    y, moments, state = training_call.normalized(
+        options,
         x,
         scale,
         bias,
-        follow.estimate(batch_stats),
-        axis,
+        batch_stats.mean,
+        batch_stats.var,
+        batch_stats.sync,
+        mask,
+        residual,
     )
-    mask = checks.as_mask(mask, x.shape)
-    residual = checks.as_residual(residual, x)
-    output = checks.as_output(
-        x, epsilon=epsilon, dtype=dtype, activation=activation, in_place=in_place
-    )
-    variance = checks.as_variance(variance, use_fast_variance)
-    devices = grouping.as_devices(axis_name, axis_index_groups, group_size)
-    grouping.check_split(x, devices)
-    how = reduction.Reduction(
-        feature_axes,
-        variance=variance,
-        dtype=None if force_float32_reductions else x.dtype,
-        devices=devices,
-    )
-    examples = None
-    if devices is None and group_size is not None:
-        examples = grouping.examples_per_group(x, feature_axes, group_size)
-    stats = follow.estimate(batch_stats)
-    call = Call(how, output, x, scale, bias, mask, residual, stats, examples)
-    if sync is None:
-        y, moments = call.normalized()
-    else:
-        y, moments, sync_state = sync_policies.normalize(sync, call, sync_state)
-    batch_stats = estimation.moved(follow, batch_stats, moments)
-    made: Any = batch_stats
-    if sync_state:
-        made = sync_policies.WithSync(batch_stats, sync_state)
-    return y, made
+    return y, estimators.updated(rule, batch_stats, moments)._replace(sync=state)
 
 
 def batch_norm_inference(
     x: jax.typing.ArrayLike,
     scale: jax.typing.ArrayLike | None,
     bias: jax.typing.ArrayLike | None,
-    batch_stats: Any,
+    batch_stats: estimators.BatchStats,
     *,
     axis: int | Sequence[int] = -1,
     epsilon: float = 1e-5,
@@ -216,10 +202,7 @@ def batch_norm_inference(
       x: `[N, ..., C]`; integers are promoted to float32.
       scale: `[C]`, or None for 1.
       bias: `[C]`, or None for 0.
-      batch_stats: running statistics, `[C]` each, as `batch_norm_train` returns them
-        beside `y`, with any of `jaxbn.estimators` and `jaxbn.sync_policies`. If your
-        own estimator has a state without `mean` and `var`, give
-        `estimator.estimate(state)`.
+      batch_stats: running statistics, as `batch_norm_train` returns them beside `y`.
       axis: channel axis or axes of `x`.
       epsilon: a number >= 0 that is added to the variance.
       residual: as in `batch_norm_train`.
@@ -234,23 +217,68 @@ def batch_norm_inference(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> stats = running.BatchStats(jnp.array([2.0]), jnp.array([4.0]))
+      >>> stats = estimators.BatchStats(jnp.array([2.0]), jnp.array([4.0]))
       >>> batch_norm_inference(jnp.array([[4.0]]), None, None, stats, epsilon=0.0)
       Array([[1.]], dtype=float32)
 
     References:
       Ioffe and Szegedy, arXiv:1502.03167, Algorithm 2, step 11.
     """
-    if isinstance(batch_stats, sync_policies.WithSync):
-        batch_stats = batch_stats.batch_stats
-    batch_stats = estimation.as_batch_stats(batch_stats)
-    x, scale, bias, feature_axes = checks.as_arrays(x, scale, bias, batch_stats, axis)
-    residual = checks.as_residual(residual, x)
-    output = checks.as_output(x, epsilon=epsilon, dtype=dtype, activation=activation)
+    if not isinstance(batch_stats, estimators.BatchStats):
+        raise TypeError(
+            f"`batch_stats` must be a `BatchStats`, got {type(batch_stats).__name__}; "
+            "make one with `init_batch_stats`, or with `BatchStats(mean, var)`."
+        )
+    mean, var = batch_stats.mean, batch_stats.var
+    x, scale, bias, feature_axes = arguments.as_arrays(x, scale, bias, mean, var, axis)
+    residual = arguments.as_residual(residual, x)
+    output = arguments.as_output(x, epsilon=epsilon, dtype=dtype, activation=activation)
     # On a mesh of Explicit axes the statistics may be split differently from `x`.
     mean, var = (
-        reduction.split_as_channels(part, x, feature_axes) for part in batch_stats
+        reduction.split_as_channels(part, x, feature_axes) for part in (mean, var)
     )
     return normalize.standardize(
         output, feature_axes, x, scale, bias, mean, var, residual
     )
+
+
+def batch_moments(
+    x: jax.typing.ArrayLike,
+    axis: int | Sequence[int] = -1,
+    mask: jax.typing.ArrayLike | None = None,
+) -> moments.Moments:
+    """Returns count, mean and biased variance of every channel of one batch.
+
+    The result is differentiable to any order. The backward pass keeps `x` and nothing
+    else of its size. In float32 the result is accurate to 1e-4 relative for |mean|/std
+    up to 1e4.
+
+    Args:
+      x: `[N, ..., C]`, any real or complex dtype.
+      axis: the channel axis or axes; all others are reduced.
+      mask: boolean, broadcastable to `x`. False elements do not count, whatever they
+        contain.
+
+    Returns:
+      `Moments` of shape `[C]` (the sizes of `axis`, ascending), in float32, or in
+      float64 for float64 input. `mean` is complex for complex `x`. Without any valid
+      element all are 0.
+
+    Raises:
+      ValueError: if `axis` is out of range or repeated, or if `mask` does not broadcast
+        to `x` or is ambiguous.
+
+    Example:
+      >>> moments = batch_moments(jnp.array([[1.0, 5.0], [3.0, 5.0]]))
+      >>> moments.mean, moments.var
+      (Array([2., 5.], dtype=float32), Array([1., 0.], dtype=float32))
+
+    References:
+      Ioffe and Szegedy, arXiv:1502.03167, Algorithm 1.
+    """
+    x = jnp.asarray(x)
+    feature_axes = arguments.as_feature_axes(axis, x.ndim)
+    mask = arguments.as_mask(mask, x.shape)
+    settings = reduction.Settings(feature_axes)
+    found = variance_lib.local_moments(settings, x, mask)
+    return moments.count_per_channel(found)

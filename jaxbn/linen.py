@@ -13,26 +13,29 @@ names, shapes and dtypes of `flax.linen.BatchNorm`.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.linen import dtypes, initializers
+from flax.linen import dtypes
 
-from jaxbn import checks, folded, layer, moments_collection, switches, sync_policies
-from jaxbn.core import moments, reduction
-from jaxbn.estimation import EstimatorOrName
-from jaxbn.grouping import GroupSize
+from jaxbn._core import arguments, groups, moments, reduction
+from jaxbn._layers import accumulation, call, folded, switches
+from jaxbn.estimators import BatchStats, EstimatorOrName
+
+__all__ = ["BatchNorm"]
+
+SYNC = "batch_sync"
+"""The collection for the states of policies of synchronisation."""
 
 
-class BatchNorm(nn.Module):
+class BatchNorm(nn.BatchNorm):
     """Batch Normalization, a replacement for `flax.linen.BatchNorm`.
 
-    The layer has all fields of Flax's layer, in the same order and with the same
-    meaning. Two defaults differ: the running variance is unbiased, and the variance is
-    computed in a stable form.
+    The layer is a subclass of Flax's, with all its fields, in the same order and with
+    the same meaning. Two defaults differ: the running variance is unbiased, and the
+    variance is computed in a stable form.
 
     Flax ties two choices together. Here each can be made by itself, in the constructor
     or in the call: which statistics normalise (`use_running_average`), and whether the
@@ -42,22 +45,9 @@ class BatchNorm(nn.Module):
     During initialisation nothing is updated and no mapped axis needs to be bound.
 
     Attributes:
-      use_running_average: normalise by the running statistics (inference) instead of
-        those of the batch (training). Give it either here or in the call.
       axis: channel axis or axes of the input; all others are reduced.
-      momentum: weight of the OLD running statistics, in [0, 1].
-      epsilon: a number >= 0 that is added to the variance.
-      dtype: the dtype of the result. Default: the dtype to which input and parameters
-        promote.
-      param_dtype: the dtype of scale and bias.
-      use_bias: add a bias.
-      use_scale: multiply by a scale.
-      bias_init: initialiser of the bias, `[C]`.
-      scale_init: initialiser of the scale, `[C]`.
-      axis_name: axis, or tuple of axes, bound by pmap, shard_map or vmap, over which
-        the batch is split. Leave it out under plain jit.
-      axis_index_groups: groups of indices along `axis_name` that share statistics.
-      use_fast_variance: compute `E[x^2] - E[x]^2`, whatever precision that loses.
+      use_fast_variance: compute `E[x^2] - E[x]^2`, whatever precision that loses. The
+        default is False.
       force_float32_reductions: False squares half-precision inputs in their own dtype,
         and rounds their moments to it. It also keeps the running statistics in
         `param_dtype`, as in Flax.
@@ -71,8 +61,8 @@ class BatchNorm(nn.Module):
         "silu", "gelu" or None. The backward pass recomputes what it needs, and keeps
         nothing more.
       variance: the form in which the variance is computed: "auto" (the stable form that
-        is cheapest where the program runs), "unconditional", "checked", "two_pass",
-        "sliced", "shifted" or "fast". See `jaxbn.batch_norm_train`.
+        is cheapest where the program runs), "unconditional" or "fast". See
+        `jaxbn.batch_norm_train`.
       in_place: keep the result for the backward pass instead of the input. This works
         for activation None and "leaky_relu". See `jaxbn.batch_norm_train`.
       update_running_average: update the running statistics. Default: update them
@@ -83,36 +73,25 @@ class BatchNorm(nn.Module):
         "window" the average over the last hundred. An estimator of `jaxbn.estimators`
         has settings of its own. All but "ema" keep further variables beside `mean` and
         `var`, and `jaxbn.reset_batch_stats` resets them.
-      sync: a policy of `jaxbn.sync_policies` by which workers share statistics. Workers
-        are the devices along `axis_name`, or parts of `group_size` examples. The
-        collection `batch_sync` holds what a policy remembers from step to step.
+      sync: a policy of `jaxbn.sync` by which workers share statistics. Workers are the
+        devices along `axis_name`, or parts of `group_size` examples. The collection
+        `batch_sync` holds what a policy remembers from step to step.
 
     References:
       Ioffe and Szegedy, arXiv:1502.03167.
     """
 
-    use_running_average: bool | None = None
-    axis: int | Sequence[int] = -1
-    momentum: float = 0.99
-    epsilon: float = 1e-5
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
-    use_bias: bool = True
-    use_scale: bool = True
-    bias_init: initializers.Initializer = initializers.zeros
-    scale_init: initializers.Initializer = initializers.ones
-    axis_name: reduction.AxisName | None = None
-    axis_index_groups: Any = None
+    axis: Any = -1  # An int, or several.
+    axis_name: Any = None  # A name, or several.
     use_fast_variance: bool = False
-    force_float32_reductions: bool = True
-    group_size: GroupSize | None = dataclasses.field(default=None, kw_only=True)
+    group_size: groups.GroupSize | None = dataclasses.field(default=None, kw_only=True)
     unbiased: bool = dataclasses.field(default=True, kw_only=True)
     activation: str | None = dataclasses.field(default=None, kw_only=True)
     in_place: bool = dataclasses.field(default=False, kw_only=True)
     variance: reduction.Variance = dataclasses.field(default="auto", kw_only=True)
     update_running_average: bool | None = dataclasses.field(default=None, kw_only=True)
     estimator: EstimatorOrName = dataclasses.field(default="ema", kw_only=True)
-    sync: sync_policies.Policy | None = dataclasses.field(default=None, kw_only=True)
+    sync: Any = dataclasses.field(default=None, kw_only=True)
 
     @nn.compact
     def __call__(
@@ -149,61 +128,59 @@ class BatchNorm(nn.Module):
             switches.FROZEN.get(),
         )
         x = jnp.asarray(x)
-        shape = layer.channels(self, x)
+        shape = call.channels(self, x)
         if self.has_variable(folded.COLLECTION, "dtype"):
             return self._folded(x, on, residual)
-        state = self._batch_stats(shape, x.dtype)
+        variables = self._variables(on, shape, x.dtype)
         scale = self._param("scale", shape) if self.use_scale else None
         bias = self._param("bias", shape) if self.use_bias else None
-        collecting = self._is_collecting()
-        sync = self._batch_sync(on, shape, x.dtype)
-        y, moved, synced = layer.apply(
+        accumulating = self._is_accumulating()
+        result = call.apply(
             self,
             on,
             x,
             scale,
             bias,
-            jax.tree.map(lambda variable: variable.value, state),
-            sync_state={name: variable.value for name, variable in sync.items()},
-            collected=self._collected() if collecting else None,
-            collecting=collecting,
+            jax.tree.map(lambda variable: variable.value, variables),
+            accumulating=accumulating,
+            before=self._moments_before() if accumulating else None,
             mask=mask,
             residual=residual,
             dtype=dtypes.canonicalize_dtype(x, scale, bias, dtype=self.dtype),
             initializing=self.is_initializing(),
             path="/".join(self.path),
         )
-        if moved is not None and collecting:
-            for name, value in moments_collection.as_variables(moved).items():
-                self.put_variable(moments_collection.NAME, name, value)
-        elif moved is not None:
-            for variable, value in zip(state, moved, strict=True):
-                variable.value = value
-        for name, value in synced.items():
-            sync[name].value = value
-        return y
+        if result.accumulated is not None:
+            for name, value in accumulation.as_variables(result.accumulated).items():
+                self.put_variable(accumulation.NAME, name, value)
+        if result.batch_stats is not None:
+            jax.tree.map(_store, variables, result.batch_stats)
+        return result.y
 
     @nn.nowrap
-    def _batch_stats(self, shape, x_dtype):
-        """Returns the state of the estimator, with a variable for every array."""
-        make, kind = functools.partial(layer.init_state, self), layer.state_type(self)
+    def _variables(self, on, shape, x_dtype) -> Any:
+        """Returns `BatchStats` with a Flax variable in the place of every array.
 
-        def variable(name):
-            init = lambda: getattr(make(shape, x_dtype), name)  # noqa: E731
-            return self.variable("batch_stats", name, init)
-
-        return kind(*map(variable, kind._fields))
-
-    @nn.nowrap
-    def _batch_sync(self, on, shape, x_dtype):
-        """Returns a variable for every entry of the policy's state; {} in inference."""
+        The state of the policy is left out in inference, which does not need it.
+        """
+        new = functools.partial(call.init_batch_stats, self, shape, x_dtype)
+        entries = jax.eval_shape(new)
         training = on.update_running_average or not on.use_running_average
-        if not training and not self.is_initializing():
-            return {}
-        return {
-            name: self.variable(sync_policies.NAME, name, lambda first=first: first)
-            for name, first in layer.init_sync(self, shape, x_dtype).items()
-        }
+        synced = entries.sync if training or self.is_initializing() else ()
+
+        def of_layer(name, read):
+            return self.variable("batch_stats", name, lambda: read(new())[name])
+
+        def of_policy(name):
+            return self.variable(SYNC, name, lambda: new().sync[name])
+
+        variables: Any = (
+            of_layer("mean", BatchStats._asdict),
+            of_layer("var", BatchStats._asdict),
+            {name: of_layer(name, lambda stats: stats.extra) for name in entries.extra},
+            {name: of_policy(name) for name in synced},
+        )
+        return BatchStats(*variables)
 
     @nn.nowrap
     def _folded(self, x, on, residual):
@@ -225,7 +202,7 @@ class BatchNorm(nn.Module):
         )
 
     @nn.nowrap
-    def _is_collecting(self):
+    def _is_accumulating(self):
         """Returns whether this pass is one of several before a single update.
 
         This is the case only if `mutable` names the collection. `mutable=True` does not
@@ -233,16 +210,16 @@ class BatchNorm(nn.Module):
         """
         asked_for, whatever = (
             self.is_mutable_collection(name)
-            for name in (moments_collection.NAME, "no collection of this name")
+            for name in (accumulation.NAME, "no collection of this name")
         )
         return asked_for and not whatever and not self.is_initializing()
 
     @nn.nowrap
-    def _collected(self):
+    def _moments_before(self):
         """Returns the moments of the passes before this one; None in the first pass."""
-        given = self.get_variable(moments_collection.NAME, "moments")
+        given = self.get_variable(accumulation.NAME, "moments")
         if given is None:
-            moments_collection.check_can_be_made("/".join(self.path))
+            accumulation.check_can_be_made("/".join(self.path))
             return None
         return moments.Moments(*given)
 
@@ -250,6 +227,10 @@ class BatchNorm(nn.Module):
     def _param(self, name, shape):
         if self.has_variable("params", name):  # Flax's own error names no cause.
             given = nn.meta.unbox(self.get_variable("params", name))
-            checks.check_channels(name, given, shape)
+            arguments.check_channels(name, given, shape)
         init = self.scale_init if name == "scale" else self.bias_init
         return self.param(name, init, shape, self.param_dtype)
+
+
+def _store(variable, value):
+    variable.value = value

@@ -21,22 +21,37 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from jax.nn import initializers
 
-from jaxbn import checks, layer, nnx_variables, switches, sync_policies
-from jaxbn.core import reduction
-from jaxbn.estimation import EstimatorOrName
-from jaxbn.grouping import GroupSize
+from jaxbn import estimators
+from jaxbn._core import arguments, groups, reduction, training_call
+from jaxbn._layers import accumulation, call, switches
+from jaxbn.estimators import BatchStats, EstimatorOrName
+
+__all__ = ["BatchNorm", "BatchSync", "OwnBatchSync"]
 
 _NO_METADATA: Mapping[str, Any] = MappingProxyType({})
 
 
-class BatchNorm(nnx.Module):
+class BatchSync(nnx.Variable):
+    """The part of a policy's state that is the same for all workers."""
+
+
+class OwnBatchSync(nnx.Variable):
+    """The part of a policy's state that each worker has for itself, `[workers, C]`."""
+
+
+class Accumulated(nnx.Variable):
+    """The moments of several passes; see `jaxbn.accumulate`."""
+
+
+class BatchNorm(nnx.BatchNorm):
     """Batch Normalization, a replacement for `flax.nnx.BatchNorm`.
 
-    The layer has all arguments and attributes of Flax's layer, with the same meaning.
-    Two defaults differ: the running variance is unbiased, and the variance is computed
-    in a stable form. The running statistics are used in float32; Flax rounds them to
-    `dtype`. The first complex batch makes the mean complex; Flax drops the imaginary
-    part. `jaxbn.linen.BatchNorm` describes the options that Flax does not have.
+    The layer is a subclass of Flax's, with all its arguments and attributes and the
+    same meaning. Two defaults differ: the running variance is unbiased, and the
+    variance is computed in a stable form. The running statistics are used in float32;
+    Flax rounds them to `dtype`. The first complex batch makes the mean complex; Flax
+    drops the imaginary part. `jaxbn.linen.BatchNorm` describes the options that Flax
+    does not have.
 
     Args:
       num_features: the size of the channel axis, or the sizes of several.
@@ -68,8 +83,7 @@ class BatchNorm(nnx.Module):
       Ioffe and Szegedy, arXiv:1502.03167.
     """
 
-    mean: nnx.BatchStat
-    var: nnx.BatchStat
+    force_float32_reductions = True  # `jaxbn.linen.BatchNorm` has a choice.
 
     def __init__(
         self,
@@ -92,15 +106,14 @@ class BatchNorm(nnx.Module):
         rngs: nnx.Rngs | None = None,
         bias_metadata: Mapping[str, Any] = _NO_METADATA,
         scale_metadata: Mapping[str, Any] = _NO_METADATA,
-        force_float32_reductions: bool = True,
-        group_size: GroupSize | None = None,
+        group_size: groups.GroupSize | None = None,
         unbiased: bool = True,
         activation: str | None = None,
         in_place: bool = False,
         variance: reduction.Variance = "auto",
         update_running_average: bool | None = None,
         estimator: EstimatorOrName = "ema",
-        sync: sync_policies.Policy | None = None,
+        sync: Any = None,
     ):
         self.num_features = num_features
         self.use_running_average = use_running_average
@@ -113,11 +126,11 @@ class BatchNorm(nnx.Module):
         self.use_bias = use_bias
         self.use_scale = use_scale
         self.axis_name = tuple(axis_name) if isinstance(axis_name, list) else axis_name
-        groups = axis_index_groups
-        self.axis_index_groups = None if groups is None else tuple(map(tuple, groups))
+        if axis_index_groups is not None:
+            axis_index_groups = tuple(map(tuple, axis_index_groups))
+        self.axis_index_groups = axis_index_groups
         self.use_fast_variance = use_fast_variance
         self.promote_dtype = promote_dtype
-        self.force_float32_reductions = force_float32_reductions
         self.group_size = group_size
         self.unbiased = unbiased
         self.activation = activation
@@ -128,12 +141,14 @@ class BatchNorm(nnx.Module):
         self.estimator = estimator
         self.sync = sync
 
-        shape = layer.as_channels(num_features)
-        state = layer.init_state(self, shape, jnp.dtype(param_dtype))
-        for name, value in state._asdict().items():  # `mean`, `var`, maybe more.
+        shape = call.as_channels(num_features)
+        stats = call.init_batch_stats(self, shape, jnp.dtype(param_dtype))
+        self.mean, self.var = nnx.BatchStat(stats.mean), nnx.BatchStat(stats.var)
+        for name, value in stats.extra.items():
             setattr(self, name, nnx.BatchStat(value))
-        synced = layer.init_sync(self, shape, jnp.dtype(param_dtype))
-        nnx_variables.begin_sync(self, synced)
+        if stats.sync:
+            shared, own = _shared_and_own(stats.sync)
+            self.batch_sync, self.own_batch_sync = BatchSync(shared), OwnBatchSync(own)
 
         def param(name: str, init: Callable[..., jax.Array], metadata) -> nnx.Param:
             if rngs is None:
@@ -182,43 +197,64 @@ class BatchNorm(nnx.Module):
         )
         x = jnp.asarray(x)
         scale, bias = (None if p is None else p[...] for p in (self.scale, self.bias))
-        state = nnx_variables.read(self, layer.state_type(self))
-        checks.check_features(x, self.axis, state.mean.shape)
-        collected = getattr(self, "collected", None)
-        arrays = x, state.mean, state.var, scale, bias
+        stats = self.batch_stats
+        arguments.check_features(x, self.axis, stats.mean.shape)
+        arrays = x, stats.mean, stats.var, scale, bias
         promoted = self.promote_dtype(arrays, dtype=self.dtype)
-        y, moved, synced = layer.apply(
+        accumulated = getattr(self, "accumulated", None)
+        accumulating = accumulated is not None
+        result = call.apply(
             self,
             on,
             x,
             scale,
             bias,
-            state,
-            sync_state=nnx_variables.read_sync(self),
-            collected=None if collected is None else collected.get_value().moments,
-            collecting=collected is not None,
+            stats,
+            accumulating=accumulating,
+            before=accumulated.get_value().moments if accumulating else None,
             mask=mask,
             residual=residual,
             dtype=promoted[0].dtype,
             initializing=False,
         )
-        if moved is not None and collected is not None:
-            collected.set_value(moved)
-        elif moved is not None:
-            nnx_variables.write(self, moved)
-        if synced:
-            nnx_variables.write_sync(self, synced)
-        return y
+        if result.accumulated is not None:
+            self.accumulated.set_value(result.accumulated)
+        if result.batch_stats is not None:
+            self.store(result.batch_stats)
+        return result.y
 
-    def collect(self) -> None:
-        """Starts to collect the moments of calls in `self.collected`.
+    @property
+    def batch_stats(self) -> BatchStats:
+        """The running statistics, with the state of the policy, as arrays."""
+        shapes = jax.eval_shape(lambda: call.estimator(self).init(1, jnp.float32))
+        extra = {name: getattr(self, name)[...] for name in shapes.extra}
+        found = (getattr(self, name, None) for name in ("batch_sync", "own_batch_sync"))
+        values = [variable.get_value() for variable in found if variable is not None]
+        sync = {name: part for value in values for name, part in value.items()}
+        return BatchStats(self.mean[...], self.var[...], extra, sync)
 
-        The calls that follow merge their moments there and do not update the
-        statistics.
+    def store(self, batch_stats: BatchStats) -> None:
+        """Sets the running statistics and the state of the policy.
+
+        Args:
+          batch_stats: in the form of the property `batch_stats`.
         """
-        state = nnx_variables.read(self, layer.state_type(self))
-        first = layer.before_the_first_pass(self, state)
-        self.collected = nnx_variables.Collected(first)
+        stats = {"mean": batch_stats.mean, "var": batch_stats.var, **batch_stats.extra}
+        for name, value in stats.items():
+            variable = getattr(self, name)
+            if variable[...].dtype == value.dtype:
+                variable[...] = value
+            else:  # The first complex batch.
+                variable.set_value(value)
+        if batch_stats.sync:
+            shared, own = _shared_and_own(batch_stats.sync)
+            self.batch_sync.set_value(shared)
+            self.own_batch_sync.set_value(own)
+
+    def begin_accumulation(self) -> None:
+        """Merges the moments of later calls, which do not move the statistics."""
+        stats = estimators.widened(self.batch_stats, carried=False)
+        self.accumulated = Accumulated(accumulation.nothing_yet(stats))
 
     def set_view(
         self,
@@ -237,3 +273,9 @@ class BatchNorm(nnx.Module):
             self.use_running_average = use_running_average
         if update_running_average is not None:
             self.update_running_average = update_running_average
+
+
+def _shared_and_own(sync: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Splits a policy's state into what all workers share and what each has itself."""
+    own = {name: sync[name] for name in sync if name in training_call.PER_WORKER}
+    return {name: sync[name] for name in sync if name not in own}, own

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbn import statistics, stats_tree
+from jaxbn import functional
+from jaxbn.models import _batch_stats_by_path
 
 
 def assert_valid_batch_stats(
@@ -34,7 +35,7 @@ def assert_valid_batch_stats(
     Example:
       >>> assert_valid_batch_stats({"bn": {"mean": jnp.zeros(3), "var": jnp.ones(3)}})
     """
-    pairs = stats_tree.pairs(batch_stats)
+    pairs = _batch_stats_by_path.pairs(batch_stats)
     if not pairs:
         raise AssertionError("`batch_stats` holds no pair of `mean` and `var`.")
     for path, (mean, var) in pairs.items():
@@ -77,7 +78,7 @@ def assert_standardized(
     Example:
       >>> assert_standardized(jnp.array([[1.0], [-1.0]]))
     """
-    _, mean, var, _ = statistics.batch_moments(jnp.asarray(y, jnp.float32), axis, mask)
+    _, mean, var, _ = functional.batch_moments(jnp.asarray(y, jnp.float32), axis, mask)
     chex.assert_trees_all_close(
         {"mean": mean, "std": jnp.sqrt(var)},
         {

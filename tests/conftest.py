@@ -1,3 +1,14 @@
+import os
+
+# Compiling takes most of the time of the tests, and no test measures speed.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+    ]
+)
+
 import jax
 import numpy as np
 import pytest

@@ -5,10 +5,10 @@ import functools
 import pytest
 
 import jaxbn
-from experiments.measuring import styles
-from experiments.measuring.styles import AUTO, EXPLICIT, JIT, MAPPED
+from experiments.framework import styles
+from experiments.framework.styles import AUTO, EXPLICIT, JIT, MAPPED
 from jaxbn import linen
-from jaxbn.core import sync
+from jaxbn._core import collectives
 
 __all__ = ["ALL", "AUTO", "DEVICES", "EXPLICIT", "JIT", "MAPPED", "every", "run"]
 
@@ -28,7 +28,7 @@ def every(names=ALL, quick=QUICK):
 
 def run(style, x, mask, dy, scale, bias, stats, *, layer=False, **options):
     """A step of the functional form, or of the Linen layer."""
-    how = (style, layer, repr(sorted(options.items())), sync.MAX_ROWS)
+    how = (style, layer, repr(sorted(options.items())), collectives.MAX_ROWS)
     if how not in _COMPILED:
         normalize = functools.partial(_layer if layer else _function, **options)
         _COMPILED[how] = styles.ALL[style](normalize, DEVICES)
@@ -45,8 +45,9 @@ def _function(x, mask, scale, bias, stats, **options):
 def _layer(x, mask, scale, bias, stats, **options):
     variables = {
         "params": {"scale": scale, "bias": bias},
-        "batch_stats": stats._asdict(),
+        "batch_stats": {"mean": stats.mean, "var": stats.var, **stats.extra},
     }
     module = linen.BatchNorm(use_running_average=False, **options)
     y, new = module.apply(variables, x, mask=mask, mutable=["batch_stats"])
-    return y, jaxbn.BatchStats(**new["batch_stats"])
+    extra = dict(new["batch_stats"])
+    return y, jaxbn.BatchStats(extra.pop("mean"), extra.pop("var"), extra)

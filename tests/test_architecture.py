@@ -1,6 +1,7 @@
-"""Imports point one way: core -> checks, functional -> layers -> the rest."""
+"""Imports point one way, and tests mirror the rooms of the source."""
 
 import ast
+import graphlib
 import pathlib
 import sys
 import tomllib
@@ -8,197 +9,159 @@ import tomllib
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-ORDER = (
-    "jaxbn.core.reduction",
-    "jaxbn.core.barriers",
-    "jaxbn.core.moments",
-    "jaxbn.core.forms",
-    "jaxbn.core.local",
-    "jaxbn.core.sync",
-    "jaxbn.core.sub_batches",
-    "jaxbn.core.affine",
-    "jaxbn.core.peers",
-    "jaxbn.core.echo",
-    "jaxbn.core.tangent",
-    "jaxbn.core.normalize",
-    "jaxbn.core.running",
-    "jaxbn.core.estimators",
-    "jaxbn.core.passes",
-    "jaxbn.checks",
-    "jaxbn.optional",
-    "jaxbn.grouping",
-    "jaxbn.call_site",
-    "jaxbn.stats_tree",
-    "jaxbn.estimation",
-    "jaxbn.moments_collection",
-    "jaxbn.statistics",
-    "jaxbn.call",
-    "jaxbn.sync_policies.policy",
-    "jaxbn.sync_policies.within_step",
-    "jaxbn.sync_policies.scheduled",
-    "jaxbn.sync_policies.stale",
-    "jaxbn.sync_policies.exchange",
-    "jaxbn.sync_policies.placement",
-    "jaxbn.sync_policies",
-    "jaxbn.functional",
-    "jaxbn.switches",
-    "jaxbn.layer",
-    "jaxbn.folded",
-    "jaxbn.linen",
-    "jaxbn.nnx_variables",
-    "jaxbn.nnx",
-    "jaxbn.model_layers",
-    "jaxbn.patching",
-    "jaxbn.nnx_passes",
-    "jaxbn.population.pooling",
-    "jaxbn.population.sources",
-    "jaxbn.population.recalibration",
-    "jaxbn.population",
-    "jaxbn.diagnosis.calls",
-    "jaxbn.diagnosis.measure",
-    "jaxbn.diagnosis.figure",
-    "jaxbn.diagnosis.report",
-    "jaxbn.diagnosis",
-    "jaxbn.selection",
-    "jaxbn.freezing",
-    "jaxbn.replacement",
-    "jaxbn.folding.graph",
-    "jaxbn.folding.kernels",
-    "jaxbn.folding.linear",
-    "jaxbn.folding.merging",
-    "jaxbn.folding.report",
-    "jaxbn.folding.search",
-    "jaxbn.folding.program",
-    "jaxbn.folding.linen_model",
-    "jaxbn.folding.nnx_layer",
-    "jaxbn.folding.nnx_model",
-    "jaxbn.folding.models",
-    "jaxbn.folding",
-    "jaxbn.replicas",
-    "jaxbn.interop.conversion",
-    "jaxbn.interop.files",
-    "jaxbn.interop.packages",
-    "jaxbn.interop",
-    "jaxbn.parallel",
-    "jaxbn.training.metrics",
-    "jaxbn.training.weight_decay",
-    "jaxbn.training.frozen_mask",
-    "jaxbn.training.state",
-    "jaxbn.training.finite",
-    "jaxbn.training.gradient",
-    "jaxbn.training.accumulation",
-    "jaxbn.training.steps",
-    "jaxbn.training.nnx_steps",
-    "jaxbn.training",
-    "jaxbn.testing",
-    "jaxbn.guide",
-    "jaxbn.reproducibility",
-    "experiments",
+
+# A room imports only rooms before it, and itself.
+ROOMS = (
+    "_core",
+    "estimators",
+    "functional",
+    "sync",
+    "_layers",
+    "linen",
+    "nnx",
+    "models",
+    "convert",
+    "parallel",
+    "training",
+    "testing",
+)
+EXPERIMENT_ROOMS = ("framework", "data", "networks", "compilers")
+GROUPS = ("paper", "why", "practice", "library")  # The folders of studies.
+
+# Inside of the core, a step of the computation imports only steps before it.
+CORE = (
+    "reduction",
+    "barriers",
+    "moments",
+    "variance",
+    "collectives",
+    "affine",
+    "derivative",
+    "normalize",
+    "training_call",
 )
 
 
-def modules():
-    for path in sorted(
-        [*ROOT.glob("jaxbn/**/*.py"), *ROOT.glob("experiments/**/*.py")]
-    ):
-        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        yield name.removesuffix(".__init__"), path
+def modules(folder):
+    """Returns the path of every module in a folder, by its dotted name."""
+    paths = (ROOT / folder).rglob("*.py")
+    names = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in paths}
+    return {name.removesuffix(".__init__"): path for name, path in names.items()}
+
+
+LIBRARY, EXPERIMENTS = modules("jaxbn"), modules("experiments")
 
 
 def imported(path):
+    """Yields the dotted names that a module imports."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            for alias in node.names:
-                yield f"{node.module}.{alias.name}"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def level(name):
-    matching = [
-        i for i, prefix in enumerate(ORDER) if f"{name}.".startswith(f"{prefix}.")
-    ]
-    return matching[0] if matching else None
+def as_module(name, known):
+    """Returns the module that a dotted name is, or is in; None if it is not known."""
+    while name and name not in known:
+        name = name.rpartition(".")[0]
+    return name or None
 
 
-def test_every_module_has_its_place():
-    for name, _ in modules():
-        assert level(name) is not None or name in ("jaxbn", "jaxbn.core"), name
+def room(name):
+    parts = name.split(".")
+    return parts[1] if len(parts) > 1 and parts[0] == "jaxbn" else None
 
 
-@pytest.mark.parametrize(("name", "path"), list(modules()))
-def test_no_upward_edge(name, path):
-    mine = level(name)
-    for other in imported(path):
-        theirs = level(other)
-        if (
-            mine is not None
-            and theirs is not None
-            and not name.startswith("experiments")
-        ):
-            assert theirs < mine, f"{name} imports {other}"
+def test_every_room_has_its_place():
+    assert {room(name) for name in LIBRARY} - {None} == set(ROOMS)
 
 
-@pytest.mark.parametrize(("name", "path"), list(modules()))
-def test_core_imports_jax_only(name, path):
-    if name.startswith("jaxbn.core"):
-        allowed = {"jax", "jaxbn", *sys.stdlib_module_names}
-        assert {other.split(".")[0] for other in imported(path)} <= allowed
+@pytest.mark.parametrize("name", LIBRARY)
+def test_imports_of_the_library_point_one_way(name):
+    for other in filter(None, map(room, imported(LIBRARY[name]))):
+        if room(name) is not None:
+            assert ROOMS.index(other) <= ROOMS.index(room(name)), f"{name}: {other}"
+    if name.startswith("jaxbn._core."):
+        step = name.split(".")[2]
+        for other in imported(LIBRARY[name]):
+            before = other.split(".")[2:3]
+            if step in CORE and before and before[0] in CORE:
+                assert CORE.index(before[0]) < CORE.index(step), f"{name}: {other}"
+
+
+def test_no_module_imports_itself_through_others():
+    graph = {
+        name: {as_module(other, LIBRARY) for other in imported(path)} - {None, name}
+        for name, path in LIBRARY.items()
+        if name != "jaxbn"
+    }
+    list(graphlib.TopologicalSorter(graph).static_order())  # Raises if there is one.
+
+
+def test_the_core_imports_only_jax():
+    allowed = {"jax", "jaxbn", "numpy", *sys.stdlib_module_names}
+    for name, path in LIBRARY.items():
+        if room(name) in ("_core", "estimators", "functional", "sync", "_layers"):
+            assert {other.split(".")[0] for other in imported(path)} <= allowed, name
+
+
+def study_of(name):
+    """Returns group and folder of the study that a module belongs to, or None."""
+    parts = name.split(".")
+    in_group = parts[0] == "experiments" and parts[1:2] and parts[1] in GROUPS
+    return tuple(parts[1:3]) if in_group else None
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_study_is_imported_by_its_own_folder_only(name):
+    for other in filter(study_of, imported(EXPERIMENTS[name])):
+        assert study_of(other) == study_of(name), f"{name} imports {other}"
+
+
+def test_the_library_and_its_tests_import_no_study():
+    tests = modules("tests")
+    for name, path in {**LIBRARY, **tests}.items():
+        if not name.startswith("tests.experiments"):
+            assert not any(map(study_of, imported(path))), name
+    for name, path in LIBRARY.items():
+        assert not any(other.startswith("experiments") for other in imported(path)), (
+            name
+        )
+
+
+def test_experiments_have_rooms_and_groups_only():
+    found = {p.name for p in (ROOT / "experiments").iterdir()} - {"__pycache__"}
+    loose = {"README.md", "__init__.py", "__main__.py", "parallel_example.py"}
+    assert found == loose | {*EXPERIMENT_ROOMS, *GROUPS}
+    for group in GROUPS:
+        for path in (ROOT / "experiments" / group).glob("*/"):
+            assert path.name == "__pycache__" or (path / "study.py").exists(), path
 
 
 def test_every_folder_of_the_library_is_installed():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    folders = {
-        ".".join(path.parent.relative_to(ROOT).parts)
-        for path in ROOT.glob("jaxbn/**/__init__.py")
-    }
+    folders = {name for name, path in LIBRARY.items() if path.name == "__init__.py"}
     assert set(project["tool"]["setuptools"]["packages"]) == folders
 
 
 def test_no_catch_all_modules():
-    for name, _ in modules():
+    for name in LIBRARY | EXPERIMENTS:
         assert name.split(".")[-1] not in ("utils", "util", "misc", "common", "helpers")
 
 
-STUDIES = sorted(path.parent.name for path in ROOT.glob("experiments/*/study.py"))
+def test_the_map_names_every_room():
+    text = (ROOT / "jaxbn" / "README.md").read_text()
+    for name in ROOMS:
+        assert f"`{name}" in text, name
 
 
-def study_of(name):
-    """The study that a module belongs to; None for machinery and the library."""
-    parts = name.split(".")
-    return parts[1] if parts[0] == "experiments" and parts[1:2][0] in STUDIES else None
+def test_tests_mirror_the_rooms():
+    def folders(path):
+        return {p.name for p in path.iterdir() if p.is_dir()} - {"__pycache__"}
 
-
-@pytest.mark.parametrize(
-    ("name", "path"), [m for m in modules() if m[0].startswith("experiments.")]
-)
-def test_studies_stand_alone(name, path):
-    if name in ("experiments.studies", "experiments.pages"):  # Of all of them.
-        return
-    for other in imported(path):
-        if other.startswith("experiments.") and study_of(other):
-            assert study_of(other) == study_of(name), f"{name} imports {other}"
-
-
-def test_there_are_studies():
-    assert {"accelerators", "benchmark", "figure1", "sync_cost"} <= set(STUDIES)
-
-
-def names_in(folder, pattern):
-    """Paths of Python files without suffix, `test_` left out."""
-    root = ROOT / folder
-    for path in root.glob(pattern):
-        name = path.name.removesuffix(".py").removeprefix("test_")
-        name = {"__main__": "main"}.get(name, name)
-        if name != "__init__":
-            yield (path.relative_to(root).parent / name).as_posix()
-
-
-def test_tests_mirror_the_source():
-    for folder in ("jaxbn", "experiments"):
-        source = set(names_in(folder, "**/*.py"))
-        tests = set(names_in(f"tests/{folder}", "**/test_*.py"))
-        assert sorted(tests - source) == []
-        if folder == "jaxbn":
-            assert sorted(source - tests) == []
+    rooms = {name.removeprefix("_") for name in ROOMS}
+    assert folders(ROOT / "tests") <= rooms | {"experiments"}
+    of_experiments = {*EXPERIMENT_ROOMS, *GROUPS}
+    assert folders(ROOT / "tests" / "experiments") <= of_experiments

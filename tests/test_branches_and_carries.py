@@ -28,7 +28,8 @@ class Cell(nn.Module):
     @nn.compact
     def __call__(self, x, _=None):
         x = nn.Dense(4)(x)
-        return linen.BatchNorm(False, momentum=0.9, estimator=self.estimator)(x), None
+        momentum = {"momentum": 0.9} if self.estimator in ("ema", "debiased") else {}
+        return linen.BatchNorm(False, estimator=self.estimator, **momentum)(x), None
 
 
 def call(cell, x):
@@ -107,13 +108,13 @@ def make(kind, estimator="ema"):
 def collected(model, variables):
     """The statistics after two passes that are collected by hand."""
     given = variables | {
-        "batch_moments": jaxbn.init_batch_moments(variables["batch_stats"])
+        "batch_moments": jaxbn.begin_accumulation(variables["batch_stats"])
     }
     for part in (X[:5], X[5:]):
         # Flax carries only what is mutable; the layers leave their statistics alone.
         _, made = model.apply(given, part, mutable=COLLECTIONS)
         given |= made
-    return jaxbn.move_batch_stats(given["batch_stats"], given["batch_moments"])
+    return jaxbn.end_accumulation(given["batch_stats"], given["batch_moments"])
 
 
 def recalibrated(model, variables):
@@ -176,7 +177,7 @@ def test_equals_the_unrolled_model(kind, tool, estimator):
 @pytest.mark.parametrize("kind", ["switch", "cond", "while_loop"])
 def test_a_first_pass_by_hand_says_what_is_missing(kind):
     model, _, variables = make(kind)
-    message = r"layer 'cell.*BatchNorm_0' must exist before .*`jaxbn.init_batch_moments"
+    message = r"layer 'cell.*BatchNorm_0' must exist before .*`jaxbn.begin_accumulation"
     with pytest.raises(ValueError, match=message):
         model.apply(variables, X, mutable=COLLECTIONS)
 
@@ -262,4 +263,4 @@ def test_moments_of_another_shape_do_not_replace_statistics():
         r"layer 'cell/BatchNorm_0' must have .* \(4,\), got \(3, 4\).*variable_car"
     )
     with pytest.raises(ValueError, match=message):
-        jaxbn.move_batch_stats(variables["batch_stats"], made["batch_moments"])
+        jaxbn.end_accumulation(variables["batch_stats"], made["batch_moments"])

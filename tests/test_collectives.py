@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import jaxbn
-from experiments.measuring import hlo
-from jaxbn.core import sync
+from experiments.compilers import hlo
+from jaxbn._core import collectives
 from tests import styles
 
 C = 64
@@ -77,14 +77,14 @@ def test_one_forward_one_backward_and_one_where_ill_conditioned(style):
 
 
 def test_many_devices_need_no_rows(monkeypatch):
-    monkeypatch.setattr(sync, "MAX_ROWS", 4)
+    monkeypatch.setattr(collectives, "MAX_ROWS", 4)
     forward = compiled("shard_map", backward=False, axis_name="d")
     assert [c.bytes for c in forward if not c.conditional] == [(2 * C + 1) * 4]
     assert [c.bytes for c in forward if c.conditional] == [2 * C * 4]
 
 
 def test_many_devices_alone_need_no_rows(monkeypatch):
-    monkeypatch.setattr(sync, "MAX_ROWS", 4)
+    monkeypatch.setattr(collectives, "MAX_ROWS", 4)
     options = {"axis_name": "d", "group_size": "local"}
     forward = compiled("shard_map", backward=False, **options)
     assert [c.bytes for c in forward] == [(2 * C + 1) * 4, 2 * C * 4]
@@ -92,7 +92,7 @@ def test_many_devices_alone_need_no_rows(monkeypatch):
 
 
 def test_exactly_as_many_devices_as_rows(monkeypatch):
-    monkeypatch.setattr(sync, "MAX_ROWS", styles.DEVICES)
+    monkeypatch.setattr(collectives, "MAX_ROWS", styles.DEVICES)
     (forward,) = compiled("shard_map", backward=False, axis_name="d")
     assert forward.bytes > styles.DEVICES * 2 * C * 4
 

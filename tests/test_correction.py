@@ -11,8 +11,8 @@ import numpy as np
 from absl.testing import parameterized
 
 import jaxbn
-from jaxbn.core import affine, normalize, reduction
-from jaxbn.grouping import as_devices
+from jaxbn._core import affine, normalize, reduction
+from jaxbn._core.groups import as_devices
 
 RNG = np.random.default_rng(0)
 X = 1 + 2 * RNG.standard_normal((12, 3))
@@ -36,9 +36,9 @@ def rows(array):
 
 
 def by_the_op(x, scale, bias, axis_name=None, activation=None):
-    how = reduction.Reduction((1,), devices=as_devices(axis_name, None, None))
+    settings = reduction.Settings((1,), devices=as_devices(axis_name, None, None))
     output = affine.Output(EPSILON, x.dtype, activation, correct=renorm)
-    return normalize.normalize(how, output, x, scale, bias, None, None, RUNNING)[0]
+    return normalize.normalize(settings, output, x, scale, bias, None, None, RUNNING)[0]
 
 
 def plain(x, scale, bias):

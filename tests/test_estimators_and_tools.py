@@ -15,7 +15,6 @@ import pytest
 from flax import nnx
 
 import jaxbn
-import jaxbn.nnx
 from jaxbn import estimators, linen
 
 MOMENTUM, BATCHES = 0.9, 6
@@ -30,8 +29,8 @@ OWN = {
 }
 
 
-def shares(name, old):
-    """Returns the weight of the next batch beside `old` batches, or a tool's result."""
+def share_of_next(name, old):
+    """Returns the weight of a batch after `old` batches, or after a tool's result."""
     number = old or {"cumulative": 99, "window": 4}.get(name)
     return {
         "ema": 1 - MOMENTUM,
@@ -48,6 +47,11 @@ def trained(name, batches=X):
     for x in batches:
         state = estimator.update(state, jaxbn.batch_moments(x))
     return state
+
+
+def as_collection(stats):
+    """Returns the variables of a Linen layer."""
+    return {"mean": stats.mean, "var": stats.var, **stats.extra}
 
 
 def update(name, state, x):
@@ -77,7 +81,7 @@ def test_statistics_that_were_set_are_established(name, before, mean, log_var):
     mean, var = np.full(2, mean, np.float32), np.full(2, 10**log_var, np.float32)
     state = state._replace(mean=jnp.asarray(mean), var=jnp.asarray(var))
     new = update(name, state, X[0])
-    assert_moved(new, mean, var, X[0], shares(name, before))
+    assert_moved(new, mean, var, X[0], share_of_next(name, before))
     chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
 
 
@@ -85,14 +89,13 @@ def test_statistics_that_were_set_are_established(name, before, mean, log_var):
 def test_recalibrated_statistics_go_on(name):
     layer = linen.BatchNorm(False, estimator=OWN[name])
     variables = layer.init(jax.random.key(0), X[0])
-    variables["batch_stats"] = trained(name)._asdict()
+    variables["batch_stats"] = as_collection(trained(name))
     new = jaxbn.recalibrate(layer, variables, [FAR], lambda layer, x: layer(x))
     stats = new["batch_stats"]
     np.testing.assert_allclose(stats["mean"], FAR.mean(0), rtol=1e-5)
     _, moved = layer.apply(new, X[0], mutable=["batch_stats"])
-    kind = type(trained(name))
-    share = shares(name, BATCHES)
-    after = kind(**moved["batch_stats"])
+    after = jaxbn.BatchStats(moved["batch_stats"]["mean"], moved["batch_stats"]["var"])
+    share = share_of_next(name, BATCHES)
     assert_moved(after, stats["mean"], stats["var"], X[0], share)
 
 
@@ -170,21 +173,38 @@ def test_average_of_states_goes_on(name):
 REPLACED = [(old, new) for old in OWN for new in OWN]
 
 
+@pytest.mark.parametrize("stacked", [False, True])
 @pytest.mark.parametrize(("old", "new"), REPLACED)
-def test_replaced_layers_go_on(old, new):
-    """Trained statistics count as established, whichever estimator follows."""
-    layer = jaxbn.nnx.BatchNorm(2, estimator=OWN[old], rngs=nnx.Rngs(0))
+def test_replaced_layers_go_on(old, new, stacked):
+    """Trained statistics count as established, whichever estimator follows.
+
+    Layers may be stacked by `nnx.vmap`.
+    """
+
+    def make(key):
+        return jaxbn.nnx.BatchNorm(2, estimator=OWN[old], rngs=nnx.Rngs(key))
+
+    def run(layer, x):
+        return layer(x)
+
+    key = jax.random.key(0)
+    if stacked:
+        make, run = nnx.vmap(make), nnx.vmap(run, in_axes=(0, None))
+        key = jax.random.split(key, 3)
+    layer = make(key)
     for x in X:
-        layer(x)
-    mean, var = np.array(layer.mean[...]), np.array(layer.var[...])
-    model = jaxbn.replace(nnx.Sequential(layer), estimator=OWN[new])
-    model(X[0])
-    after = jaxbn.BatchStats(*(model.layers[0].mean[...], model.layers[0].var[...]))
+        run(layer, x)
+    mean, var = layer.batch_stats[:2]
+    model = jaxbn.replace(nnx.Dict(norm=layer), estimator=OWN[new], epsilon=1e-4)
+    run(model.norm, X[0])
+    after = model.norm.batch_stats
     if old == new:
         expected = update(new, trained(new), X[0])
-        chex.assert_trees_all_close(after, jaxbn.BatchStats(*expected[:2]), rtol=1e-6)
+        for leaf, other in zip(after[:2], expected[:2], strict=True):
+            other = np.broadcast_to(other, leaf.shape)
+            np.testing.assert_allclose(leaf, other, rtol=1e-6)
     else:
-        assert_moved(after, mean, var, X[0], shares(new, 0))
+        assert_moved(after, mean, var, X[0], share_of_next(new, 0))
 
 
 @pytest.mark.parametrize("name", ["debiased", "cumulative", "window"])
@@ -198,13 +218,13 @@ def test_a_replaced_layer_that_was_never_trained_begins_with_its_first_batch(nam
 
 @pytest.mark.parametrize("name", ["debiased", "cumulative", "window"])
 def test_a_checkpoint_of_the_default_goes_on(name):
-    """It has no more than `mean` and `var`, and so has one of Flax."""
+    """It has no more than `mean` and `var`, as one of Flax's layer."""
     stats = {"mean": jnp.full(2, 100.0), "var": jnp.full(2, 9.0)}
     layer = linen.BatchNorm(False, estimator=OWN[name])
     variables = {**layer.init(jax.random.key(0), X[0]), "batch_stats": stats}
     _, new = layer.apply(variables, X[0], mutable=["batch_stats"])
     after = jaxbn.BatchStats(new["batch_stats"]["mean"], new["batch_stats"]["var"])
-    assert_moved(after, stats["mean"], stats["var"], X[0], shares(name, 0))
+    assert_moved(after, stats["mean"], stats["var"], X[0], share_of_next(name, 0))
 
 
 @pytest.mark.parametrize("name", OWN)
@@ -342,20 +362,17 @@ def test_functions_compose(name):
     state = trained(name)
     _, state = jaxbn.batch_norm_train(x, None, None, state, estimator=OWN[name])
     actual = jaxbn.batch_norm_inference(x, None, None, state)
-    mean, var = map(np.asarray, OWN[name].estimate(state))
-    expected = (x - mean) / np.sqrt(var + 1e-5)
+    expected = (x - state.mean[None]) / np.sqrt(state.var[None] + 1e-5)
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_inference_takes_the_state_of_a_policy():
-    sync = jaxbn.sync_policies.Periodic(2)
-    given = jaxbn.sync_policies.WithSync(
-        jaxbn.init_batch_stats(2), sync.init((2,), jnp.float32)
-    )
-    x = X[0]
+    x, sync = X[0], jaxbn.sync.Stale(0.5)
+    given = jaxbn.sync.for_workers(jaxbn.init_batch_stats(2, sync=sync), 2)
     _, state = jaxbn.batch_norm_train(x, None, None, given, sync=sync, group_size=4)
+    assert state.sync
     actual = jaxbn.batch_norm_inference(x, None, None, state)
-    expected = jaxbn.batch_norm_inference(x, None, None, state.batch_stats)
+    expected = jaxbn.batch_norm_inference(x, None, None, state._replace(sync={}))
     np.testing.assert_array_equal(actual, expected)
 
 
@@ -407,31 +424,6 @@ def test_replicas_of_stacked_layers(name, number):
         chex.assert_trees_all_close(actual, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("old", "new"), REPLACED)
-def test_replaced_stacked_layers(old, new):
-    @nnx.vmap(in_axes=0, out_axes=0)
-    def make(key):
-        return jaxbn.nnx.BatchNorm(2, estimator=OWN[old], rngs=nnx.Rngs(key))
-
-    @nnx.vmap(in_axes=(0, None), out_axes=0)
-    def run(layer, x):
-        return layer(x)
-
-    layers = make(jax.random.split(jax.random.key(0), 3))
-    for x in X:
-        run(layers, x)
-    mean, var = np.array(layers.mean[...]), np.array(layers.var[...])
-    model = jaxbn.replace(nnx.Dict(norm=layers), estimator=OWN[new], epsilon=1e-4)
-    run(model.norm, X[0])
-    after = jaxbn.BatchStats(model.norm.mean[...], model.norm.var[...])
-    if old == new:
-        expected = update(new, trained(new), X[0])[:2]
-        for leaf, other in zip(after, expected, strict=True):
-            np.testing.assert_allclose(leaf, np.stack([other] * 3), rtol=1e-6)
-    else:
-        assert_moved(after, mean, var, X[0], shares(new, 0))
-
-
 def test_a_small_change_of_a_large_mean_is_established():
     """The change is a tenth of the standard deviation, and tiny beside the mean."""
     x = (1000 + 0.1 * RNG.standard_normal((64, 2))).astype(np.float32)
@@ -458,8 +450,8 @@ def test_momentum_of_every_channel(kind):
         for x in X[:2]:
             part = x[:, channel : channel + 1]
             state = alone.update(state, jaxbn.batch_moments(part))
-        for leaf, expected in zip(both, state, strict=True):
-            np.testing.assert_allclose(leaf[channel], expected[0], rtol=1e-6)
+        one_channel = jax.tree.map(lambda leaf, c=channel: leaf[c : c + 1], both)
+        chex.assert_trees_all_close(one_channel, state, rtol=1e-6)
 
 
 def test_state_of_policies_is_not_merged():

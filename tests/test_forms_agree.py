@@ -40,7 +40,7 @@ def cases(draw):
         "momentum": draw(st.sampled_from([0.0, 0.9, 1.0])),
         "epsilon": draw(st.sampled_from([1e-5, 0.1])),
         "unbiased": draw(st.booleans()),
-        "variance": draw(st.sampled_from(["auto", "two_pass", "fast"])),
+        "variance": draw(st.sampled_from(["auto", "unconditional", "fast"])),
     }
     if x_dtype != "complex64":
         names = [None, "relu", "leaky_relu", "silu", "gelu"]
@@ -109,7 +109,7 @@ def check(x, mask, residual, train, parameters, options):
         by_function, after = jaxbn.batch_norm_train(
             x, *given, before, mask=mask, residual=residual, dtype=y.dtype, **options
         )
-        chex.assert_trees_all_equal(after._asdict(), stats)
+        chex.assert_trees_all_equal({"mean": after.mean, "var": after.var}, stats)
     else:
         shared = ("axis", "epsilon", "activation")
         by_function = jaxbn.batch_norm_inference(

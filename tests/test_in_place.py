@@ -12,7 +12,7 @@ import pytest
 from absl.testing import parameterized
 
 import jaxbn
-from experiments.measuring.kept import kept_bytes
+from experiments.compilers.kept import kept_bytes
 from jaxbn import linen
 from tests import styles
 
@@ -204,14 +204,14 @@ class MemoryTest(chex.TestCase):
 
     @pytest.mark.exhaustive
     def test_what_is_kept(self):
-        policy = jaxbn.dots_and_moments_saveable
+        policy = jaxbn.remat_policy
         assert self.kept({"activation": "leaky_relu"}) == 2
         assert self.kept({"activation": "leaky_relu", "in_place": True}) == 1
         for activation in ("relu", "silu", "gelu"):
             assert self.kept({"activation": activation}, policy) == 1
 
     def test_the_policy_can_be_pickled(self):
-        policy = jaxbn.dots_and_moments_saveable
+        policy = jaxbn.remat_policy
         assert pickle.loads(pickle.dumps(policy)) is policy
 
     def test_recomputation_repeats_no_collective(self):
@@ -227,7 +227,7 @@ class MemoryTest(chex.TestCase):
             mapped = jax.pmap(on_device, axis_name="d")
             return str(jax.make_jaxpr(mapped)(x, dy)).count("psum")
 
-        policy = jaxbn.dots_and_moments_saveable
+        policy = jaxbn.remat_policy
         expected = count(lambda function: function)
         assert count(functools.partial(jax.checkpoint, policy=policy)) == expected
         assert count(jax.checkpoint) > expected  # Without the policy they repeat.

@@ -16,8 +16,8 @@ import pytest
 from hypothesis.extra import numpy as numpy_strategies
 
 import jaxbn
-from jaxbn import sync_policies
-from jaxbn.core import affine
+from jaxbn import sync
+from jaxbn._core import affine
 
 SHAPE = (6, 2, 3)
 EXAMPLES = np.arange(6)[:, None, None] < 4
@@ -166,13 +166,7 @@ def fused(mask, **options):
     """Returns the op with such options."""
 
     def function(x, scale, bias, residual=None):
-        stats = jaxbn.init_batch_stats(3)
-        if "sync" in options:
-            state = sync_policies.init_state(options["sync"], (3,), jnp.float32)
-            workers = len(x) // options["group_size"]
-            state = sync_policies.for_workers({"batch_sync": state}, workers)
-            state = state["batch_sync"]
-            stats = sync_policies.WithSync(stats, state) if state else stats
+        stats = jaxbn.init_batch_stats(3, sync=options.get("sync"))
         y, _ = jaxbn.batch_norm_train(
             x, scale, bias, stats, residual=residual, mask=MASKS[mask], **options
         )
@@ -212,11 +206,11 @@ def test_of_the_op(activation, has_residual, in_place, mask, of_x, of_residual):
 @pytest.mark.parametrize(
     ("policy", "group_size"),
     [
-        (sync_policies.Local(), 3),  # Two workers, each by its own moments.
-        (sync_policies.Stale(backward=False), 6),
+        (None, 3),  # Two groups, each by its own moments.
+        (sync.Stale(backward=False), 6),  # One worker, which merges with a memory.
     ],
 )
-def test_of_policies(policy, group_size, mask):
+def test_of_groups_and_policies(policy, group_size, mask):
     point, along, _ = batch()
     function = fused(mask, activation="gelu", sync=policy, group_size=group_size)
     for content in (np.nan, np.inf, 1e30):

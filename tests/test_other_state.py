@@ -91,7 +91,7 @@ def by_hand(net, variables):
     """Every other step begins with a collection that is there already."""
     for step in range(STEPS):
         if step % 2:
-            zeros = jaxbn.init_batch_moments(variables["batch_stats"])
+            zeros = jaxbn.begin_accumulation(variables["batch_stats"])
             variables = variables | {"batch_moments": zeros}
         for part in PARTS:
             _, new = net.apply(
@@ -99,7 +99,7 @@ def by_hand(net, variables):
             )
             variables = variables | new
         moments = variables.pop("batch_moments")
-        moved = jaxbn.move_batch_stats(variables["batch_stats"], moments)
+        moved = jaxbn.end_accumulation(variables["batch_stats"], moments)
         variables = variables | {"batch_stats": moved}
     return variables["batch_stats"]
 
@@ -185,7 +185,7 @@ def test_in_a_checked_shard_map(axis_name):
             mutable = ["batch_stats", "batch_moments"]
             _, new = Small().apply(given, part, mutable=mutable)
             given = given | new
-        return jaxbn.move_batch_stats(given["batch_stats"], given["batch_moments"])
+        return jaxbn.end_accumulation(given["batch_stats"], given["batch_moments"])
 
     # A device takes every other row of its shard in each of the two parts.
     shards = np.split(X, 2)
@@ -212,7 +212,7 @@ class NnxNet(nnx.Module):
 def test_of_nnx():
     model, expected = NnxNet(), NnxNet()
     for _ in range(STEPS):
-        with jaxbn.collecting(model):
+        with jaxbn.accumulate(model):
             for part in PARTS:
                 model(part)
         for part in PARTS:

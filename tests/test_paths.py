@@ -58,5 +58,5 @@ def test_a_file_that_is_not_there_is_found():
 def test_what_is_there_or_is_an_output_is_not_reported():
     text = "`reference.py`, tests/reference.py::moments, runs/figure1_digits.md, a.py"
     assert missing(text) == []
-    links = "[a](../README.md#run-it) [b](guide.py) [c](https://x.org/a.md) [d](#run)"
+    links = "[a](../README.md#run) [b](guide/models.md) [c](https://x.org/a) [d](#run)"
     assert missing(links, pathlib.Path("jaxbn")) == []

@@ -9,7 +9,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-POLICIES = (ROOT / "experiments/sync_policies/README.md").read_text()
+POLICIES = (ROOT / "experiments/library/sync_policies/README.md").read_text()
 
 
 def blocks(language, text=README):
@@ -33,7 +33,7 @@ def test_every_snippet_runs_alone(snippet):
 
 
 def test_commands_are_complete():
-    main_job, tests, library = blocks("bash")
+    library, main_job, tests = blocks("bash")
     assert library == "pip install .\n"
     for command in (main_job, tests):
         assert command.startswith("python3 -m venv .venv && .venv/bin/pip install")

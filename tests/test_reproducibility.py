@@ -22,7 +22,7 @@ import pytest
 from flax import nnx
 
 import jaxbn.nnx
-from experiments.measuring import processes
+from experiments.framework import processes
 from jaxbn import linen, parallel, training
 from tests import two_processes_training
 

@@ -1,6 +1,6 @@
 """Layers of a subclass with a call of its own, in the tools for whole models.
 
-What a tool says of such a layer is what it says of the plain layer that it calls.
+A tool treats such a layer as it treats the plain layer that it calls.
 """
 
 import chex
@@ -12,8 +12,8 @@ import pytest
 from flax import nnx
 
 import jaxbn
-import jaxbn.nnx
-from jaxbn import linen, model_layers
+from jaxbn import linen
+from jaxbn.models import _batch_stats_by_path, _hooks
 
 RNG = np.random.default_rng(0)
 X = (2 + RNG.standard_normal((16, 3))).astype(np.float32)
@@ -34,7 +34,7 @@ class Own(linen.BatchNorm):
 
 
 class Plain(nn.Module):
-    """Does the same in two modules; the path of the layer is `{path}/bn`."""
+    """Does the same with two modules; the path of the layer is `{path}/bn`."""
 
     @nn.compact
     def __call__(self, inputs, train):
@@ -116,55 +116,37 @@ def both():
     return (Net(True), own), (Net(False), plain)
 
 
-def pairs(batch_stats):
-    return {
-        path[0]: tuple(p) for path, p in jaxbn.stats_tree.pairs(batch_stats).items()
-    }
+def pairs(tree):
+    """Returns mean and variance of the first and the last layer."""
+    return {path[0]: pair for path, pair in _batch_stats_by_path.pairs(tree).items()}
 
 
 @pytest.mark.parametrize(
     "layer_by_layer", [pytest.param(False, marks=pytest.mark.exhaustive), True]
 )
-def test_recalibration_of_linen(layer_by_layer):
-    made = [
-        jaxbn.recalibrate(*each, BATCHES, train, layer_by_layer=layer_by_layer)
-        for each in both()
-    ]
-    own, plain = (pairs(each["batch_stats"]) for each in made)
+def test_recalibration(layer_by_layer):
+    options = {"layer_by_layer": layer_by_layer}
+    own, plain = (jaxbn.recalibrate(*e, BATCHES, train, **options) for e in both())
     # Multiplications by 2 are exact, and both programs sum in the same order.
-    chex.assert_trees_all_close(own, plain, rtol=1e-6)
-    assert int(made[0]["batch_stats"]["first"]["calls"]) == 0
-
-
-@pytest.mark.parametrize(
-    "layer_by_layer", [pytest.param(False, marks=pytest.mark.exhaustive), True]
-)
-def test_recalibration_of_nnx(layer_by_layer):
+    found, expected = pairs(own["batch_stats"]), pairs(plain["batch_stats"])
+    chex.assert_trees_all_close(found, expected, rtol=1e-6)
+    assert int(own["batch_stats"]["first"]["calls"]) == 0
     own, plain = (
-        jaxbn.recalibrate(
-            NnxNet(kind), None, BATCHES, call, layer_by_layer=layer_by_layer
-        )
+        jaxbn.recalibrate(NnxNet(kind), None, BATCHES, call, **options)
         for kind in (NnxOwn, NnxPlain)
     )
-    for name in ("first", "last"):
-        ours, theirs = getattr(own, name), getattr(plain, name).bn
-        np.testing.assert_allclose(ours.mean[...], theirs.mean[...], rtol=1e-6)
-        np.testing.assert_allclose(ours.var[...], theirs.var[...], rtol=1e-6)
-        assert type(ours) is NnxOwn
-
-
-def check_diagnoses(own, plain):
-    assert [row.path for row in own.layers] == ["first", "last"]
-    for ours, theirs in zip(own.layers, plain.layers, strict=True):
-        for name, value in ours._asdict().items():
-            if name != "path":
-                np.testing.assert_equal(value, getattr(theirs, name), name)
+    found, expected = pairs(nnx.state(own)), pairs(nnx.state(plain))
+    chex.assert_trees_all_close(found, expected, rtol=1e-6)
+    assert type(own.first) is NnxOwn
 
 
 def test_diagnosis_lists_every_layer_once():
-    check_diagnoses(*(jaxbn.diagnose(*each, X, train) for each in both()))
-    models = NnxNet(NnxOwn), NnxNet(NnxPlain)
-    check_diagnoses(*(jaxbn.diagnose(model, None, X, call) for model in models))
+    models = [(NnxNet(kind), None) for kind in (NnxOwn, NnxPlain)]
+    for pair, run in ((both(), train), (models, call)):
+        own, plain = (jaxbn.diagnose(*each, X, run) for each in pair)
+        assert [row.path for row in own.layers] == ["first", "last"]
+        for ours, theirs in zip(own.layers, plain.layers, strict=True):
+            np.testing.assert_equal(ours[1:], theirs[1:])  # All but the path.
 
 
 def test_freezing_linen():
@@ -232,7 +214,7 @@ def test_folding_linen():
 
 
 class Reading(linen.BatchNorm):
-    """Uses its own running statistics besides."""
+    """Also uses its own running statistics."""
 
     @nn.compact
     def __call__(self, x):
@@ -285,23 +267,21 @@ class LinenOfFlax(nn.BatchNorm):
 def test_a_hook_stands_at_the_call_of_the_class_itself(kind):
     made = []
 
-    def double(made_call):
-        made.append((made_call.x, made_call.options))
-        return 2 * made_call.proceed()
+    def double(layer_call):
+        made.append(layer_call.options)
+        return 2 * layer_call.proceed()
 
     if kind is LinenOfFlax:
         layer = kind()
         variables = layer.init(jax.random.key(0), X)
         run = lambda: layer.apply(variables, X, mutable=["batch_stats"])[0]  # noqa: E731
         expected = 2 * run()
-        with model_layers.hooked_linen(double):
+        with _hooks.hooked_linen(double):
             actual = run()
     else:
         layer = kind(3, rngs=nnx.Rngs(0))
         expected = 2 * layer(X)
-        model_layers.hook_nnx(double, layer)
-        actual = nnx.jit(call)(layer, X)
-        assert isinstance(layer, kind)
+        with _hooks.hooked_nnx(double, layer):
+            actual = nnx.jit(call)(layer, X)
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
-    assert len(made) == 1
-    assert made[0][1] == ({} if kind is Mixed else {"use_running_average": False})
+    assert made == [{} if kind is Mixed else {"use_running_average": False}]

@@ -18,9 +18,9 @@ from flax import nnx
 from jax import export
 
 import jaxbn
-from jaxbn import linen, sync_policies, training
+from jaxbn import linen, sync, training
 from jaxbn import nnx as jaxbn_nnx
-from jaxbn.core import local, moments, reduction, sync
+from jaxbn._core import collectives, moments, reduction, variance
 from tests import reference, small_net
 
 PLATFORMS = ["cpu", "tpu", "cuda"]
@@ -113,13 +113,14 @@ def test_every_form_of_the_variance(variance, make):
     ],
 )
 def test_some_sizes_are_known(make):
-    def moments(x):
+    def forms(x):
+        settings = reduction.Settings((x.ndim - 1,))
         return [
-            jaxbn.batch_norm_train(x, SCALE, BIAS, STATS, variance=variance)
-            for variance in ("auto", "sliced", "shifted")
+            variance.local_moments(settings._replace(variance=form), x, None)
+            for form in ("auto", "sliced", "shifted")
         ]
 
-    assert_exports(moments, make)
+    assert_exports(forms, make)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +130,8 @@ def test_some_sizes_are_known(make):
         {"activation": "leaky_relu", "in_place": True},
         pytest.param({"activation": "relu"}, marks=pytest.mark.exhaustive),
         pytest.param(
-            {"unbiased": False, "variance": "two_pass"}, marks=pytest.mark.exhaustive
+            {"unbiased": False, "variance": "unconditional"},
+            marks=pytest.mark.exhaustive,
         ),
     ],
     ids=str,
@@ -179,13 +181,14 @@ def test_mask_that_could_belong_to_other_axes():
         {"axis": 1},
         {"axis": (0, 1)},
         {"dtype": jnp.bfloat16},
-        {"force_float32_reductions": False},
+        {"dtype": None, "x_dtype": jnp.bfloat16},
     ],
     ids=str,
 )
 def test_axes_and_dtypes(options):
     channels = 3 if options.get("axis") != (0, 1) else (4, 3)
-    dtype = jnp.bfloat16 if "force_float32_reductions" in options else jnp.float32
+    options = dict(options)
+    dtype = options.pop("x_dtype", jnp.float32)
 
     def function(x):
         stats = jaxbn.init_batch_stats(channels)
@@ -207,16 +210,16 @@ def test_axes_and_dtypes(options):
     "options",
     [
         {},
-        {"sync": sync_policies.Local()},
-        pytest.param({"variance": "shifted"}, marks=pytest.mark.exhaustive),
-        pytest.param({"sync": sync_policies.Exact()}, marks=pytest.mark.exhaustive),
-        {"sync": sync_policies.Sampled(0.5)},
+        {"sync": sync.FrozenAfter(1)},
     ],
     ids=str,
 )
 def test_groups_of_examples(options):
+    state = jaxbn.init_batch_stats(3, sync=options.get("sync")).sync
+    stats = STATS._replace(sync=state)
+
     def train(x):
-        return jaxbn.batch_norm_train(x, SCALE, BIAS, STATS, group_size=2, **options)
+        return jaxbn.batch_norm_train(x, SCALE, BIAS, stats, group_size=2, **options)
 
     def make(array, b, h, w):
         return (array(2 * b, h, w, 3),)
@@ -234,11 +237,10 @@ def test_groups_that_may_not_divide_the_batch():
 
 @pytest.mark.parametrize("name", ["debiased", "cumulative", "window"])
 def test_estimators(name):
-    follow = jaxbn.estimators.named(name, 0.9, True)
-    state = follow.init(3, jnp.float32)
+    stats = jaxbn.init_batch_stats(3, estimator=name)
 
     def function(x):
-        return jaxbn.batch_norm_train(x, SCALE, BIAS, state, estimator=follow)
+        return jaxbn.batch_norm_train(x, SCALE, BIAS, stats, estimator=name)
 
     assert_exports(function, images)
 
@@ -246,7 +248,7 @@ def test_estimators(name):
 @pytest.mark.parametrize("max_rows", [0, 32])
 def test_a_mapped_axis(monkeypatch, max_rows):
     """The merge is one of rows, or of sums beyond a number of devices."""
-    monkeypatch.setattr(sync, "MAX_ROWS", max_rows)
+    monkeypatch.setattr(collectives, "MAX_ROWS", max_rows)
 
     def shard(x):
         return jaxbn.batch_norm_train(x, SCALE, BIAS, STATS, axis_name="devices")
@@ -255,18 +257,6 @@ def test_a_mapped_axis(monkeypatch, max_rows):
         return array(2, b, h, w, 3)
 
     assert_exports(jax.vmap(shard, axis_name="devices"), make)
-
-
-def test_a_part_of_the_examples_of_a_mapped_axis():
-    def train(x):
-        def one(x):
-            return jaxbn.batch_norm_train(
-                x, None, None, STATS, axis_name="d", sync=sync_policies.Sampled(0.5)
-            )
-
-        return jax.vmap(one, axis_name="d")(x)
-
-    assert_exports(train, lambda array, b, h, w: array(4, b, 3))
 
 
 def test_inference_and_moments():
@@ -283,11 +273,12 @@ def test_inference_and_moments():
     assert_exports(function, make)
 
 
-@pytest.mark.parametrize("variance", ["two_pass", "sliced", "shifted"])
-def test_large_values(variance):
-    how = reduction.Reduction((3,), variance)
+@pytest.mark.parametrize("form", ["two_pass", "sliced", "shifted"])
+def test_large_values(form):
+    settings = reduction.Settings((3,), form)
     shape = jax.ShapeDtypeStruct((*export.symbolic_shape("b, h, w"), 3), jnp.float32)
-    program = export.export(jax.jit(lambda x: local.local_moments(how, x, None)))(shape)
+    local = jax.jit(lambda x: variance.local_moments(settings, x, None))
+    program = export.export(local)(shape)
     x = np.float32(1e4 + RNG.standard_normal((16, 8, 8, 3)))
     actual = moments.count_per_channel(program.call(x))
     reference.assert_moments_close(actual, reference.moments(x))

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import jaxbn
-from experiments.measuring import processes
+from experiments.framework import processes
 from tests import (
     reference,
-    test_sync_policies,
+    train_by_policy,
     two_processes,
     two_processes_policies,
     two_processes_training,
@@ -46,12 +46,12 @@ def test_equals_one_process(tmp_path):
 @pytest.mark.exhaustive
 def test_policies_of_synchronisation(tmp_path):
     processes.finish(two_processes_policies.__name__, str(tmp_path))
-    kernel = test_sync_policies.KERNEL
-    for name, policy in two_processes_policies.REFERENCES.items():
-        expected = workers.train(policy(), kernel, two_processes_policies.BATCHES)
+    kernel, batches = train_by_policy.KERNEL, two_processes_policies.BATCHES
+    for name, (_, simulation) in two_processes_policies.POLICIES.items():
+        expected = workers.train(simulation, kernel, batches)
         for process in (0, 1):
             made = np.load(tmp_path / f"{name} {process}.npz")
-            test_sync_policies.assert_equal(made, expected)
+            train_by_policy.assert_equal(made, expected)
 
 
 TRAINING = two_processes_training.__name__

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 import jaxbn
-from experiments.measuring import processes
+from experiments.framework import processes
 from jaxbn import parallel
 
 P = jax.P
@@ -58,7 +58,8 @@ def step(batch, axis_name=None):
 
     y, vjp, stats = jax.vjp(normalize, batch["x"], SCALE, BIAS, has_aux=True)
     dx, dscale, dbias = vjp(batch["dy"])
-    return {"y": y, "dx": dx}, {"dscale": dscale, "dbias": dbias, **stats._asdict()}
+    sums = {"dscale": dscale, "dbias": dbias, "mean": stats.mean, "var": stats.var}
+    return {"y": y, "dx": dx}, sums
 
 
 def on_device(batch):

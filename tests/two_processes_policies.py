@@ -1,4 +1,4 @@
-"""Trains by every policy on two processes with two devices each.
+"""Trains by policies on two processes with two devices each.
 
 python -m tests.two_processes_policies PROCESS PORT OUT
 """
@@ -8,55 +8,39 @@ import sys
 
 import jax
 import numpy as np
-import optax
 
-from jaxbn import parallel, sync_policies, training
-from tests import test_sync_policies as cases
-from tests import two_processes, workers
+from jaxbn import parallel, sync, training
+from tests import train_by_policy, two_processes, workers
 
-P = jax.P
 DEVICES = 4
-REFERENCES = {
-    "exact": lambda: workers.Groups(DEVICES),
-    "local": lambda: workers.Groups(1),
-    "periodic": lambda: workers.Periodic(3, DEVICES, "local"),
-    "stale": lambda: workers.Stale(0.8, True),
+POLICIES = {
+    "exact": (None, workers.Groups(DEVICES)),
+    "every other": (
+        train_by_policy.EveryOther(),
+        workers.Periodic(2, DEVICES, "local"),
+    ),
+    "stale": (sync.Stale(0.8), workers.Stale(0.8, True)),
 }
-BATCHES = [tuple(a[:DEVICES] for a in arrays) for arrays in cases.BATCHES[True]]
+BATCHES = [tuple(a[:DEVICES] for a in arrays) for arrays in train_by_policy.UNEVEN]
 
 
 def main():
     process, port, out = sys.argv[1:4]
     mesh = two_processes.connect(process, port)
-    batches = [cases.as_batch(arrays, apart=False) for arrays in BATCHES]
-    for name in REFERENCES:
-        net = cases.Net("d", cases.POLICIES[name][0])
-        first = batches[0]
-        variables = net.init(jax.random.key(0), first["x"], False, first["mask"])
-        tx = optax.sgd(workers.RATE)
-        state = training.TrainState.create(net.apply, variables, tx)
-        state = sync_policies.for_workers(state, DEVICES)
-        specs = sync_policies.partition_specs(state, "d")
-        state = parallel.replicate(state, mesh)
-        step = jax.jit(
-            jax.shard_map(
-                training.make_train_step(cases.loss_fn, axis_name="d"),
-                mesh=mesh,
-                in_specs=(specs, P("d")),
-                out_specs=(specs, P()),
-            )
-        )
+    for name, (policy, _) in POLICIES.items():
+        state = train_by_policy.make_state(train_by_policy.Net("d", policy))
+        step = training.make_train_step(train_by_policy.loss_fn, axis_name="d")
+        state = sync.for_workers(state, DEVICES)
+        step, state = train_by_policy.by_shard_map(step, state, mesh)
         losses = []
-        for batch in batches:
-            local = jax.tree.map(two_processes.local_part, batch)
-            state, metrics = step(state, parallel.shard_batch(local, mesh))
+        for arrays in BATCHES:
+            batch = jax.tree.map(
+                two_processes.local_part, train_by_policy.as_batch(arrays)
+            )
+            state, metrics = step(state, parallel.shard_batch(batch, mesh))
             losses.append(np.asarray(metrics["loss"].mean))
-        made = {**state.batch_stats["BatchNorm_0"], **state.params["BatchNorm_0"]}
-        made |= {"kernel": state.params["kernel"], "losses": np.array(losses)}
-        np.savez(
-            pathlib.Path(out) / f"{name} {process}.npz",
-            **{key: np.asarray(value) for key, value in made.items()},
-        )
+        path = pathlib.Path(out) / f"{name} {process}.npz"
+        np.savez(path, **train_by_policy.results(state, losses))
 
 
 if __name__ == "__main__":

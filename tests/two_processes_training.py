@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import optax
 
-from experiments.checkpoints import Checkpoints
+from experiments.framework.checkpoints import Checkpoints
 from jaxbn import linen, parallel, training
 from tests import two_processes
 

@@ -1,33 +1,25 @@
-"""An estimator as a user writes one: a frozen dataclass with a state of its own."""
+"""An estimator as a user writes one: a frozen dataclass with an array of its own."""
 
 import dataclasses
-from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
-import jaxbn
-
-
-class Sums(NamedTuple):
-    """Sums over all batches, with an integer that must stay one."""
-
-    mean: jax.Array
-    var: jax.Array
-    batches: jax.Array
+from jaxbn import BatchStats
 
 
 @dataclasses.dataclass(frozen=True)
 class Cumulative:
-    """The average over all batches; its state begins with sums, not the estimate."""
+    """The average over all batches, with an integer that must stay one."""
 
     def init(self, shape, dtype):
-        return Sums(jnp.zeros(shape), jnp.zeros(shape), jnp.zeros((), int))
+        del dtype
+        extra = {"batches": jnp.zeros((), int)}
+        return BatchStats(jnp.zeros(shape), jnp.zeros(shape), extra)
 
-    def update(self, state, moments):
-        mean, var = state.mean + moments.mean, state.var + moments.var
-        return Sums(mean, var, state.batches + 1)
-
-    def estimate(self, state):
-        batches = jnp.maximum(state.batches, 1)
-        return jaxbn.BatchStats(state.mean / batches, state.var / batches)
+    def update(self, stats, moments):
+        batches = stats.extra["batches"] + 1
+        return stats._replace(
+            mean=stats.mean + (moments.mean - stats.mean) / batches,
+            var=stats.var + (moments.var - stats.var) / batches,
+            extra={"batches": batches},
+        )

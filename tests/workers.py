@@ -1,8 +1,8 @@
-"""Training on several workers by every policy, in float64 NumPy.
+"""Simulates training on several workers by every policy, in float64 NumPy.
 
-The network is a dense layer and Batch Normalization; the loss of an example is half the
-squared distance of its output from a target. Written from the definitions of the
-policies, with lists of workers and none of the library's ways to store or send sums.
+The network is a dense layer and Batch Normalization. The loss of an example is half the
+squared distance of its output from a target. The simulation follows the definitions of
+the policies. It has lists of workers, and does not store or send sums as jaxbn does.
 """
 
 import dataclasses
@@ -17,25 +17,25 @@ class Trained:
     kernel: np.ndarray
     scale: np.ndarray
     bias: np.ndarray
-    mean: np.ndarray  # The running one.
+    mean: np.ndarray  # Mean and variance are the running statistics.
     var: np.ndarray
     losses: list
 
 
 @dataclasses.dataclass
 class Used:
-    """One worker's statistics, and the workers whose sums its backward pass adds."""
+    """The statistics by which one worker normalises, and its backward pass."""
 
     mean: np.ndarray
     var: np.ndarray
     count: float  # Infinite: no gradient goes through mean and variance.
-    peers: list  # Workers whose sums of this step it takes, itself among them.
-    remembered: tuple = (0.0, 0.0)
-    still: bool = False  # No gradient goes through the layer at all.
+    group: list  # The workers whose sums of this step are added, itself among them.
+    remembered: tuple = (0.0, 0.0)  # The sums of earlier steps that are added.
+    no_gradient: bool = False  # No gradient goes through the layer at all.
 
 
 def pooled(parts):
-    """Moments of the union, from (count, mean, var) of every part."""
+    """Returns the moments of the union, from (count, mean, var) of every part."""
     count = sum(n for n, _, _ in parts)
     if count == 0:
         return 0, np.zeros_like(parts[0][1]), np.zeros_like(parts[0][1])
@@ -51,7 +51,7 @@ def moments_of(h, counted):
 
 
 class Groups:
-    """Exact, Group and Local, by the workers per group; Sampled, by the fraction."""
+    """Exact synchronisation within groups of workers, of a part of their examples."""
 
     def __init__(self, size, fraction=1.0):
         self.size, self.fraction = size, fraction
@@ -61,6 +61,7 @@ class Groups:
         return mask & first
 
     def use(self, step, parts, running):
+        """Returns `Used` of every worker, and what moves the running statistics."""
         used = []
         for worker in range(len(parts)):
             start = worker // self.size * self.size
@@ -102,7 +103,7 @@ class FrozenAfter(Groups):
 
 
 class Stale(Groups):
-    """Every worker keeps all steps of all workers, and weighs them by their age."""
+    """Keeps the moments of all steps of all workers, and weights them by their age."""
 
     def __init__(self, memory, backward):
         super().__init__(1)
@@ -124,9 +125,9 @@ class Stale(Groups):
                         first = first + share * sums[j][0]
                         second = second + share * sums[j][1]
             n, mean, var = pooled(others)
-            heard = self.backward * first, self.backward * second
+            remembered = self.backward * first, self.backward * second
             first_step = len(parts) > 1 and not self.steps
-            used.append(Used(mean, var, max(n, 1), [i], heard, first_step))
+            used.append(Used(mean, var, max(n, 1), [i], remembered, first_step))
         return used, pooled(self.steps[-1][0]) if self.steps else None
 
     def after(self, parts, sums):
@@ -134,7 +135,13 @@ class Stale(Groups):
 
 
 def train(policy, kernel, batches):
-    """Ten steps or so; batches of (x, target, mask), `[workers, examples, ...]`."""
+    """Returns the network after a step on each (x, target, mask).
+
+    Args:
+      policy: one of the classes above.
+      kernel: the first weights of the dense layer.
+      batches: arrays of shape `[workers, examples, ...]`.
+    """
     channels = kernel.shape[1]
     made = Trained(
         kernel.astype(np.float64),
@@ -167,11 +174,11 @@ def train(policy, kernel, batches):
         dkernel = np.zeros_like(made.kernel)
         for i in workers:
             first, second = used[i].remembered
-            first = first + sum(sums[j][0] for j in used[i].peers)
-            second = second + sum(sums[j][1] for j in used[i].peers)
+            first = first + sum(sums[j][0] for j in used[i].group)
+            second = second + sum(sums[j][1] for j in used[i].group)
             through = (first + x_hat[i] * second) / used[i].count
             dh = (g[i] - np.where(counted[i][:, None], through, 0)) / std[i]
-            dkernel += 0 if used[i].still else x[i].T @ dh
+            dkernel += 0 if used[i].no_gradient else x[i].T @ dh
         policy.after(parts, sums)
         made.kernel = made.kernel - RATE * dkernel
         made.scale = made.scale - RATE * dscale

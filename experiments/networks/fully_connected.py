@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from experiments.framework import recording
 from jaxbn import linen, training
 
 Norm = Callable[..., nn.Module]  # It takes the arguments of linen.BatchNorm.
@@ -168,3 +169,33 @@ def evaluate(
         "loss": jnp.mean(loss),
         "finite": jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves])),
     }
+
+
+def run(
+    name: str,
+    model: nn.Module,
+    pixels: int | tuple[int, ...],
+    learning_rate: float,
+    batch_size: int,
+    record: Any = evaluate,
+    **options: Any,
+) -> recording.Run:
+    """Returns the run of a network that is trained by plain SGD on its cross-entropy.
+
+    Args:
+      name: the name of the run.
+      model: a `FullyConnected`, or a network that is called in the same way.
+      pixels: the number of pixels of an image, or its shape.
+      learning_rate: the learning rate of plain SGD.
+      batch_size: the examples of a mini-batch.
+      record: the function that takes the records, as in `recording.Run`.
+      **options: other fields of the run.
+    """
+    return recording.Run(
+        name,
+        lambda key: init_state(model, pixels, key, learning_rate),
+        recording.gradient_step(loss_fn),
+        record,
+        batch_size,
+        **options,
+    )

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import recording
+from experiments.framework import recording
 from experiments.networks import inception, norms
 from jaxbn import linen, training
 
@@ -89,9 +89,9 @@ class Hyperparameters:
     """The hyperparameters that all configurations share."""
 
     modules: tuple[str, ...] = ("3c", "4e", "5b")
-    """Inception modules of Figure 5, one after the other (paper: all ten)."""
+    """The Inception modules, names of the paper's Figure 5 (paper: all ten)."""
     width: float = 1 / 16
-    """Channels over those of Figure 5."""
+    """The number of channels, as a factor of that in Figure 5."""
     stem_stride: int = 2
     """The stride of the first convolution."""
     learning_rate: float = 0.03
@@ -99,15 +99,15 @@ class Hyperparameters:
     sgd_momentum: float = 0.9
     """The momentum of SGD (not in the paper)."""
     batch_size: int = 32
-    """Examples per mini-batch (paper: 32)."""
+    """The number of examples in a mini-batch (paper: 32)."""
     final_rate: float = 0.02
     """The share of Inception's learning rate that is left after all its steps. It is
     not in the paper. GoogLeNet's schedule, 4 % less every 8 epochs, leaves .02 after
     the paper's 774 epochs."""
     l2: float = 1e-4
-    """Weight decay of Inception, of kernels (not in the paper)."""
+    """The weight decay of the kernels of Inception (not in the paper)."""
     bn_momentum: float = 0.9
-    """Weight of the old running statistics."""
+    """The weight of the old running statistics in an update."""
 
 
 def make_model(hp: Hyperparameters, recipe: Recipe) -> inception.SmallInception:

@@ -24,34 +24,35 @@ _PIXELS = 784  # The pixels of an image in the paper.
 
 @dataclasses.dataclass(frozen=True)
 class Hyperparameters:
-    """Hyperparameters: some from the paper, the others not given in it."""
+    """The hyperparameters of the network; the paper gives some of them."""
 
     hidden: tuple[int, ...] = (100, 100, 100)
-    """Units per hidden layer (paper: three layers of 100)."""
+    """The number of units of each hidden layer (paper: three layers of 100)."""
     batch_size: int = 60
-    """Examples per mini-batch (paper: 60)."""
+    """The number of examples in a mini-batch (paper: 60)."""
     learning_rate: float = 0.15
     """The learning rate of plain SGD, for both networks (not in the paper)."""
     init_std: float = 0.0435
-    """Standard deviation of the initial weights (not in the paper)."""
+    """The standard deviation of the initial weights (not in the paper)."""
     init: Literal["normal", "uniform"] = "normal"
-    """Distribution of the initial weights (paper: Gaussian)."""
+    """The distribution of the initial weights (paper: Gaussian)."""
     init_per_layer: bool = False
-    """`init_std` for 784 inputs, by the root larger where they are fewer, so that the
-    inputs of all sigmoids vary alike."""
+    """Scale `init_std` by the root of 784 over the inputs of a layer, so that the
+    inputs of all sigmoids have the same variance."""
     sgd_momentum: float = 0.0
     """The momentum of SGD (not in the paper)."""
     decay: float = 0.1
-    """Share of the learning rate that is left at the end, where it falls exponentially
+    """The share of the learning rate that is left at the end of its exponential decay
     (not in the paper)."""
     replacement: bool = False
     """Draw mini-batches with replacement instead of epoch by epoch."""
     bn_momentum: float = 0.99
-    """Weight of the old running statistics."""
+    """The weight of the old running statistics in an update."""
     exact_population: bool = False
     """Evaluate with the statistics of one batch of 10,000 training images."""
     ink: int = 64
-    """The least brightness, of 255, that is ink in binary images (not in the paper)."""
+    """The least brightness, from 0 to 255, that becomes 1 in binary images (not in the
+    paper)."""
 
 
 def make_model(hp: Hyperparameters, network: str) -> fully_connected.FullyConnected:

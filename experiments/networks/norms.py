@@ -134,7 +134,7 @@ ALL = {
     "jaxbn": Normalisation(JAXBN),
     "jaxbn, activation outside": Normalisation(functools.partial(Apart, JAXBN)),
     "jaxbn, in_place": _jaxbn(in_place=True),
-    "jaxbn, recomputed": Normalisation(JAXBN, jaxbn.dots_and_moments_saveable),
+    "jaxbn, recomputed": Normalisation(JAXBN, jaxbn.remat_policy),
     "jaxbn, fast variance": _jaxbn(use_fast_variance=True),
     "jaxbn, checked": _jaxbn(variance="checked"),
     "jaxbn, two_pass": _jaxbn(variance="two_pass"),

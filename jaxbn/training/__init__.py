@@ -24,16 +24,18 @@ variables as inside Flax's `apply`, and returns one value per example, never a m
   >>> int(metrics["accuracy"].count)
   4
 
+`make_multi_step` makes several steps in one call. For NNX models use
+`make_nnx_train_step`, `make_nnx_multi_step` and `make_nnx_eval_step`; they take the
+same loss function and have the same options.
+
 A batch may hold a boolean `mask` of the shape of those values. Only True examples count
 in loss, gradient and metrics, so a padded last batch is exact. Pass the mask to the
 model's `BatchNorm` layers as well. Pad with finite numbers: a layer before the first
 normalisation would multiply a NaN by its zero gradient.
 
-For NNX models use `make_nnx_train_step` and `make_nnx_eval_step`.
-
 For mixed precision give the state a field `dynamic_scale`, as in Flax's ImageNet
 example. The loss is then scaled. A step that overflows changes neither parameters nor
-running statistics:
+running statistics. An NNX optimiser has the scale as an attribute; see `LossScale`.
 
   >>> from flax.training.dynamic_scale import DynamicScale
   >>> class ScaledState(TrainState):
@@ -52,18 +54,40 @@ returns the norm of the gradient and skips an update that is not finite:
   ...     return new, gradient.metrics, norm
 """
 
-from jaxbn.training.finite import all_finite as all_finite
-from jaxbn.training.finite import where_finite as where_finite
-from jaxbn.training.frozen_mask import frozen_mask as frozen_mask
-from jaxbn.training.gradient import Gradient as Gradient
-from jaxbn.training.gradient import LossFn as LossFn
-from jaxbn.training.gradient import value_and_grad as value_and_grad
-from jaxbn.training.metrics import Metric as Metric
-from jaxbn.training.metrics import Metrics as Metrics
-from jaxbn.training.nnx_steps import make_nnx_eval_step as make_nnx_eval_step
-from jaxbn.training.nnx_steps import make_nnx_train_step as make_nnx_train_step
-from jaxbn.training.state import TrainState as TrainState
-from jaxbn.training.steps import make_eval_step as make_eval_step
-from jaxbn.training.steps import make_multi_step as make_multi_step
-from jaxbn.training.steps import make_train_step as make_train_step
-from jaxbn.training.weight_decay import weight_decay_mask as weight_decay_mask
+from jaxbn.training._gradient import LossFn
+from jaxbn.training._linen_steps import (
+    Gradient,
+    make_eval_step,
+    make_multi_step,
+    make_train_step,
+    value_and_grad,
+)
+from jaxbn.training._loss_scale import LossScale, all_finite, where_finite
+from jaxbn.training._masks import frozen_mask, weight_decay_mask
+from jaxbn.training._metrics import Metric, Metrics
+from jaxbn.training._nnx_steps import (
+    make_nnx_eval_step,
+    make_nnx_multi_step,
+    make_nnx_train_step,
+)
+from jaxbn.training._state import TrainState
+
+__all__ = [
+    "Gradient",
+    "LossFn",
+    "LossScale",
+    "Metric",
+    "Metrics",
+    "TrainState",
+    "all_finite",
+    "frozen_mask",
+    "make_eval_step",
+    "make_multi_step",
+    "make_nnx_eval_step",
+    "make_nnx_multi_step",
+    "make_nnx_train_step",
+    "make_train_step",
+    "value_and_grad",
+    "weight_decay_mask",
+    "where_finite",
+]

@@ -3,8 +3,8 @@ import functools
 import matplotlib.pyplot as plt
 import pytest
 
+from experiments.compilers import steps
 from experiments.networks import models
-from experiments.programs import steps
 
 
 @pytest.fixture

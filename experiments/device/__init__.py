@@ -1,1 +1,0 @@
-"""A study that times training steps on a GPU."""

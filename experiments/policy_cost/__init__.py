@@ -1,1 +1,0 @@
-"""A study of the time that each policy of synchronisation costs."""

@@ -1,0 +1,393 @@
+"""One call of Batch Normalization in training, from its options to its moments.
+
+`normalized` checks the options and the arrays once, which gives a `TrainingCall`. This
+has a method for each choice of the statistics that normalise: those of all workers, of
+groups of workers, of each worker alone, or others. A policy of `jaxbn.sync` chooses
+among the methods.
+
+Workers are the devices along a mapped axis or, without an axis name, parts of the batch
+with `group_size` examples each.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxbn._core import (
+    affine,
+    arguments,
+    groups,
+    normalize,
+    reduction,
+    user_warnings,
+    variance,
+)
+from jaxbn._core.moments import Moments, count_per_channel
+
+PER_WORKER = ("own", "sent")
+"""The entries of a policy's state that hold a row for each worker, `[workers, C]`."""
+
+
+class Options(NamedTuple):
+    """The options of a call, as a user gives them; see `jaxbn.batch_norm_train`."""
+
+    axis: int | Sequence[int] = -1
+    epsilon: float = 1e-5
+    axis_name: reduction.AxisName | None = None
+    axis_index_groups: Sequence[Sequence[int]] | None = None
+    group_size: groups.GroupSize | None = None
+    activation: str | None = None
+    in_place: bool = False
+    dtype: jax.typing.DTypeLike | None = None
+    variance: reduction.Variance = "auto"
+    force_float32_reductions: bool = True  # False: moments in the dtype of x.
+    sync: Any = None  # A policy, or None.
+    initializing: bool = False  # True: a layer initialises, so that nothing warns.
+
+
+class Normalized(NamedTuple):
+    """The result of a call.
+
+    Attributes:
+      y: the output, of the shape of `x`.
+      moments: `[C]` each, or `[groups, C]`; they move the running statistics.
+      state: the new state of the policy; empty if it has none.
+    """
+
+    y: jax.Array
+    moments: Moments
+    state: Mapping[str, Any] = {}
+
+
+class TrainingCall(NamedTuple):
+    """The checked arguments of a call in training, and the ways to normalise it.
+
+    A policy may replace arguments with `call._replace`, such as the mask.
+
+    Attributes:
+      settings: the channel axes, the form of the variance, and the devices along
+        `axis_name`.
+      output: epsilon, activation and dtype of the output.
+      x: `[N, ..., C]`.
+      scale: `[C]`.
+      bias: `[C]`.
+      mask: boolean, of the rank of `x` and broadcastable to it, or None.
+      residual: an array of the shape of `x`, or None.
+      running_mean: `[C]`, the running statistics before this call.
+      running_var: `[C]`.
+      examples: the examples of each worker if parts of the batch are workers, or None.
+      warns: True if one value per channel causes a warning.
+    """
+
+    settings: reduction.Settings
+    output: affine.Output
+    x: jax.Array
+    scale: jax.Array
+    bias: jax.Array
+    mask: jax.Array | None
+    residual: jax.Array | None
+    running_mean: jax.Array
+    running_var: jax.Array
+    examples: int | None = None
+    warns: bool = True
+
+    @property
+    def workers(self) -> int:
+        """The number of workers; 1 without an axis name and without parts."""
+        if self.settings.devices is not None:
+            return self.settings.devices.size
+        return 1 if self.examples is None else self.x.shape[self.axis] // self.examples
+
+    @property
+    def axis(self) -> int:
+        """The axis of the examples, which is the first axis that is no channel axis."""
+        return reduction.reduction_axes(self.x.ndim, self.settings.feature_axes)[0]
+
+    def by_all(self) -> tuple[jax.Array, Moments]:
+        """Normalises by the moments of all workers, which is exact synchronisation.
+
+        Returns:
+          `y`, of the shape of `x`, and these moments, `[C]` each.
+        """
+        return self._replace(examples=None)._by_options()
+
+    def by_groups(self, size: int) -> tuple[jax.Array, Moments]:
+        """Normalises by the moments of groups of `size` neighbouring workers.
+
+        Returns:
+          `y`, and the moments of every group, `[groups, C]` each, for the running
+          statistics. If every group is a single device, they are the moments of all
+          devices together, `[1, C]`.
+
+        Raises:
+          ValueError: if there are no workers, or `size` does not divide them.
+        """
+        self._check_workers()
+        if size < 1 or self.workers % size:
+            raise ValueError(
+                f"Groups must be of a size that divides the {self.workers} workers, "
+                f"got {size}."
+            )
+        devices, examples = self.settings.devices, self.examples
+        if devices is None:
+            call = self._replace(examples=examples and examples * size)
+        else:
+            devices = groups.as_devices(devices.axis_name, None, size)
+            call = self._replace(settings=self.settings._replace(devices=devices))
+        y, moments = call._by_options()
+        if moments.mean.ndim == self.scale.ndim:
+            moments = jax.tree.map(lambda part: part[None], moments)
+        return y, moments
+
+    def by_statistics(self, mean: jax.Array, var: jax.Array) -> jax.Array:
+        """Returns `y` by given statistics, `[C]`; no gradient flows through them."""
+        mean, var = jax.lax.stop_gradient((mean, var))
+        return _standardized(self, mean, var)
+
+    def by(self, merge: Callable[[Moments], tuple[Moments, Any]]) -> tuple[Any, Any]:
+        """Normalises by moments that `merge` computes from each worker's own moments.
+
+        The gradient flows through `merge` and through the moments that it receives.
+
+        Args:
+          merge: a function that receives the own moments, `[workers here, C]` each, and
+            returns a pair. The first part is the moments that normalise, of the same
+            shape. The second part is any tree. A device is one worker; without an axis
+            name all workers are here.
+
+        Returns:
+          `y`, and the second part.
+
+        Raises:
+          ValueError: if there are no workers, or if the layer works in place.
+        """
+        self._check_workers()
+        if self.output.in_place:
+            raise ValueError(
+                "`in_place` is for moments of this step, got a policy that merges "
+                "others with them; leave it out."
+            )
+        call, position = _with_group_axis(self)
+        own = variance.local_moments(
+            call.settings._replace(devices=None), call.x, call.mask
+        )
+        own = count_per_channel(own)
+        has_parts = self.examples is not None
+
+        def workers_first(part: jax.Array) -> jax.Array:
+            return jnp.moveaxis(part, position, 0) if has_parts else part[None]
+
+        def as_channels(part: jax.Array) -> jax.Array:
+            return jnp.moveaxis(part, 0, position) if has_parts else part[0]
+
+        used, other = merge(jax.tree.map(workers_first, own))
+        used = jax.tree.map(as_channels, used)
+        y = _standardized(call, used.mean, used.var)
+        return y.reshape(self.x.shape), other
+
+    def without_gradient_in(self, channels: jax.Array) -> "TrainingCall":
+        """Returns a call that stops the gradient to `x` where `channels` is True.
+
+        Args:
+          channels: boolean, `[C]`.
+        """
+        expand = affine.expander(self.settings.feature_axes, self.x)
+        x = jnp.where(expand(channels), jax.lax.stop_gradient(self.x), self.x)
+        return self._replace(x=x)
+
+    def no_moments(self) -> Moments:
+        """Returns moments of zero examples, `[C]`, which move no running statistics."""
+        dtype = self.settings.dtype or reduction.reduction_dtype(self.x.dtype)
+        mean = jnp.zeros([self.x.shape[a] for a in self.settings.feature_axes], dtype)
+        real = jnp.zeros_like(mean, reduction.real_dtype(dtype))
+        return Moments(real, mean, real, mean)
+
+    def _by_options(self) -> tuple[jax.Array, Moments]:
+        """Normalises each group of the options, or all together if there are none.
+
+        Returns:
+          `y`, of the shape of `x`, and the moments: `[C]` each, or `[groups, C]` where
+          there are groups of devices or parts of the batch.
+        """
+        call, position = _with_group_axis(self)
+        if self.warns:
+            _warn_of_single_values(call.x, call.settings)
+        y, moments = normalize.normalize(
+            call.settings,
+            call.output,
+            call.x,
+            call.scale,
+            call.bias,
+            call.mask,
+            call.residual,
+        )
+        moments = jax.tree.map(lambda part: jnp.moveaxis(part, position, 0), moments)
+        return y.reshape(self.x.shape), moments
+
+    def _check_workers(self) -> None:
+        if self.settings.devices is None and self.examples is None:
+            raise ValueError(
+                "`sync` tells workers apart, got neither an `axis_name` nor a "
+                "`group_size`; give the mapped axis, or the examples of each worker."
+            )
+
+
+def normalized(
+    options: Options,
+    x: jax.typing.ArrayLike,
+    scale: jax.typing.ArrayLike | None,
+    bias: jax.typing.ArrayLike | None,
+    running_mean: jax.Array,
+    running_var: jax.Array,
+    state: Mapping[str, Any],
+    mask: jax.typing.ArrayLike | None,
+    residual: jax.typing.ArrayLike | None,
+) -> Normalized:
+    """Checks the arguments and normalises a batch, for functions and layers alike.
+
+    Args:
+      options: the options of the call.
+      x: `[N, ..., C]`.
+      scale: `[C]` or None.
+      bias: `[C]` or None.
+      running_mean: `[C]`.
+      running_var: `[C]`.
+      state: the state of the policy `options.sync`; empty if there is none.
+      mask: broadcastable to `x`, or None.
+      residual: an array of the shape of `x`, or None.
+
+    Raises:
+      ValueError, TypeError: as in `jaxbn.batch_norm_train`.
+    """
+    arrays = arguments.as_arrays(
+        x, scale, bias, running_mean, running_var, options.axis
+    )
+    x, feature_axes = arrays.x, arrays.feature_axes
+    arguments.check_variance(options.variance)
+    devices = groups.as_devices(
+        options.axis_name, options.axis_index_groups, options.group_size
+    )
+    groups.check_split(x, devices)
+    examples = None
+    if devices is None and options.group_size is not None:
+        examples = groups.examples_per_group(x, feature_axes, options.group_size)
+    settings = reduction.Settings(
+        feature_axes,
+        variance=options.variance,
+        dtype=None if options.force_float32_reductions else x.dtype,
+        devices=devices,
+    )
+    output = arguments.as_output(
+        x,
+        epsilon=options.epsilon,
+        dtype=options.dtype,
+        activation=options.activation,
+        in_place=options.in_place,
+    )
+    call = TrainingCall(
+        settings,
+        output,
+        x,
+        arrays.scale,
+        arrays.bias,
+        arguments.as_mask(mask, x.shape),
+        arguments.as_residual(residual, x),
+        running_mean,
+        running_var,
+        examples,
+        warns=not options.initializing,
+    )
+    if options.sync is None:
+        return Normalized(*call._by_options())
+    return _by_policy(options.sync, call, state)
+
+
+def _by_policy(policy: Any, call: TrainingCall, state: Mapping[str, Any]) -> Normalized:
+    """Checks the policy and its state, and normalises by it.
+
+    The new state gets the dtypes of the old one.
+    """
+    arguments.check_policy(policy)
+    if call.settings.devices is not None and call.settings.devices.groups is not None:
+        raise ValueError(
+            "`sync` decides which devices share statistics, got `axis_index_groups` or "
+            "`group_size` as well; leave them out."
+        )
+    shape = tuple(call.x.shape[a] for a in call.settings.feature_axes)
+    expected = jax.eval_shape(lambda: policy.init(shape, jnp.dtype(jnp.float32)))
+    if jax.tree.structure(state) != jax.tree.structure(expected):
+        raise ValueError(
+            f"The state of {policy!r} must be one that its `init` made, got "
+            f"{jax.tree.structure(state)}; make the statistics with "
+            "`init_batch_stats(shape, sync=...)`, or let Flax create the collection "
+            "`batch_sync` anew."
+        )
+    rows = 1 if call.examples is None else call.workers
+    for name in PER_WORKER:
+        for leaf in jax.tree.leaves(state.get(name)):
+            if leaf.shape[0] != rows:
+                raise ValueError(
+                    f"The state of {policy!r} must have a row for each of the {rows} "
+                    f"workers here, got {leaf.shape[0]}; make it with "
+                    "`jaxbn.sync.for_workers`, and split it over the devices with "
+                    "`jaxbn.sync.partition_specs`."
+                )
+    y, moments, new = policy.normalize(call, state)
+    new = jax.tree.map(lambda part, old: part.astype(old.dtype), new, state)
+    return Normalized(y, moments, new)
+
+
+def _warn_of_single_values(x: jax.Array, settings: reduction.Settings) -> None:
+    """Warns if the shapes leave one value per channel in the whole group."""
+    axes = reduction.reduction_axes(x.ndim, settings.feature_axes)
+    count = math.prod(x.shape[a] for a in axes)
+    if settings.devices is not None:
+        members = settings.devices.groups
+        count *= len(members[0]) if members else settings.devices.size
+    if count == 1:
+        user_warnings.single_value()
+
+
+def _standardized(call: TrainingCall, mean: jax.Array, var: jax.Array) -> jax.Array:
+    return normalize.standardize(
+        call.output,
+        call.settings.feature_axes,
+        call.x,
+        call.scale,
+        call.bias,
+        mean,
+        var,
+        call.residual,
+        call.mask,
+    )
+
+
+def _with_group_axis(call: TrainingCall) -> tuple[TrainingCall, int]:
+    """Makes the parts of the batch another channel axis, so that each has statistics.
+
+    Returns:
+      The call, and the position of the new axis among the channel axes. If the batch
+      has no parts, the call is unchanged.
+    """
+    if call.examples is None:
+        return call, 0
+    x, mask, feature_axes, position = groups.split_into_groups(
+        call.x, call.mask, call.settings.feature_axes, call.examples
+    )
+    settings = call.settings._replace(feature_axes=feature_axes)
+    if settings.variance == "auto":
+        # One conditional for all groups would need a collective for its predicate.
+        settings = settings._replace(variance="unconditional")
+    residual = None if call.residual is None else call.residual.reshape(x.shape)
+    split = call._replace(
+        settings=settings,
+        x=x,
+        scale=jnp.expand_dims(call.scale, position),
+        bias=jnp.expand_dims(call.bias, position),
+        mask=mask,
+        residual=residual,
+    )
+    return split, position

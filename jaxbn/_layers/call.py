@@ -1,0 +1,225 @@
+"""One call of a layer, in training or inference.
+
+A layer holds fields and variables. This module reads the fields, decides which
+statistics normalise and whether the running statistics move, and calls the functions
+that normalise. It returns what the layer stores.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxbn import estimators, functional
+from jaxbn._core import arguments, moments, reduction, training_call
+from jaxbn._layers import accumulation
+from jaxbn._layers.switches import Switches
+from jaxbn.estimators import BatchStats
+
+
+class LayerFields(Protocol):
+    """The fields of a layer that are read here; see `jaxbn.linen.BatchNorm`."""
+
+    axis: Any
+    momentum: Any
+    epsilon: Any
+    param_dtype: Any
+    axis_name: Any
+    axis_index_groups: Any
+    use_fast_variance: Any
+    force_float32_reductions: Any
+    group_size: Any
+    unbiased: Any
+    activation: Any
+    in_place: Any
+    variance: Any
+    estimator: Any
+    sync: Any
+
+
+class Result(NamedTuple):
+    """The output of a call, and what the layer has to store."""
+
+    y: jax.Array
+    batch_stats: BatchStats | None = None  # None: they stay as they are.
+    accumulated: accumulation.Accumulated | None = None  # Of a pass that accumulates.
+
+
+def channels(layer: LayerFields, x: jax.Array) -> tuple[int, ...]:
+    """Returns the shape of parameters and statistics for an input."""
+    axes = arguments.as_feature_axes(layer.axis, x.ndim)
+    return tuple(x.shape[a] for a in axes)
+
+
+def as_channels(num_features: int | Sequence[int]) -> tuple[int, ...]:
+    """Returns the shape of parameters and statistics, from the sizes that a user gives.
+
+    Raises:
+      ValueError: if a size is not a positive integer, or if there is no size.
+    """
+    many = isinstance(num_features, Sequence)
+    sizes = tuple(num_features) if many else (num_features,)
+    whole = all(
+        isinstance(size, (int, np.integer)) and not isinstance(size, bool)
+        for size in sizes
+    )
+    if not sizes or not whole or min(sizes) < 1:
+        raise ValueError(
+            "`num_features` must be the size of the channel axis, at least 1, or one "
+            f"size per channel axis, got {num_features!r}."
+        )
+    return tuple(map(int, sizes))
+
+
+def estimator(layer: LayerFields) -> estimators.Estimator:
+    """Returns the estimator of a layer, which updates its running statistics."""
+    return estimators.as_estimator(layer.estimator, layer.momentum, layer.unbiased)
+
+
+def init_batch_stats(
+    layer: LayerFields, shape: tuple[int, ...], x_dtype: jnp.dtype
+) -> BatchStats:
+    """Returns the running statistics of a new layer, and the state of its policy.
+
+    Their dtype is float32, or `param_dtype` if `force_float32_reductions` is False. For
+    complex inputs it is complex.
+    """
+    dtype = jnp.float32 if layer.force_float32_reductions else layer.param_dtype
+    if jnp.issubdtype(x_dtype, jnp.complexfloating):
+        dtype = jnp.promote_types(dtype, jnp.complex64)
+    stats = estimator(layer).init(shape, dtype)
+    if layer.sync is None:
+        return stats
+    arguments.check_policy(layer.sync)
+    sync_dtype = reduction.reduction_dtype(x_dtype)
+    return stats._replace(sync=layer.sync.init(shape, jnp.dtype(sync_dtype)))
+
+
+def apply(
+    layer: LayerFields,
+    on: Switches,
+    x: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    batch_stats: BatchStats,
+    *,
+    accumulating: bool = False,
+    before: moments.Moments | None = None,
+    mask: jax.typing.ArrayLike | None,
+    residual: jax.typing.ArrayLike | None,
+    dtype: jax.typing.DTypeLike,
+    initializing: bool,
+    path: str = "",
+) -> Result:
+    """Returns the output of a layer, and what it has to store.
+
+    Args:
+      layer: the layer, of which only fields are read.
+      on: the switches of this call.
+      x: `[N, ..., C]`.
+      scale: `[C]` or None.
+      bias: `[C]` or None.
+      batch_stats: the running statistics and the state of the policy.
+      accumulating: merge the moments of this pass with those `before`, and do not move
+        the running statistics. A policy that remembers steps is not used; the moments
+        are those of all workers.
+      before: the moments of the passes before this one, or None.
+      mask: as in `jaxbn.batch_norm_train`.
+      residual: as in `jaxbn.batch_norm_train`.
+      dtype: the dtype of the output.
+      initializing: True updates nothing, and needs no bound axis name.
+      path: the path of the layer in its model, for messages.
+    """
+    scale = scale if on.train_scale else jax.lax.stop_gradient(scale)
+    bias = bias if on.train_bias else jax.lax.stop_gradient(bias)
+    moves = on.update_running_average and not initializing
+    rule = estimator(layer)
+    if jnp.iscomplexobj(x):
+        batch_stats = estimators.as_complex(rule, batch_stats)
+    if not moves:
+        # The backward pass of such a call sends nothing to other workers.
+        sync = jax.lax.stop_gradient(batch_stats.sync)
+        batch_stats = batch_stats._replace(sync=sync)
+    if layer.force_float32_reductions and moves:
+        batch_stats = estimators.widened(batch_stats, carried=not accumulating)
+    elif layer.force_float32_reductions:
+        # They are not stored, so their dtype may change without a warning.
+        batch_stats = estimators.in_wide_dtypes(batch_stats)
+
+    y = None
+    if on.use_running_average:
+        # These matter only in training, but a mistake should show at the first call.
+        arguments.check_variance(layer.variance)
+        arguments.check_activation(x, layer.activation, layer.in_place)
+        y = functional.batch_norm_inference(
+            x,
+            scale,
+            bias,
+            batch_stats,
+            axis=layer.axis,
+            epsilon=layer.epsilon,
+            residual=residual,
+            activation=layer.activation,
+            dtype=dtype,
+        )
+        if not on.update_running_average:
+            return Result(y)
+
+    options = _options(layer, dtype, initializing)
+    if accumulating and batch_stats.sync:  # A pass is only a part of a step.
+        options = options._replace(sync=None, group_size=None)
+    normalized = training_call.normalized(
+        options,
+        x,
+        scale,
+        bias,
+        batch_stats.mean,
+        batch_stats.var,
+        batch_stats.sync,
+        mask,
+        residual,
+    )
+    y = normalized.y if y is None else y
+    if not moves:
+        return Result(y)
+    if accumulating:
+        accumulated = accumulation.add(
+            rule, batch_stats, before, normalized.moments, path
+        )
+        return Result(y, accumulated=accumulated)
+    moved = estimators.updated(rule, batch_stats, normalized.moments)
+    return Result(y, moved._replace(sync=normalized.state))
+
+
+def _options(
+    layer: LayerFields, dtype: jax.typing.DTypeLike, initializing: bool
+) -> training_call.Options:
+    """Returns the options of a call in training."""
+    variance = layer.variance
+    if layer.use_fast_variance:
+        if variance == "unconditional":
+            raise ValueError(
+                "`use_fast_variance` means `variance='fast'`, got 'unconditional' as "
+                "well; leave one of them out."
+            )
+        variance = "fast"
+    options = training_call.Options(
+        axis=layer.axis,
+        epsilon=layer.epsilon,
+        activation=layer.activation,
+        in_place=layer.in_place,
+        dtype=dtype,
+        variance=variance,
+        force_float32_reductions=layer.force_float32_reductions,
+        initializing=initializing,
+    )
+    if initializing:  # No axis is bound, and the batch may have any size.
+        return options
+    return options._replace(
+        axis_name=layer.axis_name,
+        axis_index_groups=layer.axis_index_groups,
+        group_size=layer.group_size,
+        sync=layer.sync,
+    )
