@@ -220,7 +220,7 @@ class BatchNorm(nnx.BatchNorm):
         if result.accumulated is not None:
             self.accumulated.set_value(result.accumulated)
         if result.batch_stats is not None:
-            self.store(result.batch_stats)
+            _store(self, result.batch_stats)
         return result.y
 
     @property
@@ -239,17 +239,7 @@ class BatchNorm(nnx.BatchNorm):
         Args:
           batch_stats: in the form of the property `batch_stats`.
         """
-        stats = {"mean": batch_stats.mean, "var": batch_stats.var, **batch_stats.extra}
-        for name, value in stats.items():
-            variable = getattr(self, name)
-            if variable[...].dtype == value.dtype:
-                variable[...] = value
-            else:  # The first complex batch.
-                variable.set_value(value)
-        if batch_stats.sync:
-            shared, own = _shared_and_own(batch_stats.sync)
-            self.batch_sync.set_value(shared)
-            self.own_batch_sync.set_value(own)
+        _store(self, batch_stats)
 
     def begin_accumulation(self) -> None:
         """Merges the moments of later calls, which do not move the statistics."""
@@ -279,3 +269,18 @@ def _shared_and_own(sync: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, 
     """Splits a policy's state into what all workers share and what each has itself."""
     own = {name: sync[name] for name in sync if name in training_call.PER_WORKER}
     return {name: sync[name] for name in sync if name not in own}, own
+
+
+def _store(layer: BatchNorm, batch_stats: BatchStats) -> None:
+    """Sets the statistics; `nnx.tabulate` would list a call of a method."""
+    stats = {"mean": batch_stats.mean, "var": batch_stats.var, **batch_stats.extra}
+    for name, value in stats.items():
+        variable = getattr(layer, name)
+        if variable[...].dtype == value.dtype:
+            variable[...] = value
+        else:  # The first complex batch.
+            variable.set_value(value)
+    if batch_stats.sync:
+        shared, own = _shared_and_own(batch_stats.sync)
+        layer.batch_sync.set_value(shared)
+        layer.own_batch_sync.set_value(own)
