@@ -1,14 +1,11 @@
-"""Running statistics, and the rules by which they follow the batches.
+"""Estimators: the rules by which running statistics follow the batches.
 
-`BatchStats` is the estimate of the population's mean and variance. An estimator is a
-static object with two functions: `init` returns the first `BatchStats`, and `update`
-moves it by the moments of one batch. The exponential moving average of Flax is
+An estimator is a static object with two functions: `init` returns the first
+`BatchStats`, and `update` moves it by the moments of one batch. The exponential moving
+average of Flax is
 
     mean <- momentum * mean + (1 - momentum) * batch_mean
     var  <- momentum * var  + (1 - momentum) * batch_var * m / (m - 1)
-
-`m` counts the elements of the global batch. The factor m / (m - 1) is the paper's
-(Algorithm 2, step 10) and PyTorch's; Flax leaves it out (`unbiased=False`).
 
   >>> estimator = debiased(momentum=0.75)
   >>> ones = jnp.ones(1)
@@ -26,15 +23,15 @@ the next batch moves them, and does not replace them.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import jax
 import jax.core
 import jax.numpy as jnp
 
-from jaxbn._core import arguments, reduction, user_warnings
+from jaxbn._core import arguments, reduction, running
 from jaxbn._core import moments as moments_lib
+from jaxbn._core.running import BatchStats, Shape
 
 __all__ = [
     "BatchStats",
@@ -46,7 +43,6 @@ __all__ = [
     "window",
 ]
 
-Shape = int | Sequence[int]
 Name = Literal["ema", "debiased", "cumulative", "window"]
 EstimatorOrName = Name | Any
 """The type of the option `estimator`: a name, or an `Estimator` with its settings."""
@@ -57,24 +53,6 @@ MOMENTUM = 0.99
 # Statistics that were set from outside weigh as much as this many batches. The next
 # batch then weighs 1/100, as with the default momentum.
 _ESTABLISHED = 99.0
-
-
-class BatchStats(NamedTuple):
-    """The running statistics of a layer: all that a training call reads and returns.
-
-    Attributes:
-      mean: `[C]`, float32; complex64 for complex inputs.
-      var: `[C]`, float32.
-      extra: further arrays of the estimator by name, such as `weight`. The default
-        estimator has none.
-      sync: the state of the policy of synchronisation; see `jaxbn.sync.Policy`. Most
-        policies have none.
-    """
-
-    mean: jax.Array
-    var: jax.Array
-    extra: Mapping[str, Any] = {}
-    sync: Mapping[str, Any] = {}
 
 
 @runtime_checkable
@@ -308,101 +286,6 @@ def updated(
         return estimator.update(batch_stats, moments)
 
 
-def widened(batch_stats: BatchStats, *, carried: bool = True) -> BatchStats:
-    """Returns statistics in which every number has float32 or a wider dtype.
-
-    A moving average stalls in half precision, where an old value plus a small step
-    rounds to the old value. The statistics stay wide from then on.
-
-    Args:
-      batch_stats: running statistics.
-      carried: the statistics leave the transformation that traces this call.
-
-    Raises:
-      TypeError: if they have half precision and are carried by `lax.scan` or another
-        loop or branch, which cannot return them in another dtype.
-
-    Warns:
-      UserWarning: if they have half precision.
-    """
-    wide = in_wide_dtypes(batch_stats)
-    pairs = zip(*map(jax.tree.leaves, (batch_stats, wide)), strict=True)
-    dtypes = {
-        jnp.result_type(old) for old, new in pairs if jnp.result_type(old) != new.dtype
-    }
-    if not dtypes:
-        return batch_stats
-    narrow = ", ".join(sorted(map(str, dtypes)))
-    cause = f"The running statistics came in {narrow}, in which a moving average stalls"
-    remedy = (
-        "leave the collection `batch_stats` out where variables are cast, or cast it "
-        "back: `jax.tree.map(lambda leaf: leaf.astype(jnp.float32), batch_stats)`"
-    )
-    if carried and (user_warnings.is_in_loop() or user_warnings.is_in_branch_of_flax()):
-        raise TypeError(
-            f"{cause}, and a loop or branch such as `lax.scan` cannot carry them out "
-            f"in float32. Before it, {remedy}."
-        )
-    user_warnings.warn(
-        f"{cause}; they go on in float32. To keep their digits, {remedy}."
-    )
-    return wide
-
-
-def in_wide_dtypes(batch_stats: BatchStats) -> BatchStats:
-    """Returns statistics in float32 or wider dtypes, without a warning."""
-    return jax.tree.map(lambda leaf: reduction.widened(jnp.asarray(leaf)), batch_stats)
-
-
-def as_complex(estimator: Estimator, batch_stats: BatchStats) -> BatchStats:
-    """Returns statistics for complex inputs: complex where `init` makes them complex.
-
-    A layer is created before it sees its first input, so its statistics may still be
-    real. A checkpoint may hold real ones too.
-
-    Example:
-      >>> stats = as_complex(ema(), init_batch_stats(1))
-      >>> stats.mean.dtype.name, stats.var.dtype.name
-      ('complex64', 'float32')
-    """
-    like = jax.eval_shape(lambda: estimator.init(1, jnp.complex64))
-
-    def widen(leaf: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
-        return leaf + 0j if jnp.iscomplexobj(like) else leaf
-
-    like = like._replace(sync=batch_stats.sync)
-    return jax.tree.map(widen, batch_stats, like)
-
-
-def of_batch(
-    batch_stats: BatchStats, moments: moments_lib.Moments, unbiased: bool
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns one batch's estimate of the population, and its elements per channel.
-
-    Args:
-      batch_stats: current statistics. On a mesh of Explicit axes the result is split as
-        they are.
-      moments: moments of the global batch, `[C]` each.
-      unbiased: estimate the population's variance, `var * m / (m - 1)`.
-
-    Returns:
-      Mean, variance and count, `[C]` each.
-    """
-    var = moments.var
-    if unbiased:
-        var = var * (moments.count / jnp.maximum(moments.count - 1, 1))
-    return (
-        reduction.split_as(moments.mean, batch_stats.mean),
-        reduction.split_as(var, batch_stats.var),
-        reduction.split_as(moments.count, batch_stats.var),
-    )
-
-
-def is_usable(mean: jax.Array, var: jax.Array, count: jax.Array) -> jax.Array:
-    """Returns where the count is at least two and mean and variance are finite."""
-    return (count > 1) & jnp.isfinite(mean) & jnp.isfinite(var)
-
-
 def _as_setting(momentum: Any) -> Any:
     """Returns a known momentum as numbers, which compare and hash: one, or a tuple."""
     if isinstance(momentum, jax.core.Tracer):
@@ -417,39 +300,34 @@ def _as_operand(momentum: Any) -> Any:
     return jnp.asarray(momentum) if isinstance(momentum, tuple) else momentum
 
 
-def _new(shape: Shape, dtype: jax.typing.DTypeLike) -> BatchStats:
-    """Returns mean 0 and variance 1."""
-    return BatchStats(jnp.zeros(shape, dtype), jnp.ones(shape, jnp.finfo(dtype).dtype))
-
-
 @dataclasses.dataclass(frozen=True)
 class _Ema:
     momentum: Any
     unbiased: bool
 
     def init(self, shape: Shape, dtype: jax.typing.DTypeLike) -> BatchStats:
-        return _new(shape, dtype)
+        return running.new_batch_stats(shape, dtype)
 
     def update(
         self, batch_stats: BatchStats, moments: moments_lib.Moments
     ) -> BatchStats:
-        mean, var, count = of_batch(batch_stats, moments, self.unbiased)
+        mean, var, count = running.of_batch(batch_stats, moments, self.unbiased)
         momentum = _as_operand(self.momentum)
 
         def move(old: jax.Array, new: jax.Array) -> jax.Array:
             return jnp.asarray(momentum * old + (1 - momentum) * new, old.dtype)
 
         mean, var = move(batch_stats.mean, mean), move(batch_stats.var, var)
-        usable = is_usable(mean, var, count)
+        usable = running.is_usable(mean, var, count)
         new = batch_stats._replace(mean=mean, var=var)
-        return _where(usable, new, batch_stats)
+        return running.where_usable(usable, new, batch_stats)
 
 
 class _WeightedAverage:
     """The functions that averages with a weight share."""
 
     def init(self, shape: Shape, dtype: jax.typing.DTypeLike) -> BatchStats:
-        stats = _new(shape, dtype)
+        stats = running.new_batch_stats(shape, dtype)
         # A weight of half precision would stop growing at 256.
         weight = jnp.zeros_like(stats.var, reduction.reduction_dtype(stats.var.dtype))
         return stats._replace(extra={"weight": weight})
@@ -486,7 +364,7 @@ class _Window:
     unbiased: bool
 
     def init(self, shape: Shape, dtype: jax.typing.DTypeLike) -> BatchStats:
-        stats = _new(shape, dtype)
+        stats = running.new_batch_stats(shape, dtype)
 
         def slots(dtype: jnp.dtype) -> jax.Array:
             return jnp.zeros((*stats.mean.shape, self.batches), dtype)
@@ -501,8 +379,10 @@ class _Window:
     def update(
         self, batch_stats: BatchStats, moments: moments_lib.Moments
     ) -> BatchStats:
-        batch_mean, batch_var, count = of_batch(batch_stats, moments, self.unbiased)
-        usable = is_usable(batch_mean, batch_var, count)
+        batch_mean, batch_var, count = running.of_batch(
+            batch_stats, moments, self.unbiased
+        )
+        usable = running.is_usable(batch_mean, batch_var, count)
 
         def moved_up(slots: jax.Array, new: jax.Array) -> jax.Array:
             new = jnp.asarray(new, slots.dtype)[..., None]
@@ -523,21 +403,7 @@ class _Window:
             var=var.astype(batch_stats.var.dtype),
             extra=extra,
         )
-        return _where(usable, new, batch_stats)
-
-
-def _where(usable: jax.Array, new: BatchStats, old: BatchStats) -> BatchStats:
-    """Returns the new statistics of usable channels; no gradient flows through them.
-
-    Arrays `[C, k]` of `extra` have one more axis than `usable`, `[C]`.
-    """
-
-    def choose(new: jax.Array, old: jax.Array) -> jax.Array:
-        by_slot = new.ndim > usable.ndim
-        return jnp.where(usable[..., None] if by_slot else usable, new, old)
-
-    kept = jax.tree.map(choose, new._replace(sync={}), old._replace(sync={}))
-    return jax.lax.stop_gradient(kept)._replace(sync=old.sync)
+        return running.where_usable(usable, new, batch_stats)
 
 
 def _average(
@@ -548,8 +414,8 @@ def _average(
     unbiased: bool,
 ) -> BatchStats:
     """Returns the average of the statistics and the batch, by their weights."""
-    batch_mean, batch_var, count = of_batch(old, moments, unbiased)
-    usable = is_usable(batch_mean, batch_var, count)
+    batch_mean, batch_var, count = running.of_batch(old, moments, unbiased)
+    usable = running.is_usable(batch_mean, batch_var, count)
     weight = jnp.asarray(old_weight + batch_weight, old.extra["weight"].dtype)
     # With a momentum of 1 the weight stays 0, and the statistics do not change.
     divisor = jnp.where(weight > 0, weight, 1)
@@ -563,7 +429,7 @@ def _average(
         var=move(old.var, batch_var),
         extra={"weight": weight},
     )
-    return _where(usable, new, old)
+    return running.where_usable(usable, new, old)
 
 
 def _is_initial(batch_stats: BatchStats) -> jax.Array:

@@ -20,6 +20,7 @@ from jaxbn._core import (
     moments,
     normalize,
     reduction,
+    running,
     training_call,
 )
 from jaxbn._core import (
@@ -154,7 +155,7 @@ def batch_norm_train(
     """
     rule = estimators.as_estimator(estimator, momentum, unbiased)
     estimators.check_batch_stats(rule, batch_stats)
-    batch_stats = estimators.widened(batch_stats)
+    batch_stats = running.widened(batch_stats)
     options = training_call.Options(
         axis=axis,
         epsilon=epsilon,

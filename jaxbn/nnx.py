@@ -21,8 +21,7 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from jax.nn import initializers
 
-from jaxbn import estimators
-from jaxbn._core import arguments, groups, reduction, training_call
+from jaxbn._core import arguments, groups, reduction, running, training_call
 from jaxbn._layers import accumulation, call, switches
 from jaxbn.estimators import BatchStats, EstimatorOrName
 
@@ -243,7 +242,7 @@ class BatchNorm(nnx.BatchNorm):
 
     def begin_accumulation(self) -> None:
         """Merges the moments of later calls, which do not move the statistics."""
-        stats = estimators.widened(self.batch_stats, carried=False)
+        stats = running.widened(self.batch_stats, carried=False)
         self.accumulated = Accumulated(accumulation.nothing_yet(stats))
 
     def set_view(

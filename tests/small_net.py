@@ -4,9 +4,12 @@ import functools
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 
+import jaxbn.nnx
 from jaxbn import training
 from jaxbn.linen import BatchNorm
 
@@ -49,3 +52,17 @@ def make_state(net=None, tx=None):
     net = net or Net()
     variables = make_variables(net)
     return training.TrainState.create(net.apply, variables, tx or optax.sgd(0.1))
+
+
+class WithOtherState(nnx.Module):
+    """A model with a counter and a power iteration beside the layer."""
+
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.seen = nnx.BatchStat(jnp.int32(0))
+        self.spectral = nnx.SpectralNorm(nnx.Linear(4, 5, rngs=rngs), rngs=rngs)
+        self.norm = jaxbn.nnx.BatchNorm(5, momentum=0.9, rngs=rngs)
+
+    def __call__(self, x):
+        self.seen[...] += len(x)
+        return self.norm(self.spectral(x, update_stats=True))

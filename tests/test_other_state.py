@@ -12,6 +12,7 @@ from flax import nnx
 import jaxbn
 import jaxbn.nnx
 from jaxbn import linen, training
+from tests import small_net
 
 X = (2 + np.random.default_rng(0).standard_normal((12, 4))).astype(np.float32)
 PASSES, STEPS = 3, 4
@@ -197,20 +198,8 @@ def test_in_a_checked_shard_map(axis_name):
     chex.assert_trees_all_close(stats, stacked, rtol=1e-5, atol=1e-6)
 
 
-class NnxNet(nnx.Module):
-    def __init__(self):
-        rngs = nnx.Rngs(0)
-        self.seen = nnx.BatchStat(jnp.int32(0))
-        self.spectral = nnx.SpectralNorm(nnx.Linear(4, 5, rngs=rngs), rngs=rngs)
-        self.norm = jaxbn.nnx.BatchNorm(5, momentum=0.9, rngs=rngs)
-
-    def __call__(self, x):
-        self.seen[...] += len(x)
-        return self.norm(self.spectral(x, update_stats=True))
-
-
 def test_of_nnx():
-    model, expected = NnxNet(), NnxNet()
+    model, expected = small_net.WithOtherState(), small_net.WithOtherState()
     for _ in range(STEPS):
         with jaxbn.accumulate(model):
             for part in PARTS:

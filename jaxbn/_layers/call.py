@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbn import estimators, functional
-from jaxbn._core import arguments, moments, reduction, training_call
+from jaxbn._core import arguments, moments, reduction, running, training_call
 from jaxbn._layers import accumulation
 from jaxbn._layers.switches import Switches
 from jaxbn.estimators import BatchStats
@@ -137,16 +137,16 @@ def apply(
     moves = on.update_running_average and not initializing
     rule = estimator(layer)
     if jnp.iscomplexobj(x):
-        batch_stats = estimators.as_complex(rule, batch_stats)
+        batch_stats = running.as_complex(rule, batch_stats)
     if not moves:
         # The backward pass of such a call sends nothing to other workers.
         sync = jax.lax.stop_gradient(batch_stats.sync)
         batch_stats = batch_stats._replace(sync=sync)
     if layer.force_float32_reductions and moves:
-        batch_stats = estimators.widened(batch_stats, carried=not accumulating)
+        batch_stats = running.widened(batch_stats, carried=not accumulating)
     elif layer.force_float32_reductions:
         # They are not stored, so their dtype may change without a warning.
-        batch_stats = estimators.in_wide_dtypes(batch_stats)
+        batch_stats = running.in_wide_dtypes(batch_stats)
 
     y = None
     if on.use_running_average:

@@ -176,8 +176,8 @@ def diagnose(
     _layers_by_path.check_variables(model, variables)
     rows: list[LayerDiagnosis] = []
 
-    def visit(made: RecordedCall) -> None:
-        rows.append(diagnose_call(made))
+    def visit(recorded: RecordedCall) -> None:
+        rows.append(diagnose_call(recorded))
 
     if isinstance(model, nnx.Module):
         visit_nnx(model, batch, call, visit)
@@ -287,20 +287,23 @@ def _as_mask(mask: Any, x: jax.Array) -> jax.Array:
     return jnp.broadcast_to(jnp.asarray(mask, bool), x.shape)
 
 
-def diagnose_call(made: RecordedCall) -> LayerDiagnosis:
+def diagnose_call(recorded: RecordedCall) -> LayerDiagnosis:
     """Returns the diagnosis of one call."""
-    moments = functional.batch_moments(made.x, made.axis, made.mask)
-    count, mean, var = (_channels(each) for each in moments[:3])
-    running_mean, running_var = map(_channels, made.running[:2])
-    x = _elements(made.x, made.axis)
-    mask = np.True_ if made.mask is None else made.mask
-    valid = _elements(np.broadcast_to(mask, made.x.shape), made.axis) != 0
+    moments = functional.batch_moments(recorded.x, recorded.axis, recorded.mask)
+    parts = moments.count, moments.mean, moments.var
+    count, mean, var = map(_channels, parts)
+    running_mean, running_var = map(
+        _channels, (recorded.running.mean, recorded.running.var)
+    )
+    x = _elements(recorded.x, recorded.axis)
+    mask = np.True_ if recorded.mask is None else recorded.mask
+    valid = _elements(np.broadcast_to(mask, recorded.x.shape), recorded.axis) != 0
     x = np.where(valid, x, mean)  # Masked elements may be NaN.
 
     def output(center: np.ndarray, spread: np.ndarray) -> np.ndarray:
-        y = (x - center) / np.sqrt(spread + made.epsilon)
-        y = y if made.scale is None else y * _channels(made.scale)
-        return y if made.bias is None else y + _channels(made.bias)
+        y = (x - center) / np.sqrt(spread + recorded.epsilon)
+        y = y if recorded.scale is None else y * _channels(recorded.scale)
+        return y if recorded.bias is None else y + _channels(recorded.bias)
 
     trained, evaluated = output(mean, var), output(running_mean, running_var)
     shift = np.abs(trained - evaluated)[valid]
@@ -309,12 +312,12 @@ def diagnose_call(made: RecordedCall) -> LayerDiagnosis:
     high = np.max(y, 0, where=valid, initial=-np.inf)
     flat = np.mean(np.abs(y) > _SATURATED, 0, where=valid | (count == 0))
     seen = count > 0
-    distance = np.abs(mean - running_mean) / np.sqrt(running_var + made.epsilon)
-    ratio = (var + made.epsilon) / (running_var + made.epsilon)
+    distance = np.abs(mean - running_mean) / np.sqrt(running_var + recorded.epsilon)
+    ratio = (var + recorded.epsilon) / (running_var + recorded.epsilon)
     worst_ratio = np.maximum(ratio, 1 / ratio)
     row = LayerDiagnosis(
-        path=made.path,
-        call=made.call,
+        path=recorded.path,
+        call=recorded.call,
         channels=len(mean),
         elements=int(np.min(count)),
         mean_distance=float(np.max(distance, where=seen, initial=0)),

@@ -13,6 +13,7 @@ from flax import nnx
 from jaxbn import estimators, linen
 from jaxbn import nnx as jaxbn_nnx
 from jaxbn._core import moments as moments_lib
+from jaxbn._core import running
 from jaxbn._layers import accumulation, switches
 from jaxbn.models import _hooks, _layers_by_path
 from jaxbn.models._hooks import LayerCall
@@ -142,8 +143,8 @@ class _Passes:
 
         @jax.jit
         def add(totals: MomentsByLayer, given: Any, batch: Any, flags: Any):
-            made = source.moments(given, batch, flags)
-            return {path: _add(pooling, totals[path], made[path]) for path in made}
+            found = source.moments(given, batch, flags)
+            return {path: _add(pooling, totals[path], found[path]) for path in found}
 
         self.add = add
         self.nothing: MomentsByLayer = {}  # Zeros for every layer.
@@ -256,8 +257,8 @@ def _population(
     """
     old = estimators.BatchStats(mean, var)
     unbiased = pooling == "pooled"
-    new_mean, new_var, count = estimators.of_batch(old, total, unbiased)
-    usable = estimators.is_usable(new_mean, new_var, count)
+    new_mean, new_var, count = running.of_batch(old, total, unbiased)
+    usable = running.is_usable(new_mean, new_var, count)
     return {
         "mean": jnp.where(usable, new_mean, mean),
         "var": jnp.where(usable, new_var, var),

@@ -12,6 +12,7 @@ from flax import nnx
 import jaxbn
 import jaxbn.nnx
 from jaxbn import training
+from tests import small_net
 from tests.training import both_apis
 from tests.training.both_apis import (
     APIS,
@@ -131,25 +132,11 @@ def test_each_device_has_some_of_every_part(kind):
         )
 
 
-class Others(nnx.Module):
-    """A model with a counter and a power iteration beside the layer."""
-
-    def __init__(self):
-        rngs = nnx.Rngs(0)
-        self.seen = nnx.BatchStat(jnp.int32(0))
-        self.spectral = nnx.SpectralNorm(nnx.Linear(4, 5, rngs=rngs), rngs=rngs)
-        self.norm = jaxbn.nnx.BatchNorm(5, momentum=0.9, rngs=rngs)
-
-    def __call__(self, x):
-        self.seen[...] += len(x)
-        return self.norm(self.spectral(x, update_stats=True))
-
-
 def test_other_state_of_an_nnx_model_moves_with_every_part():
     def loss(model, batch, train):
         return {"loss": jnp.sum(model(batch["x"]) ** 2, -1)}
 
-    model, expected = Others(), Others()
+    model, expected = small_net.WithOtherState(), small_net.WithOtherState()
     optimizer = nnx.Optimizer(model, optax.sgd(0.0), wrt=nnx.Param)
     step = training.make_nnx_train_step(loss, micro_batches=4)
     structure = nnx.graphdef(model)

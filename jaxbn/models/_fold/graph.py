@@ -75,10 +75,10 @@ def trace(
     dtypes: dict[Value, Any] = {}
 
     def value(atom: Any) -> Value:
-        made = len(shapes)
-        shapes[made] = tuple(getattr(atom.aval, "shape", ()))
-        dtypes[made] = getattr(atom.aval, "dtype", None)
-        return made
+        number = len(shapes)
+        shapes[number] = tuple(getattr(atom.aval, "shape", ()))
+        dtypes[number] = getattr(atom.aval, "dtype", None)
+        return number
 
     def visit(jaxpr: core.Jaxpr, arguments: Sequence[Value]) -> list[Value]:
         known = dict(zip([*jaxpr.constvars, *jaxpr.invars], arguments, strict=True))

@@ -94,12 +94,12 @@ def _run(model: nn.Module, call: Any, rngs: Any):
 
     def run(variables: Mapping[str, Any], batch: Any) -> Any:
         others = {name: tree for name, tree in variables.items() if name not in _FIXED}
-        made, written = model.apply(
+        outputs, written = model.apply(
             variables, batch, method=call, mutable=list(others), rngs=rngs
         )
         before = {id(leaf) for leaf in jax.tree.leaves(others)}
         new = [leaf for leaf in jax.tree.leaves(written) if id(leaf) not in before]
-        return made, new
+        return outputs, new
 
     return run
 
@@ -111,34 +111,34 @@ def _layers_of(
     found: dict[str, _LinenLayer] = {}
     left: dict[str, str] = {}
 
-    def note(made: _hooks.LayerCall) -> jax.Array:
-        path = "/".join(made.path)
-        _check_evaluation(made, path)
-        if _layers_by_path.is_flax(made.layer):
+    def note(layer_call: _hooks.LayerCall) -> jax.Array:
+        path = "/".join(layer_call.path)
+        _check_evaluation(layer_call, path)
+        if _layers_by_path.is_flax(layer_call.layer):
             left[path] = "it is Flax's; import `BatchNorm` from `jaxbn.linen`"
-            return made.proceed()
+            return layer_call.proceed()
         stats, params = (
             _at(given.get(name, {}), path) for name in ("batch_stats", "params")
         )
-        inner = nn.meta.unbox(made.layer.get_variable("batch_stats", "mean"))
+        inner = nn.meta.unbox(layer_call.layer.get_variable("batch_stats", "mean"))
         if inner is not None and inner.shape == np.shape(stats.get("mean", ())):
-            found[path] = _linen_layer(made.layer, path, stats, params)
+            found[path] = _linen_layer(layer_call.layer, path, stats, params)
         elif inner is not None:
             left[path] = _IN_A_LOOP
-        return made.proceed()
+        return layer_call.proceed()
 
     with _hooks.hooked_linen(note):
         jax.eval_shape(_run(model, call, rngs), given, example)
     return found, left
 
 
-def _check_evaluation(made: _hooks.LayerCall, path: str) -> None:
+def _check_evaluation(layer_call: _hooks.LayerCall, path: str) -> None:
     """Checks that a call of a layer neither uses nor moves the batch's statistics.
 
     Raises:
       ValueError: with the path of the layer.
     """
-    layer, options = made.layer, made.options
+    layer, options = layer_call.layer, layer_call.options
     evaluates = nn.merge_param(
         "use_running_average",
         layer.use_running_average,

@@ -69,24 +69,24 @@ def preceding(graph: Graph, norm: Norm) -> Preceding:
     while True:
         if len(graph.uses.get(value, ())) > 1:
             raise Refusal("its input is used elsewhere too")
-        made = graph.producers.get(value)
-        if made is None:
+        producer = graph.producers.get(value)
+        if producer is None:
             raise Refusal("nothing stands before it")
-        if made.name in LINEAR:
-            kernel = of_outputs(graph, made, axes)
+        if producer.name in LINEAR:
+            kernel = of_outputs(graph, producer, axes)
             if kernel is None:
                 raise Refusal(
                     "the layer before it has other channels, or a kernel that is "
                     "computed or shared"
                 )
             return Preceding(kernel, bias)
-        if made.name == "add" and bias is None:
-            value, bias = _without_bias(graph, made, axes)
+        if producer.name == "add" and bias is None:
+            value, bias = _without_bias(graph, producer, axes)
             continue
-        moved = graph_lib.before(graph, made, axes)
+        moved = graph_lib.before(graph, producer, axes)
         if moved is None:
-            raise Refusal(f"{_words(made)} stands before it")
-        value, axes = made.operands[0], moved
+            raise Refusal(f"{_words(producer)} stands before it")
+        value, axes = producer.operands[0], moved
 
 
 def following(graph: Graph, norm: Norm, taken: Mapping[Value, Norm]) -> Following:
@@ -179,11 +179,11 @@ def leaf_of(graph: Graph, value: Value, axes: Axes) -> Place | None:
     while len(graph.uses.get(value, ())) == 1:
         if value in graph.parameters:
             return Place(value, axes)
-        made = graph.producers.get(value)
-        moved = None if made is None else graph_lib.before(graph, made, axes)
-        if made is None or moved is None:
+        producer = graph.producers.get(value)
+        moved = None if producer is None else graph_lib.before(graph, producer, axes)
+        if producer is None or moved is None:
             return None
-        value, axes = made.operands[0], moved
+        value, axes = producer.operands[0], moved
     return None
 
 

@@ -127,9 +127,9 @@ def fold_nnx(model: nnx.Module, example: Any, call: Any) -> tuple[nnx.Module, Re
     def run(state: Any, batch: Any) -> Any:
         before = {id(leaf) for leaf in jax.tree.leaves(state)}
         model = nnx.merge(graph, state)
-        made = call(model, batch)
+        outputs = call(model, batch)
         after = jax.tree.leaves(nnx.state(model))
-        return made, [leaf for leaf in after if id(leaf) not in before]
+        return outputs, [leaf for leaf in after if id(leaf) not in before]
 
     scales = {"/".join(filter(None, (path, "scale"))): s for path, s in layers.items()}
     found = merge.fold_arrays(run, state, example, scales, parameters.__contains__)
