@@ -1,6 +1,6 @@
 """Cuts square parts of images, mirrors them and distorts their colours.
 
-Training takes random parts, evaluation the middle.
+Training uses random parts, and evaluation uses the middle.
 """
 
 import math

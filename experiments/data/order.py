@@ -1,7 +1,7 @@
 """The order of records: shards in random order, with their records shuffled.
 
 The sixth change of the paper's Section 4.2.1 is to shuffle examples within the shards.
-Then the same examples do not always meet in a mini-batch. In the paper that gains about
+Then the same examples are not always in one mini-batch. In the paper this adds about
 1 % of validation accuracy.
 """
 
@@ -30,16 +30,16 @@ class Order(Sequence):
     """
 
     shard_lengths: tuple[int, ...]
-    """Records in each shard."""
+    """The number of records in each shard."""
     seed: int
     """The seed of the order."""
     epochs: int
-    """After which it ends."""
+    """The number of epochs after which the order ends."""
     shards_at_once: int = 16
-    """Shards that are read together. All of them: any two records may meet in a
-    mini-batch. Few: reading stays local."""
+    """The number of shards that are read together. With all of them, any two records
+    can be in one mini-batch. With few, reading stays local."""
     within_shards: bool = True
-    """Shuffle the records of each shard; else they come as they are stored."""
+    """Shuffle the records of each shard. Otherwise they keep the stored order."""
 
     def __post_init__(self) -> None:
         for name, value in (

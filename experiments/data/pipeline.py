@@ -16,21 +16,21 @@ class Options:
     """The options of the batches; `batch_size` is that of all processes together."""
 
     batch_size: int
-    """Images in a mini-batch of all processes together."""
+    """The number of images in a mini-batch of all processes together."""
     size: int = 224
-    """Pixels of each side, of the network's input."""
+    """The side of the network's input in pixels."""
     area: tuple[float, float] = (0.08, 1.0)
-    """Share of an image that a random crop has, least and greatest."""
+    """The least and the greatest share of an image's area in a random crop."""
     photometric: float = 0.2
-    """Strength of the photometric distortions: .5 is the full one."""
+    """The strength of the photometric distortions; .5 is the full strength."""
     shards_at_once: int = 16
-    """Shards whose records are mixed."""
+    """The number of shards whose records are mixed."""
     within_shards: bool = True
     """Shuffle the records within each shard."""
     threads: int = 16
-    """That read and decode."""
+    """The number of threads that read and decode."""
     read_ahead: int = 500
-    """Images that are decoded before they are needed."""
+    """The number of images that are decoded before they are needed."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -44,7 +44,7 @@ def prepare(
 ) -> None:
     """Prepares the TFDS data set from its original files and verifies their checksums.
 
-    Nothing is left behind if it fails.
+    If it fails, it leaves no files.
 
     Args:
       name: the name of the TFDS data set.

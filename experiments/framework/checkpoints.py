@@ -28,7 +28,7 @@ class Checkpoints:
     If several processes run together, all call every method at the same step.
 
     Args:
-      directory: a directory for this run alone; it is made if there is none.
+      directory: a directory for this run alone; it is created if it does not exist.
     """
 
     def __init__(self, directory: pathlib.Path):
@@ -39,7 +39,7 @@ class Checkpoints:
         """Writes a checkpoint and keeps one older one."""
         args = ocp.args.StandardSave(_without_keys(tree))
         with _undisturbed():
-            # A checkpoint of this step is one that could not be read.
+            # If there is a checkpoint of this step, it could not be read.
             if step in self._manager.all_steps():
                 self._manager.delete(step)
             # `force` writes even if there is a later one that could not be read.
@@ -55,7 +55,7 @@ class Checkpoints:
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 restored = self._manager.restore(step, args=args)
-            except Exception as error:  # orbax raises many kinds for damaged files.
+            except Exception as error:  # orbax raises many kinds of errors.
                 print(f"Ignored an unreadable checkpoint: {step} ({error}).")
             else:
                 return _with_keys(restored, template)

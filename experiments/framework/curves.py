@@ -1,4 +1,4 @@
-"""Draws and sums up the curves of trainings.
+"""Draws and summarises the curves of trainings.
 
 A run is the entry of one configuration in a JSON: `step`, `[records]`, and `accuracy`,
 `[records][seeds]`.
@@ -18,7 +18,7 @@ def draw(axes: Axes, x: Any, seeds: Any, style: str = "-", **line: Any) -> None:
 
     Args:
       axes: the axes to draw into.
-      x: the places of the points, `[points]`.
+      x: the horizontal positions of the points, `[points]`.
       seeds: the values, `[points, seeds]`; there is a gap where one is None or NaN.
       style: the style of the line.
       **line: other properties of the line; `color` is required.
@@ -34,7 +34,7 @@ def quarters(records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns means over the first and over the last quarter of the records.
 
     At a constant learning rate the accuracies of two consecutive records can differ by
-    points, so that the last one alone says little.
+    points, so the last one alone is not reliable.
 
     Args:
       records: the values of the records, `[records, ...]`.

@@ -1,7 +1,7 @@
 """Finds all commands by parsing files, and imports the one that is run.
 
-A command is a class with a literal `name`. Studies have theirs in the `study.py` of
-their folder; the other commands are in the rooms, such as `data`.
+A command is a class with a literal `name`. The command of a study is in the `study.py`
+of its folder. The other commands are in shared folders, such as `data`.
 """
 
 import ast
@@ -45,7 +45,7 @@ def find(name: str) -> tuple[Command, list[str]] | None:
     """Returns a command and the options its name stands for; None if there is none.
 
     Args:
-      name: a name of today, or a former one.
+      name: a current name, or a former one.
     """
     known = commands()
     if name in known:

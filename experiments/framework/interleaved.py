@@ -1,7 +1,7 @@
 """Times programs that take turns, so that times of the same round can be compared.
 
-The order changes from round to round, because a program runs with the caches and
-threads that the one before it left.
+The order changes from round to round, because the program that ran before affects the
+caches and threads.
 """
 
 import math

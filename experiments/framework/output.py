@@ -26,10 +26,10 @@ Result = Mapping[str, Any]
 
 
 def check_folder(path: pathlib.Path) -> None:
-    """Makes a folder for results.
+    """Creates a folder for results.
 
     Raises:
-      ValueError: if the folder cannot be made or written.
+      ValueError: if the folder cannot be created or written.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -66,9 +66,9 @@ def write_pages(
 
     Args:
       path: the path of the JSON.
-      table: a function that makes the text (Markdown).
-      draw: a function that makes the figure, or a mapping of figures by the suffixes
-        that are added to the name of the JSON.
+      table: a function that returns the text (Markdown).
+      draw: a function that draws the figure, or a mapping of such functions by the
+        suffixes that are added to the name of the JSON.
 
     Returns:
       The text.

@@ -50,7 +50,7 @@ def finish(module: str, *options: str, seconds: int = 300) -> list[str]:
 
 
 def join(process: int, port: int, devices: int = DEVICES) -> None:
-    """Joins a process to the other; each calls this before it uses a device."""
+    """Connects this process to the other. Both call it before they use a device."""
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", devices)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")

@@ -86,7 +86,7 @@ class Run(NamedTuple):
     """A configuration of a study; its functions handle one seed, and are traced."""
 
     name: str  # It is unique in the study, and identifies the checkpoint.
-    init: Callable[..., State]  # It takes a key, and a value if side by side.
+    init: Callable[..., State]  # It takes a key; see `side_by_side`.
     step: Callable[[State, Batch], State]  # It takes a mini-batch.
     record: Callable[[State, Batch], Mapping[str, jax.Array]]  # It takes held-out data.
     batch_size: int
@@ -128,13 +128,14 @@ class Plan:
     """The numbers of steps, records, seeds and checkpoints."""
 
     steps: int
-    """Mini-batches per run."""
+    """The number of mini-batches per run."""
     record_every: int
-    """Steps between two records."""
+    """The number of steps between two records."""
     seeds: int
-    """Side by side, each with its own initial weights and mini-batches."""
+    """The number of trainings side by side, each with its own initial weights and
+    mini-batches."""
     checkpoint_every: int
-    """Steps between two checkpoints; a killed run goes on from the last."""
+    """The number of steps between two checkpoints, from which a killed run resumes."""
 
 
 def check(plan: Plan) -> None:
@@ -190,7 +191,7 @@ def train(
     check(plan)
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
-        raise ValueError(f"`runs` must have names of their own, got {names}.")
+        raise ValueError(f"`runs` must have different names, got {names}.")
     data, held_out = jax.tree.map(jnp.asarray, (dict(data), dict(held_out)))
     found: dict[str, Records] = {}
     with (

@@ -1,4 +1,4 @@
-"""The base of all studies: the options they share, and what happens when one is run."""
+"""The base class of all studies: their common options, and how they are run."""
 
 import contextlib
 import dataclasses
@@ -13,7 +13,7 @@ from experiments.framework import checkpoints, output, provenance
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
-    """The base of a study; the first line of a subclass is its line in the list.
+    """The base of a study. The list of studies prints the first docstring line.
 
     A subclass is a frozen dataclass in the `study.py` of its folder. Its fields are its
     options. It sets the class attributes below, and implements `measure` and `check`.
@@ -36,9 +36,9 @@ class Study:
     not_in_training: ClassVar[Sequence[str]] = ()
     """Options that do not change the trainings; checkpoints are the same for all."""
     report: ClassVar[Callable[[output.Result], str]]
-    """The function that makes the text of the page from the JSON."""
+    """The function that returns the text of the page, given the JSON."""
     draw: ClassVar[Callable[[output.Result], Any]]
-    """The function that makes the figure from the JSON, or figures by suffix."""
+    """The function that draws the figure from the JSON, or such functions by suffix."""
 
     def check(self) -> None:
         """Checks the options before any work.
@@ -52,7 +52,7 @@ class Study:
         raise NotImplementedError
 
     def results(self, known: output.Result) -> Iterator[output.Result]:
-        """Yields the content of the JSON, each time that there is more of it.
+        """Yields the content of the JSON, again after each addition.
 
         Args:
           known: the content of the JSON of an earlier run, empty if there is none.
@@ -88,7 +88,7 @@ class Study:
     def settled(self) -> Any:
         """Returns the options that are run: with `quick`, those of the small setting.
 
-        Options that differ from their defaults stay.
+        Options that differ from their defaults are kept.
         """
         if not self.quick:
             return self

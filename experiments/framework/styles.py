@@ -1,7 +1,7 @@
 """One training step of a normalisation in every parallel style that JAX has.
 
 A style takes a normalisation and a number of devices. It returns a jitted function of
-the whole batch, so that every style can be compared with one device that has it all.
+the whole batch. So every style can be compared with one device that computes it alone.
 """
 
 from collections.abc import Callable

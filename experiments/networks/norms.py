@@ -17,7 +17,7 @@ from jaxbn import linen
 
 
 class Apart(nn.Module):
-    """A normalisation with the residual and the activation after it, apart."""
+    """A normalisation, then the residual and the activation as separate operations."""
 
     norm: Callable[..., nn.Module]
     scale_init: Any = nn.initializers.ones

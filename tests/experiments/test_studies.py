@@ -211,9 +211,9 @@ BAD_OPTIONS = {
     ],
     "policy_cost": [
         ("--policies none Exact", "`policies` must .* with 'none' and 'Local'"),
-        ("--policies none Local Sometimes", "`policies` must be of"),
+        ("--policies none Local Sometimes", "`policies` must be among"),
         ("--rounds 1", "`rounds` must be at least 2"),
-        ("--widths", "`widths` must hold"),
+        ("--widths", "`widths` must have"),
     ],
     "regularisation": [
         ("--dropout .1", r"`dropout` must be two shares or more in \[0, 1\)"),

@@ -88,7 +88,7 @@ def next_size(points: Mapping[int, Point], limit: float, step: int) -> int | Non
 
     Every second call interpolates linearly between two sizes. The others go one step up
     or half-way, because memory is not linear near the limit: there a compiler begins to
-    compute things twice to save memory.
+    recompute values to save memory.
     """
     low, high = bounds(points)
     if high is not None and high - low <= step:

@@ -61,7 +61,8 @@ def compile_case(case: cases.Case, old: Row | None = None) -> Row:
     if done.returncode:
         said["error"] = _ending(done)
         if -done.returncode not in _CRASHES:
-            # This machine may be the cause. Without a fingerprint it is tried again.
+            # This machine may be the cause. Without a fingerprint a case is compiled
+            # again.
             said.pop("fingerprint", None)
     return _row(case) | said
 

@@ -72,7 +72,7 @@ def _call(model: Any, x: jax.Array, train: bool) -> jax.Array:
 def _variables(net: nn.Module, x: jax.Array) -> Any:
     """Returns variables with the running statistics of one batch.
 
-    They are those that a training step on this batch gives.
+    They are the same as after a training step on this batch.
     """
     variables = jax.jit(functools.partial(net.init, train=False))(jax.random.key(0), x)
     apply = functools.partial(net.apply, train=True, mutable=["batch_stats"])

@@ -111,8 +111,8 @@ def seconds(
     Args:
       policy: "none", "Exact", "Sampled", "Periodic", "FrozenAfter" (once frozen) or
         "Local". "Group" is the one of jaxbn, which sends the rows of all devices;
-        "Group, apart" has collectives for each group. "Stale" is packed with the
-        gradient; "Stale, apart" has one collective of its own at the end of the step.
+        "Group, apart" has collectives for each group. "Stale" is sent with the
+        gradient; "Stale, apart" has one more collective at the end of the step.
       layers: the normalisation layers of the network.
       devices: the number of devices.
       all_reduce: a function that returns the seconds of one collective.

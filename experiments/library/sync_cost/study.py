@@ -101,13 +101,13 @@ class PolicyCost(study.Study):
         unknown = set(self.policies) - set(network.POLICIES)
         if unknown or not {"none", "Local"} <= set(self.policies):
             raise ValueError(
-                f"`policies` must be of {sorted(network.POLICIES)}, with 'none' and "
-                f"'Local', got {self.policies}."
+                f"`policies` must be among {sorted(network.POLICIES)}, with 'none' "
+                f"and 'Local', got {self.policies}."
             )
         if self.rounds < 2:  # Quartiles need two values.
             raise ValueError(f"`rounds` must be at least 2, got {self.rounds}.")
         if not self.widths:
-            raise ValueError("`widths` must hold one number of channels at least.")
+            raise ValueError("`widths` must have at least one number of channels.")
 
     def results(self, known: output.Result) -> Iterator[output.Result]:
         """Yields the result; parts that are not run come from an earlier result."""

@@ -1,6 +1,6 @@
 """Measures why a policy loses or keeps accuracy: its gradients and the drift.
 
-Gradients are compared with those of exact synchronisation. All is measured during
+Gradients are compared with those of exact synchronisation. Both are measured during
 training, at the current weights. Every record uses the same mini-batches of the shards.
 """
 

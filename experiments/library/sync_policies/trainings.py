@@ -69,8 +69,8 @@ def split(
     Args:
       data: `image` and `label`, `[N, ...]`; the remainder of N by `workers` is dropped.
       workers: the number of shards.
-      by_label: True sorts the data by label before it is split, so that a worker sees
-        one label or two; False shuffles it.
+      by_label: True to sort the data by label before it is split, so that a worker has
+        one label or two; False to shuffle it.
 
     Raises:
       ValueError: if there are fewer examples than workers.
@@ -98,7 +98,7 @@ def as_batch(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     }
 
 
-# Makes a network from a function that makes its normalisations.
+# Returns a network, given a function that returns its normalisations.
 MakeModel = Callable[[Callable[[], nn.Module]], nn.Module]
 
 

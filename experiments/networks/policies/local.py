@@ -1,4 +1,4 @@
-"""Workers share nothing but the moments that move the running statistics."""
+"""Workers share only the moments that update the running statistics."""
 
 import dataclasses
 

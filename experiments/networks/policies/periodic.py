@@ -14,7 +14,7 @@ from jaxbn import sync
 class Periodic:
     """Exact synchronisation in every k-th step, beginning with the first.
 
-    The running statistics move in these steps only.
+    The running statistics are updated in these steps only.
 
     Attributes:
       every: k, at least 1.

@@ -124,7 +124,7 @@ def part(
 
 
 def augment(key: jax.Array, images: jax.Array, size: int) -> jax.Array:
-    """Cuts a random part of each image, resizes it, and mirrors every other at random.
+    """Cuts a random part of each image, resizes it, and mirrors half of them at random.
 
     The areas of the parts range over those of the crops of the evaluation. Their
     proportions are between 3/4 and 4/3, as in the training of GoogLeNet.

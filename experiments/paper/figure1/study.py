@@ -42,8 +42,8 @@ class Figure1(training_study.TrainingStudy):
     checkpoint_every: int = 5_000
     """The number of steps between two checkpoints, from which a killed run resumes."""
     sweep: bool = False
-    """Train on MNIST with many values of what the paper leaves open (about 40 minutes).
-    Of the other options, `steps`, `seeds` and the folders have an effect."""
+    """Try many values of the settings that the paper leaves open, on MNIST (about 40
+    minutes). Only the options `steps`, `seeds` and the folders apply then."""
     hp: mlp.Hyperparameters = dataclasses.field(default_factory=mlp.Hyperparameters)
 
     @staticmethod
@@ -80,7 +80,7 @@ class Figure1(training_study.TrainingStudy):
         for name in ("checkpoint_every", "quick", "sweep"):
             del fields[name]
         if not datasets.PIXELS[self.dataset].binary:
-            fields["hp"]["ink"] = None  # It has no effect.
+            fields["hp"]["ink"] = None  # The threshold has no effect.
         return fields
 
     def results(self, known: output.Result) -> Iterator[output.Result]:

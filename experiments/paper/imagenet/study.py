@@ -22,7 +22,7 @@ from experiments.paper.imagenet import figure, one_run, report
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageNet(study.Study):
-    """Repeats Figures 2 and 3 at full definition, on many devices (days)."""
+    """Repeats Figures 2 and 3 at full size, on many devices (days)."""
 
     name = "imagenet"
     not_in_training = ("configurations", "checkpoint_every", "threads", "quick")

@@ -8,7 +8,7 @@ import numpy as np
 from experiments.data import datasets
 
 New = Literal["digits", "fashion_mnist"]
-# New data with the classes that the network already has. It must learn other classes.
+# New data with the classes that the network was trained on. Other sets have new ones.
 SAME_CLASSES = ("digits",)
 Split = tuple[np.ndarray, np.ndarray]  # Images in [0, 1], float32, and labels.
 

@@ -60,7 +60,7 @@ def _torch() -> Any:
         import torch
     except ImportError as error:
         raise ValueError(
-            "PyTorch must be installed to train the network that is taken over: "
+            "PyTorch must be installed to train the network that is imported: "
             "`pip install torch`."
         ) from error
     return torch

@@ -39,15 +39,15 @@ class FineTune(study.Study):
     draw = staticmethod(figure.draw)
 
     new: Literal["digits", "fashion_mnist"] = "digits"
-    """The new data: digits by another camera for a network that knows digits, or
-    Fashion-MNIST for one that knows MNIST."""
+    """The new data: digits by another camera for a network trained on digits, or
+    Fashion-MNIST for one trained on MNIST."""
     weights: pathlib.Path | None = None
     """A `.safetensors` file with the network's `state_dict`. Without it the network is
     trained in PyTorch, and its weights go to `fine_tune_<new>.safetensors`."""
     labelled: int = 500
     """The number of new images with labels."""
     unlabelled: int = 1000
-    """The number of new images whose statistics are taken."""
+    """The number of new images from which the statistics are computed."""
     batch_size: int = 4
     """The batch size of fine-tuning."""
     steps: int = 1000

@@ -9,9 +9,9 @@ have statistics of its own.
 Images are read row by row, and end at a random row. A feed-forward and a recurrent
 network are trained with BN over all rows, with masked BN, with Layer Norm and without
 normalisation. Expected: outputs with BN over padding depend on the amount of padding,
-and those of the others do not. Nor do those of a recurrent network with statistics per
-time step, because further steps do not change them. Masked BN is more accurate, and
-statistics per time step are better than shared ones.
+and those of the others do not. Outputs of a recurrent network with statistics per time
+step do not either, because further steps do not change them. Masked BN is more
+accurate, and statistics per time step are better than shared ones.
 """
 
 import dataclasses
@@ -160,8 +160,8 @@ def _change_by_padding(
     """
     variables = {"params": state.params}
     if not getattr(model, "per_step", True):
-        # Statistics per step are left out and made anew, because the longer batch has
-        # more steps.
+        # Statistics per step are created again, because the longer batch has more
+        # steps.
         variables["batch_stats"] = state.batch_stats
 
     def logits(batch: dict[str, jax.Array]) -> jax.Array:

@@ -12,7 +12,7 @@ diverging, for every nonlinearity. It also trains at low rates, where the sigmoi
 network without BN does not leave its plateau. With BN the hidden layers train from
 initial weights over several decades, and without it from one scale. With BN they do not
 train from all scales, for three reasons. The softmax layer is not normalised, epsilon
-outweighs a tiny variance, and small steps turn large weights slowly. A third network
+outweighs a tiny variance, and small steps change large weights slowly. A third network
 starts its softmax layer with the usual scale.
 """
 

@@ -8,9 +8,10 @@ They also add noise after BN that changes the distributions in every step, and t
 network trains as well as without the noise. Instead, they say, BN makes the loss
 smoother, and gradients more predictive of those a step away.
 
-Four networks take the same steps: without normalisation, with BN, with BN and that
-noise, and with the noise alone. Every record has percentiles of the inputs of all
-nonlinearities, the shift by gradients, and loss and gradient a step away and further.
+Four networks are trained in the same way: without normalisation, with BN, with BN and
+that noise, and with the noise alone. Every record has percentiles of the inputs of all
+nonlinearities, the shift by gradients, and loss and gradient after steps of several
+lengths.
 Expected: with BN the percentiles move less, the shift by gradients is not smaller, the
 loss is smoother, and noise costs little.
 """
@@ -30,7 +31,7 @@ from experiments.networks import fully_connected, norms
 from experiments.why.covariate_shift import figure, measures, noise, report
 from jaxbn import linen, training
 
-PERCENTILES = (15.0, 50.0, 85.0)  # The paper shows these.
+PERCENTILES = (15.0, 50.0, 85.0)  # The paper's Figure 1 has these percentiles.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ def errors(ratio: float) -> dict[str, float]:
     rng = np.random.default_rng(0)
     x, dy = rng.standard_normal((2, EXAMPLES, _CHANNELS))
     x, dy = jnp.float32(x + ratio), jnp.float32(dy)
-    known = np.float64(x)  # It has the rounding of float32.
+    known = np.float64(x)  # The values are rounded to float32.
     stats = jaxbn.BatchStats(jnp.float32(known.mean(0)), jnp.float32(known.var(0)))
     scale, bias = jnp.sqrt(stats.var + EPSILON), stats.mean
 

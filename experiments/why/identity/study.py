@@ -4,11 +4,11 @@ The paper, Section 3: normalising an input "may change what the layer can repres
 Therefore it has scale and bias: "by setting gamma = sqrt(Var[x]) and beta = E[x], we
 could recover the original activations, if that were the optimal thing to do".
 
-Expected: forwards that holds to rounding, in training and inference. Backwards it does
-not hold in training, where the gradient loses its mean and its part along the input. A
-layer that is trained to reproduce its input finds these values with mini-batches of any
-size. The remaining error is the noise of their statistics, about 1.5 times the variance
-divided by the batch size.
+Expected: the forward pass is the identity up to rounding, in training and inference.
+The backward pass is not in training: the gradient loses its mean and its component
+along the input. A layer that is trained to reproduce its input finds these values with
+mini-batches of any size. The remaining error is the noise of their statistics, about
+1.5 times the variance divided by the batch size.
 """
 
 import dataclasses

@@ -7,7 +7,7 @@ activations": "the model blows up".
 
 Expected: with one unit and centring outside, the bias grows at every step by the
 learning rate times the mean of the targets, and the loss does not change. With scaling
-outside, the scale moves through zero, where steps have no bound. In a network biases
+outside, the scale passes zero, where steps have no bound. In a network biases
 grow if normalisation is outside. They do not with Batch Normalization, because the
 gradient of a bias before it is zero.
 """
@@ -28,7 +28,7 @@ _OBSERVED = 1000  # The number of images of the held-out batch.
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OutsideGradient(training_study.CurveStudy):
-    """Trains with normalisation that the gradient does not see (1 minute)."""
+    """Trains networks whose gradient ignores the normalisation (1 minute)."""
 
     name = "outside_gradient"
     small: ClassVar = {"dataset": "digits", "hidden": (30, 30), "steps": 200}

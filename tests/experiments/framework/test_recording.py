@@ -178,7 +178,7 @@ def test_every_epoch_with_the_same_mini_batches(tmp_path, convolves):
 
 def test_bad_runs(tmp_path):
     kept = Folder(tmp_path)
-    with pytest.raises(ValueError, match="names of their own"):
+    with pytest.raises(ValueError, match="must have different names"):
         recording.train([run(), run()], PLAN, DATA, HELD_OUT, kept)
     few = {"x": DATA["x"][:3]}
     with pytest.raises(ValueError, match="must be at most the 3 training images"):
