@@ -17,19 +17,20 @@ in the other package:
 
 Layers besides Batch Normalization are converted too. Kernels of dense and convolutional
 layers change their layout; embeddings and other normalisations keep it. A module with
-neither a kernel nor an embedding counts as a normalisation. The names do not identify
-two kinds of layers, which the user must convert: transposed convolutions, and a dense
-layer after a flattened image, whose order of channels and places differs between the
-layouts.
+neither a kernel nor an embedding counts as a normalisation. You must convert two kinds
+of layers yourself, because their names do not identify them: transposed convolutions,
+and a dense layer after a flattened image, whose inputs have another order in each
+layout.
 
-State of an `estimator` other than "ema", beside mean and variance, stays as it is in
-the template. Imported statistics count as established: the next batch moves them.
+Further state of an `estimator`, beside mean and variance, stays as it is in the
+template. Imported statistics count as established: the next batch is averaged with
+them.
 
 The hyperparameters differ. PyTorch's momentum is the weight of the NEW value, so that
 `momentum=1 - torch_momentum`, and None means `estimator="cumulative"`. Keras's momentum
 is the same as ours, and its epsilon is 1e-3 by default. Both compute the variance in a
-stable way. PyTorch moves its running variance by the unbiased variance, as jaxbn does.
-Keras moves it by the biased one (`unbiased=False`).
+stable way. PyTorch's running variance is unbiased, as in jaxbn. Keras's is biased
+(`unbiased=False`).
 """
 
 from collections.abc import Mapping
@@ -48,10 +49,10 @@ __all__ = [
 
 Weights = Mapping[str, Any]
 Names = Mapping[str, str]
-"""The name of each module elsewhere, by its path in the tree, joined by "/"."""
+"""The name of each module in the other package, by its path in the tree ("a/b")."""
 
-# A module with one of these is no normalisation. A missing scale does not show this,
-# because a normalisation may have a bias alone.
+# A module with one of these is not a normalisation. A missing scale would not prove
+# this, because a normalisation may have only a bias.
 _OF_OTHERS = {"kernel", "embedding"}
 # The variables of NNX's random streams.
 _OF_STREAMS = ("count", "key")
@@ -219,7 +220,7 @@ def _converted(form: _Format, weights: Weights, template: Any, names: Names) -> 
 
 
 def _exported(form: _Format, variables: Any, names: Names) -> dict[str, np.ndarray]:
-    """Returns the arrays by their names elsewhere; see `to_torch`."""
+    """Returns the arrays by their names in the other package; see `to_torch`."""
     leaves, _ = _leaves(variables)
     keys = _keys(form, leaves, names, {})
     problems = _check_names(leaves, keys, names)
@@ -234,7 +235,7 @@ def _exported(form: _Format, variables: Any, names: Names) -> dict[str, np.ndarr
             if key in made and not np.array_equal(made[key], value, equal_nan=True):
                 problems.append(
                     f"{leaf.module}/{leaf.name} would be {key!r}, and so would other "
-                    "values; give each module a name of its own"
+                    "values; give each module its own name"
                 )
             made[key] = np.array(value, order="C")
     _raise(problems)
@@ -260,7 +261,7 @@ def _leaves(tree: Any) -> tuple[list[_Leaf], Any]:
 def _keys(
     form: _Format, leaves: list[_Leaf], names: Names, weights: Weights
 ) -> dict[int, str]:
-    """Returns the names elsewhere of the leaves that have one, by their place."""
+    """Returns the names in the other package of the leaves that have one, by place."""
     others = {leaf.module for leaf in leaves if leaf.name in _OF_OTHERS}
     found = {}
     for leaf in leaves:

@@ -1,8 +1,8 @@
-"""Estimators: the rules by which running statistics follow the batches.
+"""Estimators: the rules that update running statistics.
 
-An estimator is a static object with two functions: `init` returns the first
-`BatchStats`, and `update` moves it by the moments of one batch. The exponential moving
-average of Flax is
+An estimator is a static object with two methods: `init` returns the first `BatchStats`,
+and `update` updates it by the moments of one batch. The exponential moving average of
+Flax is
 
     mean <- momentum * mean + (1 - momentum) * batch_mean
     var  <- momentum * var  + (1 - momentum) * batch_var * m / (m - 1)
@@ -19,7 +19,7 @@ for it or moments that are not finite.
 
 Mean and variance may be set from outside: by `jaxbn.recalibrate`, `sync_batch_stats` or
 `replace`, or from a checkpoint of another estimator. Such values count as established:
-the next batch moves them, and does not replace them.
+the next batch is averaged with them, and does not replace them.
 """
 
 import dataclasses
@@ -60,8 +60,8 @@ class Estimator(Protocol):
     """The interface of an estimator; equal objects are the same estimator.
 
     Write your own as a frozen dataclass, which compares, hashes and pickles by its
-    settings. It may keep arrays in `BatchStats.extra`, where the name `weight`, `[C]`
-    or `[C, k]`, stands for the weight of the batches in the statistics;
+    settings. It may keep arrays in `BatchStats.extra`. An array `weight` there, `[C]`
+    or `[C, k]`, is the weight of the batches in the statistics;
     `jaxbn.sync_batch_stats` weights replicas by it.
     """
 
@@ -91,12 +91,8 @@ def init_batch_stats(
       estimator: the estimator of the training calls.
       sync: the policy of synchronisation of the training calls, or None.
 
-    Returns:
-      `BatchStats` of the given shape.
-
     Raises:
-      ValueError, TypeError: if `estimator` or `sync` is none, as in
-        `jaxbn.batch_norm_train`.
+      ValueError, TypeError: if `estimator` is no estimator or `sync` no policy.
 
     Example:
       >>> init_batch_stats(2).var
@@ -116,8 +112,7 @@ def ema(momentum: jax.typing.ArrayLike = MOMENTUM, unbiased: bool = True) -> Est
 
     Args:
       momentum: weight of the OLD value, in [0, 1].
-      unbiased: move the variance towards `var * m / (m - 1)`, where `m` counts the
-        batch.
+      unbiased: update the variance with `var * m / (m - 1)`; `m` counts the batch.
 
     Example:
       >>> ones = jnp.ones(1)
@@ -135,11 +130,10 @@ def ema(momentum: jax.typing.ArrayLike = MOMENTUM, unbiased: bool = True) -> Est
 def debiased(
     momentum: jax.typing.ArrayLike = MOMENTUM, unbiased: bool = True
 ) -> Estimator:
-    """Returns the exponential average of batches alone, correct from the first batch.
+    """Returns the exponential moving average without the initial mean and variance.
 
-    The average is `sum_i w_i batch_i / sum_i w_i` with `w_i = momentum^(t - i)`. It
-    contains nothing of the initial mean and variance. `extra["weight"]` is the sum of
-    the weights.
+    The average is `sum_i w_i batch_i / sum_i w_i` with `w_i = momentum^(t - i)`, so it
+    is correct from the first batch. `extra["weight"]` is the sum of the weights.
 
     Args:
       momentum: weight of the OLD value, in [0, 1].
@@ -177,9 +171,9 @@ def cumulative(unbiased: bool = True) -> Estimator:
 def window(batches: int = 100, unbiased: bool = True) -> Estimator:
     """Returns the average over the last batches, each with the same weight.
 
-    Statistics that were set from outside take the place of all batches in the window.
-    `extra` holds the `means` and `variances` of the last batches, the newest of them
-    first, and the `weight` of each slot, 0 if it is empty; `[C, batches]` each.
+    Statistics that were set from outside replace all batches in the window. `extra`
+    holds the `means` and `variances` of the last batches, the newest first,
+    `[C, batches]` each. `weight`, of the same shape, is 0 where a slot is empty.
 
     Args:
       batches: the number of batches.
@@ -211,7 +205,7 @@ def as_estimator(
 
     Raises:
       ValueError: if the name is unknown; if momentum is outside [0, 1]; if momentum or
-        `unbiased` is given beside an estimator that has its own.
+        `unbiased` is given beside an estimator that ignores it.
       TypeError: if the value is neither a name nor an estimator.
     """
     names = get_args(Name)
@@ -238,7 +232,7 @@ def as_estimator(
 
 
 def ignored_options(estimator: EstimatorOrName) -> tuple[str, ...]:
-    """Returns the options of a layer that this estimator has itself, or lacks."""
+    """Returns the options of a layer that have no effect with this estimator."""
     if isinstance(estimator, str):
         return ("momentum",) if estimator in ("cumulative", "window") else ()
     return ("momentum", "unbiased") if _is_estimator(estimator) else ()
@@ -287,7 +281,7 @@ def updated(
 
 
 def _as_setting(momentum: Any) -> Any:
-    """Returns a known momentum as numbers, which compare and hash: one, or a tuple."""
+    """Returns a known momentum as a number or a tuple, which compare and hash."""
     if isinstance(momentum, jax.core.Tracer):
         return momentum
     if getattr(momentum, "ndim", 0) == 0:
@@ -324,7 +318,7 @@ class _Ema:
 
 
 class _WeightedAverage:
-    """The functions that averages with a weight share."""
+    """An average that keeps the weight of its batches in `extra`."""
 
     def init(self, shape: Shape, dtype: jax.typing.DTypeLike) -> BatchStats:
         stats = running.new_batch_stats(shape, dtype)
@@ -438,10 +432,9 @@ def _is_initial(batch_stats: BatchStats) -> jax.Array:
 
 
 def _established_weight(batch_stats: BatchStats, weight: float) -> jax.Array:
-    """Returns the weight; statistics that were set from outside get the given one.
+    """Returns the weight of the statistics; `weight` if they were set from outside.
 
-    Such statistics have no weight, as before the first batch, but are not the initial
-    ones.
+    Statistics were set from outside if they have weight 0 but are not the initial ones.
     """
     known = batch_stats.extra["weight"]
     was_set = (known == 0) & ~_is_initial(batch_stats)
@@ -452,8 +445,8 @@ def _established_slots(batch_stats: BatchStats) -> dict[str, jax.Array]:
     """Returns weights, means and variances of the slots, whose average is the estimate.
 
     If mean and variance are not the average of the slots, they were set from outside
-    and take the place of what the slots hold. The tolerance is the rounding of the mean
-    and a thousandth of the spread, which does not matter.
+    and replace the content of the slots. The tolerance is the rounding of the mean and
+    a thousandth of the spread.
     """
     mean, var, extra = batch_stats.mean, batch_stats.var, batch_stats.extra
     weight, means, variances = extra["weight"], extra["means"], extra["variances"]
@@ -482,7 +475,7 @@ def _shares(weight: jax.Array) -> jax.Array:
 def _half_offset(share: jax.Array, means: jax.Array, mean: jax.Array) -> jax.Array:
     """Returns half of the weighted average of `means - mean` over the slots, `[C]`.
 
-    Differences of neighbouring numbers are exact, where an average of large numbers is
+    Differences of neighbouring numbers are exact, but an average of large numbers is
     rounded. Half of a difference of two finite numbers is finite.
     """
     return jnp.sum(share * (means / 2 - mean[..., None] / 2), -1)

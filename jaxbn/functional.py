@@ -69,52 +69,50 @@ def batch_norm_train(
       momentum: weight of the OLD running statistics.
       epsilon: a number >= 0 that is added to the variance.
       mask: True (or not 0) where an element counts for the statistics; broadcast to `x`
-        by NumPy's rule. The other elements are normalised as well. Their content, NaN
-        included, reaches no other value. It reaches no gradient as long as the loss
-        leaves them out.
+        by NumPy's rule. The other elements are normalised as well. Their content, even
+        NaN, affects no other element. It affects no gradient if the loss leaves them
+        out.
       axis_name: axis or tuple of axes, bound by pmap, shard_map or vmap, over which the
         batch is split. The statistics are those of all shards together. Leave it out
-        under plain jit, with or without shardings: statistics are global there by
-        construction.
+        under plain jit, where statistics are always those of the whole batch.
       axis_index_groups: groups of indices along `axis_name` that share statistics, in
         every parallel style. The groups have the same size, and every index is in one.
       group_size: with `axis_name`, the number of neighbouring devices that share
-        statistics. Without, the number of examples that share them: the batch is
-        normalised in parts (Ghost Batch Normalization), without a collective where the
-        parts follow the shards. "local": each device is a group of its own. Under jit,
-        "local" needs a mesh on which `x` lies or which `jax.set_mesh` sets, with
-        Explicit axes or a single axis. The running statistics follow the whole batch,
-        not its groups (law of total variance).
-      unbiased: True moves the running variance towards `var * m / (m - 1)` (the paper,
-        PyTorch), where `m` counts the global batch. False moves it towards `var`
-        (Flax).
+        statistics. Without an axis name, the number of examples that share them (Ghost
+        Batch Normalization). There is no collective if no part spans several devices.
+        With "local" each device is a group. Under jit, "local" needs a mesh with
+        Explicit axes or a single axis, on which `x` lies or which `jax.set_mesh` sets.
+        The running statistics are those of the whole batch, not of its groups (law of
+        total variance).
+      unbiased: True updates the running variance with `var * m / (m - 1)` (the paper,
+        PyTorch), where `m` counts the global batch. False updates it with `var` (Flax).
       residual: an array of the shape of `x` that is added before the activation.
       activation: "relu", "leaky_relu" (0.01), "silu", "gelu" (tanh) or None. The
         backward pass recomputes what its derivative needs, and keeps nothing more.
       in_place: keep `y` for the backward pass instead of `x`, and compute `x_hat` from
         it (Rota Bulo et al., 2018). This saves memory where the next layer keeps `y`
         anyway. It works for activation None and "leaky_relu". A residual is kept too.
-        The gradients use an `x_hat` with the rounding or the overflow of `y`, magnified
-        by `(bias + residual) / scale`. A scale of 0 gets no gradient, so do not start
-        with it. Outside the mask, a `y` that equals the activated bias counts as a
-        constant.
+        The gradients use an `x_hat` that contains the rounding or overflow of `y`,
+        times `(bias + residual) / scale`. A scale of 0 gets no gradient, so do not
+        start with it. Outside the mask, a `y` that equals the activated bias counts as
+        a constant.
       dtype: the dtype of `y`. Default: the dtype of `x`.
       variance: the form in which the variance is computed. "auto" is the stable form
         that is cheapest where the program runs. "unconditional" is the cheapest stable
-        form without a conditional. "fast" is `E[x^2] - E[x]^2`, whatever precision that
-        loses.
-      estimator: the rule by which the running statistics follow the batches: "ema" (the
-        default), "debiased", "cumulative", "window", or one of `jaxbn.estimators` with
-        settings of its own.
+        form without a conditional. "fast" is `E[x^2] - E[x]^2`, which is imprecise
+        where the mean is large.
+      estimator: the rule that updates the running statistics: "ema" (the default),
+        "debiased", "cumulative", "window", or an estimator of `jaxbn.estimators` with
+        other settings.
       sync: a policy of `jaxbn.sync`. It decides how devices share statistics or,
         without an axis name, how parts of `group_size` examples do. Default: devices
         along `axis_name` share them exactly, parts do not share them.
 
     Returns:
-      `y` of the shape of `x`, and the new `BatchStats`. It has unchanged shapes, and
-      unchanged dtypes except where they are half precision. A channel keeps its
-      statistics where the batch has fewer than two valid values for it or where its
-      moments are not finite.
+      `y` of the shape of `x`, and the new `BatchStats`. Its shapes are unchanged, and
+      its dtypes too, except that half precision becomes float32. A channel keeps its
+      statistics if the batch has fewer than two valid values for it, or if its moments
+      are not finite.
 
     Raises:
       ValueError: if `axis` is out of range or repeated; if `scale`, `bias` or

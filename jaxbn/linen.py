@@ -37,26 +37,26 @@ class BatchNorm(nn.BatchNorm):
     the same meaning. Two defaults differ: the running variance is unbiased, and the
     variance is computed in a stable form.
 
-    Flax ties two choices together. Here each can be made by itself, in the constructor
-    or in the call: which statistics normalise (`use_running_average`), and whether the
-    running statistics are updated (`update_running_average`). `jaxbn.freeze` stops the
-    training of scale and bias.
+    Flax has one switch for two choices. Here there are two switches, in the constructor
+    or in the call: `use_running_average` decides which statistics normalise, and
+    `update_running_average` decides whether the running statistics are updated.
+    `jaxbn.freeze` stops the training of scale and bias.
 
-    During initialisation nothing is updated and no mapped axis needs to be bound.
+    Initialisation updates nothing and needs no bound axis name.
 
     Attributes:
       axis: channel axis or axes of the input; all others are reduced.
-      use_fast_variance: compute `E[x^2] - E[x]^2`, whatever precision that loses. The
-        default is False.
+      use_fast_variance: compute `E[x^2] - E[x]^2`, which is imprecise where the mean is
+        large. The default is False.
       force_float32_reductions: False squares half-precision inputs in their own dtype,
         and rounds their moments to it. It also keeps the running statistics in
         `param_dtype`, as in Flax.
       group_size: with `axis_name`, the number of neighbouring devices that share
-        statistics. Without, the number of examples that share them. "local": each
-        device is a group of its own. See `jaxbn.batch_norm_train`.
-      unbiased: True moves the running variance towards `var * m / (m - 1)`, where `m`
-        counts the global batch (the paper, PyTorch). False moves it towards `var`, as
-        in Flax.
+        statistics. Without an axis name, the number of examples that share them. With
+        "local" each device is a group. See `jaxbn.batch_norm_train`.
+      unbiased: True updates the running variance with `var * m / (m - 1)`, where `m`
+        counts the global batch (the paper, PyTorch). False updates it with `var`
+        (Flax).
       activation: a function that is applied to the result: "relu", "leaky_relu",
         "silu", "gelu" or None. The backward pass recomputes what it needs, and keeps
         nothing more.
@@ -65,17 +65,17 @@ class BatchNorm(nn.BatchNorm):
         `jaxbn.batch_norm_train`.
       in_place: keep the result for the backward pass instead of the input. This works
         for activation None and "leaky_relu". See `jaxbn.batch_norm_train`.
-      update_running_average: update the running statistics. Default: update them
-        exactly if the batch is normalised by its own statistics.
-      estimator: the rule by which the running statistics follow the batches. "ema" is
-        the moving average of Flax. "debiased" is the same without the initial values,
-        correct from the first batch on. "cumulative" is the average over all batches,
-        "window" the average over the last hundred. An estimator of `jaxbn.estimators`
-        has settings of its own. All but "ema" keep further variables beside `mean` and
-        `var`, and `jaxbn.reset_batch_stats` resets them.
+      update_running_average: update the running statistics. Default: True if the batch
+        is normalised by its own statistics, else False.
+      estimator: the rule that updates the running statistics. "ema" is the moving
+        average of Flax. "debiased" is this average without the initial values, correct
+        from the first batch. "cumulative" averages over all batches, and "window" over
+        the last hundred. An estimator of `jaxbn.estimators` has settings of its own.
+        All but "ema" keep further variables beside `mean` and `var`, and
+        `jaxbn.reset_batch_stats` resets them.
       sync: a policy of `jaxbn.sync` by which workers share statistics. Workers are the
         devices along `axis_name`, or parts of `group_size` examples. The collection
-        `batch_sync` holds what a policy remembers from step to step.
+        `batch_sync` holds the state of the policy.
 
     References:
       Ioffe and Szegedy, arXiv:1502.03167.
@@ -225,7 +225,7 @@ class BatchNorm(nn.BatchNorm):
 
     @nn.nowrap
     def _param(self, name, shape):
-        if self.has_variable("params", name):  # Flax's own error names no cause.
+        if self.has_variable("params", name):  # Flax's own error has no remedy.
             given = nn.meta.unbox(self.get_variable("params", name))
             arguments.check_channels(name, given, shape)
         init = self.scale_init if name == "scale" else self.bias_init

@@ -35,7 +35,7 @@ class BatchSync(nnx.Variable):
 
 
 class OwnBatchSync(nnx.Variable):
-    """The part of a policy's state that each worker has for itself, `[workers, C]`."""
+    """The part of a policy's state that differs between workers, `[workers, C]`."""
 
 
 class Accumulated(nnx.Variable):
@@ -68,7 +68,7 @@ class BatchNorm(nnx.BatchNorm):
       axis_name: axis, or tuple of axes, bound by pmap, shard_map or vmap, over which
         the batch is split. Leave it out under plain jit.
       axis_index_groups: groups of indices along `axis_name` that share statistics.
-      use_fast_variance: compute `E[x^2] - E[x]^2`, whatever precision that loses.
+      use_fast_variance: compute `E[x^2] - E[x]^2`, as in `jaxbn.linen.BatchNorm`.
       promote_dtype: a function that decides the dtype of the result. It receives the
         arrays (x, mean, var, scale, bias) and `dtype`. The result has the dtype of the
         first array that it returns.
@@ -82,7 +82,7 @@ class BatchNorm(nnx.BatchNorm):
       Ioffe and Szegedy, arXiv:1502.03167.
     """
 
-    force_float32_reductions = True  # `jaxbn.linen.BatchNorm` has a choice.
+    force_float32_reductions = True  # An option of `jaxbn.linen.BatchNorm` only.
 
     def __init__(
         self,
@@ -241,7 +241,7 @@ class BatchNorm(nnx.BatchNorm):
         _store(self, batch_stats)
 
     def begin_accumulation(self) -> None:
-        """Merges the moments of later calls, which do not move the statistics."""
+        """Starts to merge the moments of calls, which then update no statistics."""
         stats = running.widened(self.batch_stats, carried=False)
         self.accumulated = Accumulated(accumulation.nothing_yet(stats))
 
@@ -265,13 +265,13 @@ class BatchNorm(nnx.BatchNorm):
 
 
 def _shared_and_own(sync: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Splits a policy's state into what all workers share and what each has itself."""
+    """Splits a policy's state into entries for all workers and entries per worker."""
     own = {name: sync[name] for name in sync if name in training_call.PER_WORKER}
     return {name: sync[name] for name in sync if name not in own}, own
 
 
 def _store(layer: BatchNorm, batch_stats: BatchStats) -> None:
-    """Sets the statistics; `nnx.tabulate` would list a call of a method."""
+    """Sets the statistics; `nnx.tabulate` would list it if it were a method."""
     stats = {"mean": batch_stats.mean, "var": batch_stats.var, **batch_stats.extra}
     for name, value in stats.items():
         variable = getattr(layer, name)

@@ -7,7 +7,7 @@
   >>> batch = shard_batch(batch, mesh)
 
 Put the state on all devices with `replicate(state, mesh)` and call the jitted steps of
-`jaxbn.training` on both: statistics and gradients are global by construction.
+`jaxbn.training` on both. Statistics and gradients are then those of the global batch.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -81,8 +81,8 @@ def pad_batch(batch: Mapping[str, Any], multiple: int) -> dict[str, np.ndarray]:
 
     Args:
       batch: arrays `[N, ...]`, N > 0; perhaps with a boolean `mask`, `[N]`.
-      multiple: the new size is a multiple of this. It is for instance the number of
-        devices, or the size of a full batch.
+      multiple: the new size is a multiple of this number, such as the number of devices
+        or the size of a full batch.
 
     Returns:
       Arrays `[M, ...]` and `mask`, `[M]`, which is False for the copies. The copies are
@@ -116,8 +116,8 @@ def _check_no_scalar(batch: Mapping[str, Any]) -> None:
         if np.ndim(value) == 0:
             raise ValueError(
                 f"`batch[{name!r}]` must be an array [N, ...] with one entry per "
-                f"example, got the scalar {value!r}; give what is the same for all "
-                "examples to the loss function in another way."
+                f"example, got the scalar {value!r}; pass a value that is the same for "
+                "all examples to the loss function in another way."
             )
 
 
@@ -128,9 +128,9 @@ def sync_batch_stats(batch_stats: Any, axis_name: reduction.AxisName) -> Any:
         var  = average over replicas of (var_r + |mean_r - mean|^2)
 
     A plain `pmean` ignores that the means of the replicas differ. If the state of an
-    estimator has a `weight`, replicas are weighted by it, so that one that saw no batch
-    does not count. Without a `weight` all replicas count alike. Everything else in the
-    state is averaged; of integers the largest is taken.
+    estimator has a `weight`, replicas are weighted by it, so that a replica without a
+    batch does not count. Without a `weight` all replicas count alike. Other arrays of
+    the state are averaged; of integers the maximum is taken.
 
     Args:
       batch_stats: `BatchStats`, or a tree of variables that holds pairs of `mean` and
@@ -190,7 +190,7 @@ def _average(
 
 
 def _together(leaf: jax.Array, axis_name: reduction.AxisName) -> jax.Array:
-    """Returns the average over replicas, or the largest where it must be an integer."""
+    """Returns the average over replicas; for integers, the maximum."""
     if jnp.issubdtype(leaf.dtype, jnp.inexact):
         return jax.lax.pmean(leaf, axis_name)
     return jax.lax.pmax(leaf, axis_name)

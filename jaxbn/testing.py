@@ -129,8 +129,8 @@ def assert_in_sync(tree: Any, *, axis: int | None = None) -> None:
 
     Args:
       tree: arrays replicated over devices, or stacked along `axis`.
-      axis: the axis of the devices, as `jax.pmap` adds it. With None it compares the
-        copies that each array has on the devices of this process.
+      axis: the axis of the devices, as `jax.pmap` adds it. None compares the copies
+        that each array has on the devices of this process.
 
     Raises:
       AssertionError: with the leaf and the device that differ.

@@ -17,7 +17,7 @@ import jaxbn.nnx
 from jaxbn import linen, training
 
 HALF = ("bfloat16", "float16")
-MESSAGE = r"running statistics came in (bfloat16|float16), in which a moving average st"
+MESSAGE = r"running statistics are (bfloat16|float16), in which a moving average sta"
 
 
 def cast(tree, dtype):
@@ -176,7 +176,7 @@ def test_a_loop_cannot_carry_it(dtype):
     def step(stats, _):
         return jaxbn.batch_norm_train(X, None, None, stats)[::-1]
 
-    message = MESSAGE + r".*`lax.scan` cannot carry.*Before it, leave.*cast it back"
+    message = MESSAGE + r".*`lax.scan` cannot return.*Before it, leave.*cast it back"
     with pytest.raises(TypeError, match=message):
         jax.lax.scan(step, stats, length=3)
     steps = training.make_multi_step(loss_fn)

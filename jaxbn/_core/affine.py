@@ -67,9 +67,9 @@ def center_of(
     A channel without variance, or with a variance that overflows, is centred at 0 and
     divided by infinity. A finite `x` then gives a finite result.
 
-    The divisor is kept instead of its reciprocal, because XLA:CPU computes a quotient
-    by `std` once per channel. It would compute a product with the reciprocal again for
-    every element.
+    It returns the divisor and not its reciprocal. XLA:CPU computes `scale / std` once
+    per channel, but would compute a product with the reciprocal again for every
+    element.
     """
     var = var.astype(reduction.reduction_dtype(var.dtype)) + epsilon
     std = jnp.sqrt(jnp.where(var <= 0, jnp.inf, var))
@@ -113,8 +113,8 @@ def before_activation(
     if mask is None:
         return combined(centered)
     # The derivative of a product multiplies its operands by a gradient that is 0 here,
-    # and 0 times NaN is NaN. So the operand is replaced, and not just the result, which
-    # may still overflow.
+    # and 0 times NaN is NaN. So the operand is replaced. The result is replaced too,
+    # because it may still overflow.
     finite = jnp.isfinite(centered)
     z = combined(jnp.where(mask | finite, centered, 0))
     return jnp.where(mask | (finite & jnp.isfinite(z)), z, expand(bias))
@@ -123,7 +123,7 @@ def before_activation(
 def activation(
     output: Output, mask: jax.Array | None = None
 ) -> Callable[[jax.Array], jax.Array]:
-    """Returns the activation as a function; the identity if there is none.
+    """Returns the function of the activation; the identity if there is none.
 
     With a mask, the derivatives of the function are finite for every finite `z`.
     Elements outside the mask may be huge, and the derivatives of silu and gelu are then

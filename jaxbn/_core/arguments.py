@@ -100,8 +100,8 @@ def as_mask(
 ) -> jax.Array | None:
     """Returns the mask as booleans with as many axes as `x`, whose shape is `shape`.
 
-    The mask broadcasts by NumPy's rule. If it has fewer axes than `x` and could also
-    belong to the first of them, it is rejected.
+    The mask broadcasts by NumPy's rule. A mask with fewer axes than `x` that also fits
+    the first axes of `x` is rejected.
     """
     if mask is None:
         return None
@@ -207,7 +207,7 @@ def check_channels(
     if np.shape(array) != shape:
         raise ValueError(
             f"`{name}` must have the shape {shape} of the channels of `x`, got "
-            f"{np.shape(array)}; check `axis` and what the variables were made for."
+            f"{np.shape(array)}; check `axis`, and the channels for which it was made."
         )
 
 
@@ -229,9 +229,9 @@ def check_momentum(momentum: jax.typing.ArrayLike) -> None:
 
 
 def check_variance(form: str) -> None:
-    """Checks that there is such a form of the variance.
+    """Checks that a form of the variance exists.
 
-    Users are told of a few. Benchmarks compare the others too.
+    The message names only the forms for users. Benchmarks compare the others too.
     """
     if form not in variance.FORMS:
         known = list(typing.get_args(reduction.Variance))

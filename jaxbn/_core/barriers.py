@@ -13,14 +13,14 @@ from jaxbn._core import reduction
 
 
 def widened_alone(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """Returns the arrays, each to be widened for one sum and for no other use.
+    """Returns the arrays, each for a cast that only one sum uses.
 
     XLA:CPU casts inside the sum if only that sum uses the cast. Otherwise it stores the
     float32 copy.
     """
     if all(array.dtype == reduction.reduction_dtype(array.dtype) for array in arrays):
         return arrays
-    # One barrier for all of them. XLA would merge several equal ones.
+    # There is one barrier for all arrays, because XLA would merge several equal ones.
     return _barrier(lambda *given: jax.lax.optimization_barrier(given), arrays, "cpu")
 
 
@@ -36,9 +36,9 @@ def unshared(*arrays: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def rounded(array: jax.Array) -> jax.Array:
-    """Returns the array in such a way that later kernels read it in its own dtype.
+    """Returns the array; later kernels then read it in its own dtype.
 
-    XLA:GPU would otherwise store the wider array that was rounded to it, for the
+    XLA:GPU would otherwise store the wider array from which it was rounded, for the
     backward pass or for the next residual.
     """
     barrier = jax.lax.optimization_barrier

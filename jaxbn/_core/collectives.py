@@ -3,13 +3,14 @@
 This takes one collective, and is exact for unequal and empty shards. Each device writes
 its moments into its row of an array of zeros. The sum over devices gives every device
 all rows, and the rows are merged by their counts (Chan). Groups merge only their own
-rows. That works in pmap, vmap and shard_map alike, also where `jax.lax.psum` takes no
+rows. This works in pmap, vmap and shard_map, also where `jax.lax.psum` takes no
 `axis_index_groups`.
 
-The rows grow with the number of devices. Beyond `MAX_ROWS` devices, sums of moments
-about 0 are added up instead. They are added up a second time, about the mean, if the
-data are ill conditioned, and always on a GPU. With one device per group, only the
-merged moments are computed, because the running statistics need no others.
+The rows grow with the number of devices. Beyond `MAX_ROWS` devices a collective adds up
+sums about 0 instead. A second one adds up sums about the mean if the data are ill
+conditioned, and always on a GPU. With one device per group, only the moments of all
+devices are merged, because the running statistics need no others. Other groups always
+use rows.
 """
 
 import math
@@ -30,8 +31,8 @@ MAX_ROWS = 32
 class Synced(NamedTuple):
     """The moments that a device has after the collective."""
 
-    mine: moments.Moments  # [C]; the moments of this device's group
-    groups: moments.Moments  # [C], of all devices; [groups, C] if groups are larger
+    mine: moments.Moments  # Of this device's group, [C].
+    groups: moments.Moments  # Of all devices, [C]; [groups, C] if groups are larger.
 
 
 def sync_moments(
@@ -56,7 +57,7 @@ def sync_moments(
         else:
             axes = reduction.reduction_axes(x.ndim, settings.feature_axes)
             number = devices.size * math.prod(x.shape[a] for a in axes)
-            # If no layer waits for the second collective, it needs no conditional.
+            # With one device per group no layer waits for the second collective.
             whole = _merge_sums(mine, devices.axis_name, number, twice=single)
         return Synced(alone if single else whole, whole)
     rows = _gather_rows(mine, devices)
@@ -73,8 +74,8 @@ def _merge_sums(
     """Merges the moments by sums, whose size does not grow with the devices.
 
     The second collective, about the mean, sends `[C]` arrays and needs no pass over the
-    data. A conditional may make a GPU wait for the host, so a GPU always runs the
-    second one.
+    data. A conditional may make a GPU wait for the host, so a GPU always runs this
+    collective.
 
     Args:
       mine: moments of this device.

@@ -41,7 +41,7 @@ class FromX(NamedTuple):
     scale: jax.Array
     bias: jax.Array
     residual: jax.Array | None  # Given if the derivative of the activation needs z.
-    y: jax.Array | None  # Given instead if its sign shows that derivative.
+    y: jax.Array | None  # Given instead if its sign determines that derivative.
 
 
 class FromY(NamedTuple):
@@ -84,7 +84,7 @@ def _affine_tangent(settings, kept, count, tangents):
     dx, dscale, dbias = _widened(tangents, wide)
     slope = scale.astype(wide) / std
     # XLA:CPU stores a difference that a sum shares with other results, so there are two
-    # of opposite sign. The backward pass sums over the one that `p` is multiplied by.
+    # differences, of opposite sign. The backward pass sums over the one times `p`.
     other, shift = barriers.unshared(x, mean)
     centered = x.astype(wide) - expand(mean)
     negated = expand(shift) - other.astype(wide)
@@ -99,7 +99,7 @@ def _affine_tangent(settings, kept, count, tangents):
         )
     mean_dx, mean_product = _mean_all(settings, mask, count, dx, centered)
     mean_product = mean_product - (jnp.conj(tail) * mean_dx).real
-    # Where std is infinite x_hat is 0, and a sum that overflowed must not matter.
+    # Where std is infinite, x_hat is 0, and `mean_product` may have overflowed.
     p = jnp.where(jnp.isinf(std), 0, (dscale - slope * (mean_product / std)) / std)
     # Negating `p` costs nothing; negating the product would make the transpose negate
     # every element of dy.
@@ -145,7 +145,7 @@ def from_y(
     count: jax.Array,
     tangents: Tangents,
 ) -> jax.Array:
-    """Returns the same tangent, computed from the output and any residual."""
+    """Returns the tangent of the output, computed from the output and the residual."""
     with jax.named_scope("jaxbn.tangent"):
         y, mask, std, scale, bias, residual = kept
         wide = affine.wide_dtype(y, scale, bias)
@@ -154,7 +154,7 @@ def from_y(
         dx, dscale, dbias = _widened(tangents, wide)
         keep = None
         if mask is not None:
-            # Elements outside the mask became the activated bias if not finite.
+            # Elements outside the mask that were not finite became the activated bias.
             constant = expand(affine.activation(output)(bias).astype(y.dtype))
             keep = jnp.isfinite(y) & (y != constant)
             if residual is not None:
@@ -219,7 +219,7 @@ def _mean_all(settings, mask, count, dx, factor):
         sums = jnp.stack([sum_dx, sum_product])
         sum_dx, total = collectives.group_sum(sums, settings.devices)
         sum_product = total if jnp.iscomplexobj(sum_product) else total.real
-    # XLA:CPU would turn a division by a constant into a product that it then computes
-    # for every element. A barrier hides that the count is a constant.
+    # XLA:CPU would turn a division by a constant into a product that it computes for
+    # every element. The barrier hides that the count is a constant.
     (divisor,) = barriers.unshared(jnp.maximum(count, 1))
     return sum_dx / divisor, sum_product / divisor

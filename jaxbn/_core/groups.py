@@ -2,8 +2,8 @@
 
 With an axis name, groups are devices along it. Without an axis name they are parts of
 the batch (Ghost Batch Normalization). `split_into_groups` gives these parts a channel
-axis of their own. This includes the parts that devices hold of an array that is sharded
-under jit. If the groups follow the shards, there is no collective.
+axis of their own. A part may be what one device holds of an array that is sharded under
+jit. If no part spans several devices, there is no collective.
 """
 
 import math
@@ -111,7 +111,8 @@ def examples_per_group(
 
     Raises:
       ValueError: if this number does not divide the batch, if groups would span shards
-        of a mesh of Explicit axes, or if the mesh does not show what is "local".
+        of a mesh of Explicit axes, or if the mesh does not determine the size of
+        "local".
     """
     reduced = reduction.reduction_axes(x.ndim, feature_axes)
     if not reduced:
@@ -125,7 +126,7 @@ def examples_per_group(
         if size % shards:
             raise ValueError(
                 f"`group_size` 'local' needs a batch that its {shards} devices divide, "
-                f"got {size} examples; pad the batch and mask what was added, or give "
+                f"got {size} examples; pad the batch and mask the padding, or give "
                 "the number of examples per group."
             )
         return max(size // shards, 1)
@@ -217,16 +218,16 @@ def _check_partition(groups: reduction.AxisIndexGroups, size: int) -> None:
 
 
 def _shards(x: jax.Array, axis: int) -> int:
-    """Returns how many devices share an array's axis, without an axis name."""
+    """Returns the number of devices over which an axis of the array is split."""
     if not isinstance(x, jax.core.Tracer):
         return x.shape[axis] // x.sharding.shard_shape(x.shape)[axis] if x.size else 1
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:  # The type of `x` may name one.
+    if mesh.empty:  # The type of `x` may have a mesh.
         mesh = jax.typeof(x).sharding.mesh
     if mesh.empty and len(jax.devices()) > 1:
         raise ValueError(
-            "`group_size` 'local' needs to see the mesh, got a traced program without "
-            "one; trace it within `jax.set_mesh(mesh)`, use a mesh of Explicit axes or "
+            "`group_size` 'local' needs a mesh, got a traced program without one; "
+            "trace it within `jax.set_mesh(mesh)`, use a mesh of Explicit axes or "
             "give the number of examples per device."
         )
     auto = [
@@ -236,7 +237,7 @@ def _shards(x: jax.Array, axis: int) -> int:
     ]
     if len(auto) > 1:
         raise ValueError(
-            f"`group_size` 'local' is not clear on a mesh of {dict(mesh.shape)}, whose "
-            "axes are not Explicit; give the number of examples per device."
+            f"`group_size` 'local' is ambiguous on a mesh of {dict(mesh.shape)} with "
+            "several Auto axes; give the number of examples per device."
         )
     return reduction.explicit_shards(x, axis) * math.prod(auto)

@@ -44,8 +44,8 @@ class Moments(_Moments):
 def merge_moments(a: Moments, b: Moments) -> Moments:
     """Returns the moments of the union of two disjoint batches.
 
-    The merge is associative and commutative up to rounding. A side of count 0 is
-    neutral.
+    The merge is associative and commutative up to rounding. A side of count 0 changes
+    nothing.
 
     Args:
       a: moments of one batch, `[C]` each.
@@ -80,7 +80,7 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
 
 
 def merge_rows(rows: Moments) -> Moments:
-    """Returns the moments of the union of the batches in `rows`, stacked along axis 0.
+    """Returns the moments of the union of the batches, stacked along axis 0.
 
     Args:
       rows: `[rows, C]` each. The counts may have one element if they are the same for

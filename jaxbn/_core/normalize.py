@@ -2,10 +2,10 @@
 
 The rule (`derivative`) is wrapped in `jax.checkpoint`. The backward pass therefore
 keeps `x` in its own dtype and `[C]` arrays, and nothing else of the size of `x`. It
-computes again what the derivative of the activation needs. Mask and residual, if
-given, are kept as they are. For ReLU and leaky ReLU the output takes the place of the
-residual, because the next layer keeps the output anyway. In place, the op keeps the
-output instead of `x`.
+recomputes what the derivative of the activation needs. A mask and a residual are kept
+as they are. For ReLU and leaky ReLU the op keeps the output instead of a residual,
+because the next layer keeps the output anyway. With `in_place` it keeps the output
+instead of `x`.
 """
 
 import functools
@@ -31,8 +31,7 @@ def remat_policy(*args, **params):
 
     This function is a policy. It keeps the results of matrix products and convolutions.
     It also keeps the moments of every layer, which may have taken a collective. The
-    backward pass computes normalisation and activation again, whatever the activation
-    is.
+    backward pass recomputes normalisation and activation.
 
     Example:
       >>> block = jax.checkpoint(jnp.tanh, policy=remat_policy)
@@ -154,11 +153,11 @@ def standardize(
     residual: jax.Array | None,
     mask: jax.Array | None = None,
 ) -> jax.Array:
-    """Normalises `x` by given statistics, such as those of the population.
+    """Normalises `x` by given statistics, such as the running statistics.
 
     This takes a subtraction and a fused multiply-add per element. A multiply-add alone
-    would change `y` by the rounding of `mean`, times `scale / std`: by 0.03 for a
-    constant channel of 1000.
+    would multiply a rounding of `mean` by `scale / std`, which changes `y` by 0.03 for
+    a constant channel of 1000.
 
     Args:
       output: the settings of the output.
@@ -182,7 +181,7 @@ def standardize(
 
 
 def _is_read_again(output: affine.Output, residual: jax.Array | None) -> bool:
-    """Returns whether the output ends a block: then it is the next residual too."""
+    """Returns whether the output ends a block, and is also the next residual."""
     return output.activation is not None and residual is not None
 
 
@@ -190,11 +189,10 @@ def _is_read_again(output: affine.Output, residual: jax.Array | None) -> bool:
 def _recomputed(function: Callable[..., jax.Array], *static):
     """Returns the function with a backward pass that keeps only its arguments.
 
-    The same static arguments give the same object, so that JAX traces and transposes it
-    only once for all layers of one shape. `prevent_cse=False` leaves out the barriers
-    that keep XLA from merging what is computed again with what was computed before.
-    They would keep the sums of the backward pass out of the kernel that computes their
-    operand.
+    Equal static arguments give one object, so that JAX traces and transposes it only
+    once for all layers of one shape. `prevent_cse=False` leaves out the barriers
+    between the recomputation and the first computation. With them, XLA could not fuse
+    the sums of the backward pass with the computation of their operand.
     """
     policy = jax.checkpoint_policies.nothing_saveable
     bound = functools.partial(function, *static)

@@ -26,9 +26,9 @@ class Settings(NamedTuple):
     """The settings of the moments; hashable, so that `jit` can take them as static."""
 
     feature_axes: tuple[int, ...]  # Canonical; all other axes are reduced.
-    variance: str = "auto"  # One of the forms in `variance`.
+    variance: str = "auto"  # A key of `variance.FORMS`.
     dtype: jnp.dtype | None = None  # For squares and moments; None: float32 or wider.
-    devices: Devices | None = None  # Their moments are merged; None: only one device.
+    devices: Devices | None = None  # Their moments are merged; None: one device.
 
 
 def reduction_axes(ndim: int, feature_axes: tuple[int, ...]) -> tuple[int, ...]:
@@ -39,7 +39,7 @@ def reduction_axes(ndim: int, feature_axes: tuple[int, ...]) -> tuple[int, ...]:
 def explicit_shards(x: jax.Array, axis: int) -> int:
     """Returns the number of shards into which a mesh of Explicit axes splits an axis.
 
-    A split over other axes of a mesh is not known, and counts as 1.
+    A split over mesh axes that are not Explicit is not known here and counts as 1.
     """
     sharding = jax.typeof(x).sharding
     names = sharding.spec[axis] or ()
@@ -76,7 +76,7 @@ def _resharded(array: jax.Array, spec: jax.P) -> jax.Array:
 
 
 def varying_axes(x: jax.Array) -> frozenset[Any]:
-    """Returns the axes of a checked shard_map along which `x` may differ; else none."""
+    """Returns the axes along which `x` varies; none outside a checked shard_map."""
     try:
         return jax.typeof(x).manual_axis_type.varying
     except AttributeError:  # Some versions of JAX use another name.
@@ -91,7 +91,7 @@ def widened(array: jax.Array) -> jax.Array:
 
 
 def varying_as(array: jax.Array, like: Any) -> jax.Array:
-    """Returns `array` marked as varying over the axes over which `like` varies."""
+    """Marks `array` as varying over the axes over which `like` varies."""
     axes = tuple(sorted(varying_axes(like) - varying_axes(array), key=str))
     return jax.lax.pcast(array, axes, to="varying") if axes else array
 

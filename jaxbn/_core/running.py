@@ -86,12 +86,12 @@ def where_usable(usable: jax.Array, new: BatchStats, old: BatchStats) -> BatchSt
 def widened(batch_stats: BatchStats, *, carried: bool = True) -> BatchStats:
     """Returns statistics in which every number has float32 or a wider dtype.
 
-    A moving average stalls in half precision, where an old value plus a small step
-    rounds to the old value. The statistics stay wide from then on.
+    A moving average stalls in half precision, because an old value plus a small step
+    rounds to the old value. Training also returns the statistics in the wide dtype.
 
     Args:
       batch_stats: running statistics.
-      carried: the statistics leave the transformation that traces this call.
+      carried: True if a loop or branch that traces this call returns the statistics.
 
     Raises:
       TypeError: if they have half precision and are carried by `lax.scan` or another
@@ -108,18 +108,18 @@ def widened(batch_stats: BatchStats, *, carried: bool = True) -> BatchStats:
     if not dtypes:
         return batch_stats
     narrow = ", ".join(sorted(map(str, dtypes)))
-    cause = f"The running statistics came in {narrow}, in which a moving average stalls"
+    cause = f"The running statistics are {narrow}, in which a moving average stalls"
     remedy = (
         "leave the collection `batch_stats` out where variables are cast, or cast it "
         "back: `jax.tree.map(lambda leaf: leaf.astype(jnp.float32), batch_stats)`"
     )
     if carried and (user_warnings.is_in_loop() or user_warnings.is_in_branch_of_flax()):
         raise TypeError(
-            f"{cause}, and a loop or branch such as `lax.scan` cannot carry them out "
-            f"in float32. Before it, {remedy}."
+            f"{cause}, and a loop or branch such as `lax.scan` cannot return them in "
+            f"float32. Before it, {remedy}."
         )
     user_warnings.warn(
-        f"{cause}; they go on in float32. To keep their digits, {remedy}."
+        f"{cause}; training returns them in float32. To keep their digits, {remedy}."
     )
     return wide
 
@@ -130,7 +130,7 @@ def in_wide_dtypes(batch_stats: BatchStats) -> BatchStats:
 
 
 def as_complex(estimator: Any, batch_stats: BatchStats) -> BatchStats:
-    """Returns statistics for complex inputs: complex where `init` makes them complex.
+    """Returns the statistics as complex numbers where `init` makes them complex.
 
     A layer is created before it sees its first input, so its statistics may still be
     real. A checkpoint may hold real ones too.

@@ -1,9 +1,9 @@
 """One call of Batch Normalization in training, from its options to its moments.
 
-`normalized` checks the options and the arrays once, which gives a `TrainingCall`. This
-has a method for each choice of the statistics that normalise: those of all workers, of
-groups of workers, of each worker alone, or others. A policy of `jaxbn.sync` chooses
-among the methods.
+`normalized` checks the options and the arrays once, which gives a `TrainingCall`. It
+has a method for each choice of the statistics that normalise: those of all workers,
+those of groups of workers, given ones, or ones that a policy computes. A policy of
+`jaxbn.sync` chooses among the methods.
 
 Workers are the devices along a mapped axis or, without an axis name, parts of the batch
 with `group_size` examples each.
@@ -28,7 +28,7 @@ from jaxbn._core import (
 from jaxbn._core.moments import Moments, count_per_channel
 
 PER_WORKER = ("own", "sent")
-"""The entries of a policy's state that hold a row for each worker, `[workers, C]`."""
+"""The entries of a policy's state that have a row for each worker, `[workers, C]`."""
 
 
 class Options(NamedTuple):
@@ -45,7 +45,7 @@ class Options(NamedTuple):
     variance: reduction.Variance = "auto"
     force_float32_reductions: bool = True  # False: moments in the dtype of x.
     sync: Any = None  # A policy, or None.
-    initializing: bool = False  # True: a layer initialises, so that nothing warns.
+    initializing: bool = False  # True: a layer initialises, without warnings.
 
 
 class Normalized(NamedTuple):
@@ -53,7 +53,7 @@ class Normalized(NamedTuple):
 
     Attributes:
       y: the output, of the shape of `x`.
-      moments: `[C]` each, or `[groups, C]`; they move the running statistics.
+      moments: `[C]` each, or `[groups, C]`; they update the running statistics.
       state: the new state of the policy; empty if it has none.
     """
 
@@ -153,13 +153,13 @@ class TrainingCall(NamedTuple):
         The gradient flows through `merge` and through the moments that it receives.
 
         Args:
-          merge: a function that receives the own moments, `[workers here, C]` each, and
-            returns a pair. The first part is the moments that normalise, of the same
-            shape. The second part is any tree. A device is one worker; without an axis
-            name all workers are here.
+          merge: a function that receives each worker's own moments, `[workers, C]`
+            each. It returns the moments that normalise, of the same shape, and any
+            tree. With an axis name the first axis has size 1, because a device is one
+            worker.
 
         Returns:
-          `y`, and the second part.
+          `y`, and that tree.
 
         Raises:
           ValueError: if there are no workers, or if the layer works in place.
@@ -168,7 +168,7 @@ class TrainingCall(NamedTuple):
         if self.output.in_place:
             raise ValueError(
                 "`in_place` is for moments of this step, got a policy that merges "
-                "others with them; leave it out."
+                "moments of other steps with them; leave it out."
             )
         call, position = _with_group_axis(self)
         own = variance.local_moments(
@@ -199,14 +199,14 @@ class TrainingCall(NamedTuple):
         return self._replace(x=x)
 
     def no_moments(self) -> Moments:
-        """Returns moments of zero examples, `[C]`, which move no running statistics."""
+        """Returns moments of count 0, `[C]`, which change no running statistics."""
         dtype = self.settings.dtype or reduction.reduction_dtype(self.x.dtype)
         mean = jnp.zeros([self.x.shape[a] for a in self.settings.feature_axes], dtype)
         real = jnp.zeros_like(mean, reduction.real_dtype(dtype))
         return Moments(real, mean, real, mean)
 
     def _by_options(self) -> tuple[jax.Array, Moments]:
-        """Normalises each group of the options, or all together if there are none.
+        """Normalises by the groups of the options, or by the whole batch.
 
         Returns:
           `y`, of the shape of `x`, and the moments: `[C]` each, or `[groups, C]` where
@@ -230,7 +230,7 @@ class TrainingCall(NamedTuple):
     def _check_workers(self) -> None:
         if self.settings.devices is None and self.examples is None:
             raise ValueError(
-                "`sync` tells workers apart, got neither an `axis_name` nor a "
+                "`sync` needs several workers, got neither an `axis_name` nor a "
                 "`group_size`; give the mapped axis, or the examples of each worker."
             )
 
@@ -320,10 +320,10 @@ def _by_policy(policy: Any, call: TrainingCall, state: Mapping[str, Any]) -> Nor
     expected = jax.eval_shape(lambda: policy.init(shape, jnp.dtype(jnp.float32)))
     if jax.tree.structure(state) != jax.tree.structure(expected):
         raise ValueError(
-            f"The state of {policy!r} must be one that its `init` made, got "
+            f"The state of {policy!r} must be one that its `init` returns, got "
             f"{jax.tree.structure(state)}; make the statistics with "
-            "`init_batch_stats(shape, sync=...)`, or let Flax create the collection "
-            "`batch_sync` anew."
+            "`init_batch_stats(shape, sync=...)`, or let Flax create a new collection "
+            "`batch_sync`."
         )
     rows = 1 if call.examples is None else call.workers
     for name in PER_WORKER:
@@ -379,7 +379,7 @@ def _with_group_axis(call: TrainingCall) -> tuple[TrainingCall, int]:
     )
     settings = call.settings._replace(feature_axes=feature_axes)
     if settings.variance == "auto":
-        # One conditional for all groups would need a collective for its predicate.
+        # The predicate of one conditional for all groups would need a collective.
         settings = settings._replace(variance="unconditional")
     residual = None if call.residual is None else call.residual.reshape(x.shape)
     split = call._replace(

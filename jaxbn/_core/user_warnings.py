@@ -1,7 +1,4 @@
-"""Warnings at the line of the user, and what traces a call.
-
-`single_value` is the warning for a batch with one value per channel.
-"""
+"""Warnings at the user's line of code, and checks of what traces a call."""
 
 import sys
 import warnings
@@ -12,15 +9,15 @@ from typing import Any
 # A warning names no line of these packages.
 _LIBRARIES = ("jaxbn", "flax", "jax", "contextlib", "functools")
 _LOOPS = ("scan", "while_loop", "fori_loop")
-# Transformations of Flax in which no variable can be made.
+# Transformations of Flax in which no variable can be created.
 _BRANCHES = ("cond", "switch", "while_loop")
 
 
 def warn(message: str) -> None:
     """Warns at the line at which the user calls the model, or the function.
 
-    Python shows equal warnings of one line once. Many layers of a model therefore make
-    one warning, as long as the message does not tell them apart.
+    Python shows equal warnings of one line once. Many layers of a model therefore give
+    one warning, if their messages are equal.
     """
     frame = _call_of_model(list(_frames()))
     warnings.warn_explicit(
@@ -49,7 +46,8 @@ def single_value() -> None:
 def is_in_loop() -> bool:
     """Returns whether a loop of JAX traces this call as its body.
 
-    Loops of Flax are left out, which can stack variables instead of carrying them.
+    Loops of Flax do not count, because they can stack variables and need not carry
+    them.
     """
     inside = False
     for frame in _frames():
@@ -101,7 +99,7 @@ def _package(frame: FrameType) -> str:
 
 
 def _is_module(value: Any) -> bool:
-    """Returns whether it is a module of Flax, which need not be imported for that."""
+    """Returns whether a value is a module of Flax, without importing Flax."""
     return any(
         kind.__name__ == "Module" and kind.__module__.partition(".")[0] == "flax"
         for kind in type(value).__mro__

@@ -7,20 +7,19 @@ There are five forms of the variance, one function each. All but "fast" are with
 of the true variance for |mean|/std up to 1e4. The platform decides which form is
 cheapest:
 
-- "fast", `E[x^2] - E[x]^2`: one pass, but it loses a factor `(mean/std)^2` of its
-  precision.
+- "fast", `E[x^2] - E[x]^2`: one pass, but rounding errors grow by `(mean/std)^2`.
 - "checked": the fast form, and a second pass about its mean only if some channel lost
-  too much precision. Under jit this is one collective as a rule. It suits a CPU, where
-  a pass costs most, and a TPU if x is too large for its fast memory. A conditional
-  keeps x out of a TPU's fast memory, and outside of CUDA graphs it makes a GPU wait for
-  the host.
+  too much precision. Under jit it usually takes one collective. It suits a CPU, where a
+  pass costs most, and a TPU if x is too large for its fast memory. Its conditional
+  keeps x out of a TPU's fast memory. Outside of CUDA graphs it makes a GPU wait for the
+  host.
 - "two_pass": always a second pass.
 - "sliced": two passes. The second one adds slices of x before it sums, which a TPU does
   in half the time. It suits a TPU if x is small enough to stay in fast memory.
 - "shifted": one pass over `x - s`, where s is the mean of a k-th part of x. By
-  Cauchy-Schwarz `|mean - s|^2 <= k * var` for every x, so that at most a factor k of
-  the precision is lost. It suits a GPU, which reads x once and needs no conditional. A
-  TPU would have to read x once more than the convolution that computes it.
+  Cauchy-Schwarz `|mean - s|^2 <= k * var` for every x, so rounding errors grow by at
+  most k. It suits a GPU, which reads x once and needs no conditional. A TPU would have
+  to read x again after the convolution that computes it.
 
 The function of each form takes the axes to reduce, the dtype of the moments, `x` with
 zeros outside the mask, the mask or None, and the count. It returns mean, variance and
@@ -39,14 +38,14 @@ import jax.numpy as jnp
 from jaxbn._core import barriers, moments, reduction
 
 # Up to this many bytes a second pass costs a TPU less than a conditional, which would
-# keep x out of fast memory (VMEM). Chosen by compiling ResNet-50 for a v5e with 16, 25
-# and 50 MB.
+# keep x out of fast memory (VMEM). The limit was chosen by compiling ResNet-50 for a
+# v5e with 16, 25 and 50 MB.
 _FAST_MEMORY = 25 * 2**20
 
-# The most slices that are added before a sum. With more, a TPU needs several kernels.
+# The largest number of slices. With more, a TPU needs several kernels.
 _SLICES = 8
 
-# "shifted" takes its shift from at least a 64th of x.
+# "shifted" computes its shift from at least a 64th of x.
 _PARTS = 64
 
 # An array of symbolic size is assumed to have at most 2**32 elements. Scaling by this
@@ -160,7 +159,7 @@ def _bytes_on_a_device(x: jax.Array) -> int:
 
 
 def fast(axes, dtype, x, mask, count) -> Parts:
-    """Computes `E[x^2] - E[x]^2`, whatever precision that loses."""
+    """Computes `E[x^2] - E[x]^2`, without a check of its precision."""
     del mask  # Elements outside it are 0 already.
     one, other = (part.astype(dtype) for part in barriers.widened_alone(x, x))
     mean = _mean(one, axes, count)
@@ -170,11 +169,11 @@ def fast(axes, dtype, x, mask, count) -> Parts:
 
 
 def checked(axes, dtype, x, mask, count) -> Parts:
-    """Computes the fast form, and makes a second pass if that lost too much."""
+    """Computes the fast form, and makes a second pass if it is not precise enough."""
     mean, var, tail = fast(axes, dtype, x, mask, count)
 
     def again() -> Parts:
-        # Where the sum overflowed, the squares do so too, about any centre.
+        # If the sum overflowed, the squares overflow about any centre.
         center = jnp.where(jnp.isfinite(mean), mean, 0)
         return _centered(axes, dtype, x, mask, count, center)
 
@@ -209,7 +208,7 @@ def sliced(axes, dtype, x, mask, count) -> Parts:
         varies = array.shape[whole[0]] > 1
         return jnp.split(array, slices, whole[0]) if varies else [array] * slices
 
-    # Splitting comes first. Differences that are split afterwards would be stored.
+    # XLA would store the differences if they were split after the subtraction.
     parts = [part.astype(dtype) - expanded for part in split(x)]
     if mask is not None:
         parts = [
@@ -233,9 +232,9 @@ def _added(parts: list[jax.Array]) -> jax.Array:
 def shifted(axes, dtype, x, mask, count) -> Parts:
     """Computes moments about the mean of a part of x: a few places of every example.
 
-    The part is not a few examples, which a batch sharded under jit would have to send
-    to all devices. An array with a mask takes two passes, because the part may hold no
-    valid element. So do arrays without spatial axes, or with symbolic sizes of these.
+    A few whole examples would not do, because a batch that is sharded under jit would
+    have to send them to all devices. It makes two passes with a mask, because the part
+    may hold no valid element, and without spatial axes of known size.
     """
     spatial = [a for a in axes[1:] if reduction.explicit_shards(x, a) == 1]
     known = all(isinstance(x.shape[a], int) for a in spatial)
@@ -247,15 +246,15 @@ def shifted(axes, dtype, x, mask, count) -> Parts:
         part = jax.lax.slice_in_dim(part, 0, size, axis=axis)
         parts = max(1, parts * size // x.shape[axis])
     center = _mean(part.astype(dtype), axes, count * (part.size / x.size))
-    # Where that sum overflowed, the squares do so too, about any centre.
+    # If the sum overflowed, the squares overflow about any centre.
     center = jnp.where(jnp.isfinite(center), center, 0)
     return _centered(axes, dtype, x, None, count, center)
 
 
 def _centered(axes, dtype, x, mask, count, center) -> Parts:
     """Computes moments about a known centre in one pass over x."""
-    # XLA:CPU would store a difference that two sums share, so each has its own. Other
-    # platforms merge the two.
+    # XLA:CPU would store a difference that two sums share, so each sum has its own.
+    # Other platforms merge the two differences.
     other, unshared = barriers.unshared(x, center)
     left = x.astype(dtype) - jnp.expand_dims(center, axes)
     right = other.astype(dtype) - jnp.expand_dims(unshared, axes)
@@ -273,7 +272,7 @@ def _mean(values: jax.Array, axes: tuple[int, ...], count: jax.Array) -> jax.Arr
 
 
 def _scaled_mean(values: jax.Array, axes: tuple[int, ...], count: jax.Array):
-    """Returns the mean, also where the sum would overflow and the mean does not.
+    """Returns the mean, even if the sum of the values would overflow.
 
     The values are scaled by a power of two, so that nothing is rounded. The scaling
     costs time on a CPU.

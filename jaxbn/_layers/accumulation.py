@@ -5,7 +5,7 @@ are updated once, by the merged moments.
 
 A Linen model keeps the moments in the collection `batch_moments`. Where `mutable` names
 it, layers merge the moments of every pass into it and leave the running statistics
-alone; `end_accumulation` then makes one update:
+unchanged. `end_accumulation` then makes one update:
 
   >>> import flax.linen as nn
   >>> from jaxbn.linen import BatchNorm
@@ -20,8 +20,8 @@ alone; `end_accumulation` then makes one update:
   True
 
 Name "batch_stats" as well if other modules keep state there, such as a counter or
-`nn.SpectralNorm`: their state moves in every pass, and that of the layers stays.
-`jaxbn.accumulate` does the same for NNX models.
+`nn.SpectralNorm`: every pass then updates their state, but not the statistics of the
+layers. `jaxbn.accumulate` does the same for NNX models.
 """
 
 from collections.abc import Mapping
@@ -40,7 +40,7 @@ NAME = "batch_moments"
 
 
 class Accumulated(NamedTuple):
-    """The result of some passes of one layer."""
+    """The result of several passes of one layer."""
 
     moments: moments_lib.Moments  # The moments of all passes together, [C].
     batch_stats: BatchStats  # The statistics after one update by these moments.
@@ -73,7 +73,7 @@ def add(
     total = _no_moments(batch_stats.mean, batch_stats.var)
     if before is not None:
         check_shapes(path, before.mean, total.mean)
-        # The first complex batch makes the moments complex, as it does the statistics.
+        # The first complex batch makes moments and statistics complex.
         total = jax.tree.map(
             lambda part, like: part.astype(jnp.promote_types(part.dtype, like.dtype)),
             before,
@@ -104,15 +104,16 @@ def _no_moments(mean: jax.Array, var: jax.Array) -> moments_lib.Moments:
 def begin_accumulation(batch_stats: Any) -> Any:
     """Returns the collection `batch_moments` before the first pass.
 
-    The first pass makes the collection by itself, except where it runs layers in
+    The first pass creates the collection itself, except where it runs layers in
     `nn.cond`, `nn.switch`, `nn.while_loop` or an `nn.scan` that carries it. These
-    cannot make a variable and need it before, and so does a `lax.scan` over passes.
+    cannot create variables, so the collection must exist before. A `lax.scan` over
+    passes needs it too.
 
     Args:
       batch_stats: the collection of a model, or that of one layer.
 
     Returns:
-      Zeros for every layer, which `end_accumulation` takes for no pass.
+      Moments of count 0 for every layer, which `end_accumulation` ignores.
 
     Example:
       >>> given = {"bn": {"mean": jnp.zeros(2), "var": jnp.ones(2)}}
@@ -133,7 +134,7 @@ def begin_accumulation(batch_stats: Any) -> Any:
     if {"mean", "var"} <= set(leaves):
         none = _no_moments(leaves["mean"], leaves["var"])
         # Another module, or a subclass, may keep variables beside these or of the same
-        # names. Only a layer writes "moved", and it marks what it has written.
+        # names. A layer therefore marks what it has written to "moved".
         written = {name: jnp.zeros(leaf.shape, bool) for name, leaf in leaves.items()}
         result |= {"moments": tuple(none), "moved": leaves, "written": written}
     return result
@@ -147,7 +148,7 @@ def before_the_first_pass(
     Args:
       batch_stats: the collection of the model.
       shapes: shapes and dtypes of the collection after a pass.
-      path: of the collection in that of the whole model, for messages.
+      path: the path of `batch_stats` in the collection of the model, for messages.
 
     Raises:
       ValueError: if moments have another shape than the statistics.
@@ -172,11 +173,11 @@ def before_the_first_pass(
 def end_accumulation(batch_stats: Any, batch_moments: Any) -> Any:
     """Returns the running statistics after one update by the moments of all passes.
 
-    Every layer moves as it does in training, by its own momentum and `estimator`.
-    Layers that collected nothing keep what they have, and so do other modules.
+    Every layer is updated as in training, by its own momentum and `estimator`. Layers
+    that collected nothing stay unchanged, and so do other modules.
 
     Args:
-      batch_stats: the collection after the passes; the layers did not move it.
+      batch_stats: the collection after the passes.
       batch_moments: the collection that the passes filled.
 
     Returns:
@@ -210,8 +211,8 @@ def check_shapes(path: str, collected: Any, statistics: Any) -> None:
     """Checks that what a layer collected has the shape of its statistics.
 
     Args:
-      path: of the layer, for the message.
-      collected: mean of the moments, or a statistic moved by them.
+      path: the path of the layer, for the message.
+      collected: the mean of the moments, or an updated statistic.
       statistics: the mean or the statistic of the layer.
 
     Raises:
@@ -225,18 +226,18 @@ def check_shapes(path: str, collected: Any, statistics: Any) -> None:
 
 
 def check_can_be_made(path: str) -> None:
-    """Checks that the first pass of a layer can make its part of the collection.
+    """Checks that the first pass of a layer can create its part of the collection.
 
     Args:
-      path: of the layer, for the message.
+      path: the path of the layer, for the message.
 
     Raises:
-      ValueError: inside of a transformation of Flax that cannot make variables.
+      ValueError: inside of a transformation of Flax that cannot create variables.
     """
     if user_warnings.is_in_branch_of_flax():
         raise ValueError(
             f"The collection 'batch_moments' of layer {path!r} must exist before "
-            "`nn.cond`, `nn.switch` and `nn.while_loop`, which make no variables, got "
+            "`nn.cond`, `nn.switch` and `nn.while_loop`, which cannot create it, got "
             "none; give `jaxbn.begin_accumulation(batch_stats)` with the variables."
         )
 
@@ -274,7 +275,7 @@ def _is_of_a_layer(tree: Any) -> bool:
 
 
 def as_variables(accumulated: Accumulated) -> dict[str, Any]:
-    """Returns what a Linen layer keeps of its passes in the collection."""
+    """Returns the variables that a Linen layer writes into the collection."""
     stats = accumulated.batch_stats
     moved = {"mean": stats.mean, "var": stats.var, **stats.extra}
     return {

@@ -1,8 +1,8 @@
 """One call of a layer, in training or inference.
 
 A layer holds fields and variables. This module reads the fields, decides which
-statistics normalise and whether the running statistics move, and calls the functions
-that normalise. It returns what the layer stores.
+statistics normalise and whether to update them, and calls the functions that normalise.
+It returns what the layer stores.
 """
 
 from collections.abc import Sequence
@@ -43,8 +43,8 @@ class Result(NamedTuple):
     """The output of a call, and what the layer has to store."""
 
     y: jax.Array
-    batch_stats: BatchStats | None = None  # None: they stay as they are.
-    accumulated: accumulation.Accumulated | None = None  # Of a pass that accumulates.
+    batch_stats: BatchStats | None = None  # None: they stay unchanged.
+    accumulated: accumulation.Accumulated | None = None  # None: it does not accumulate.
 
 
 def channels(layer: LayerFields, x: jax.Array) -> tuple[int, ...]:
@@ -84,7 +84,7 @@ def init_batch_stats(
     """Returns the running statistics of a new layer, and the state of its policy.
 
     Their dtype is float32, or `param_dtype` if `force_float32_reductions` is False. For
-    complex inputs it is complex.
+    complex inputs the mean is complex.
     """
     dtype = jnp.float32 if layer.force_float32_reductions else layer.param_dtype
     if jnp.issubdtype(x_dtype, jnp.complexfloating):
@@ -116,15 +116,15 @@ def apply(
     """Returns the output of a layer, and what it has to store.
 
     Args:
-      layer: the layer, of which only fields are read.
+      layer: the layer; only its fields are read.
       on: the switches of this call.
       x: `[N, ..., C]`.
       scale: `[C]` or None.
       bias: `[C]` or None.
       batch_stats: the running statistics and the state of the policy.
-      accumulating: merge the moments of this pass with those `before`, and do not move
-        the running statistics. A policy that remembers steps is not used; the moments
-        are those of all workers.
+      accumulating: merge the moments of this pass with those `before`, and do not
+        update the running statistics. A policy with a state is not applied, because a
+        pass is only a part of a step; the moments are those of all workers.
       before: the moments of the passes before this one, or None.
       mask: as in `jaxbn.batch_norm_train`.
       residual: as in `jaxbn.batch_norm_train`.
@@ -139,7 +139,7 @@ def apply(
     if jnp.iscomplexobj(x):
         batch_stats = running.as_complex(rule, batch_stats)
     if not moves:
-        # The backward pass of such a call sends nothing to other workers.
+        # The backward pass of such a call sends no messages to other workers.
         sync = jax.lax.stop_gradient(batch_stats.sync)
         batch_stats = batch_stats._replace(sync=sync)
     if layer.force_float32_reductions and moves:
@@ -150,7 +150,8 @@ def apply(
 
     y = None
     if on.use_running_average:
-        # These matter only in training, but a mistake should show at the first call.
+        # Only training needs these options, but a mistake should show at the first
+        # call.
         arguments.check_variance(layer.variance)
         arguments.check_activation(x, layer.activation, layer.in_place)
         y = functional.batch_norm_inference(
@@ -168,7 +169,7 @@ def apply(
             return Result(y)
 
     options = _options(layer, dtype, initializing)
-    if accumulating and batch_stats.sync:  # A pass is only a part of a step.
+    if accumulating and batch_stats.sync:
         options = options._replace(sync=None, group_size=None)
     normalized = training_call.normalized(
         options,

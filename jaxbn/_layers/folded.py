@@ -1,8 +1,7 @@
-"""A layer after `jaxbn.fold`: an affine map, often only a bias, or nothing at all.
+"""A layer after `jaxbn.fold`: an affine map, often only a bias or the identity.
 
-A Linen layer finds its scale and bias in the collection `folded`, in the place of its
-parameters and statistics. In an NNX model `FoldedBatchNorm` takes the place of the
-layer.
+The collection `folded` holds scale and bias of a Linen layer, instead of parameters and
+statistics. In an NNX model `FoldedBatchNorm` replaces the layer.
 """
 
 import functools
@@ -44,7 +43,7 @@ def apply(
       dtype: the dtype of the output.
 
     Raises:
-      ValueError: if the call is one in training, or if an argument does not fit.
+      ValueError: if the call is in training mode, or if an argument is wrong.
     """
     if not use_running_average or update_running_average:
         raise ValueError(

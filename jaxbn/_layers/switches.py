@@ -1,7 +1,7 @@
 """The switches of a call: which statistics normalise, and what is updated or trained.
 
-Flax makes these choices with one flag. Here each choice can be made in the constructor
-or in the call, and `jaxbn.freeze` overrules both.
+Flax has one flag for these choices. Here the constructor or the call makes each choice,
+and `jaxbn.freeze` overrules both.
 """
 
 import contextvars
@@ -22,8 +22,8 @@ class Frozen(NamedTuple):
 
 
 # The frozen parts of the Linen layer that is being called; see `jaxbn.freeze`. They are
-# no attribute of the layer, because `nn.remat` and other transformations of Linen call
-# a copy of the layer, without its attributes.
+# not an attribute of the layer, because `nn.remat` and other transformations of Linen
+# call a copy of the layer, without its attributes.
 _NOTHING = Frozen()
 FROZEN = contextvars.ContextVar("FROZEN", default=_NOTHING)
 
@@ -51,7 +51,7 @@ def switches(
 ) -> Switches:
     """Returns the switches of one call.
 
-    A switch comes from the call, else from the layer, else from the default. `frozen`
+    A switch is that of the call, or else of the layer, or else the default. `frozen`
     overrules all of them.
 
     Raises:
@@ -85,7 +85,5 @@ def _as_bool(name: str, value: Any) -> bool:
         return bool(value)
     remedy = ""
     if isinstance(value, int):
-        remedy = (
-            "; the number of channels is that of the input and not given to a layer"
-        )
+        remedy = "; a layer takes the number of channels from its input"
     raise TypeError(f"`{name}` must be True or False, got {value!r}{remedy}.")

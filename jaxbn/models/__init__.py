@@ -1,9 +1,9 @@
 """Tools for a whole model, of Linen or of NNX.
 
 `recalibrate` computes running statistics from data, and `diagnose` finds layers whose
-statistics are wrong. `freeze` stops their training. `replace` and `patch_flax` put
-jaxbn's layers in the place of Flax's. `accumulate` makes one update after several
-passes. `fold` merges layers into the convolutions beside them.
+statistics are wrong. `freeze` freezes layers for fine-tuning. `replace` and
+`patch_flax` replace Flax's layers by jaxbn's. `accumulate` makes one update after
+several passes. `fold` merges layers into the convolutions beside them.
 """
 
 from jaxbn.models._accumulate import accumulate as accumulate

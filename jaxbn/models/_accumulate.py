@@ -11,16 +11,16 @@ from jaxbn.nnx import BatchNorm
 
 @contextlib.contextmanager
 def accumulate(model: nnx.Module) -> Iterator[None]:
-    """Merges the moments of all calls within it, and updates the statistics at its end.
+    """Merges the moments of all calls in a block; updates the statistics at its end.
 
-    The collection `batch_moments` does the same for Linen models. Uses are the parts of
-    a batch that is too large, a discriminator that sees real and generated images, and
-    a siamese network. Calls that do not update statistics are not collected. A layer
-    without collected calls keeps its statistics. If an exception leaves the context,
+    The collection `batch_moments` does the same for Linen models. Use it for a large
+    batch in parts, for a discriminator that gets real and generated images, or for a
+    siamese network. Calls that do not update statistics are not collected. A layer
+    without collected calls keeps its statistics. If an exception leaves the block,
     nothing is updated.
 
-    The context may stand inside of `nnx.jit`, or around calls of jitted steps.
-    Afterwards the model has the same structure as before.
+    The block may be inside of `nnx.jit`, or around calls of jitted steps. Afterwards
+    the model has the same structure as before.
 
     Args:
       model: an NNX model with layers of `jaxbn.nnx.BatchNorm`.
@@ -46,7 +46,7 @@ def accumulate(model: nnx.Module) -> Iterator[None]:
     _layers_by_path.check_collectable(model)
     layers = _layers_by_path.nnx_layers(model, (BatchNorm,))
     if any(hasattr(layer, "accumulated") for layer in layers.values()):
-        raise ValueError("`model` must not accumulate already, got one that is.")
+        raise ValueError("`model` must not accumulate already, got one that does.")
     for layer in layers.values():
         layer.begin_accumulation()
     try:

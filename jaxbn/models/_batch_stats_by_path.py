@@ -3,7 +3,7 @@
 A pair has the names `mean` and `var` side by side, in any container that JAX knows:
 `BatchStats`, dict, FrozenDict, list, tuple or an NNX state. Its values may be boxed.
 The state of a layer consists of its pair and the other arrays that an estimator keeps
-beside the pair. What a policy of synchronisation remembers is not part of it.
+beside the pair. The state of a policy is not part of it.
 """
 
 from collections.abc import Callable
@@ -20,8 +20,7 @@ _PARAMETERS = ("scale", "bias")
 def reset_batch_stats(tree: Any) -> Any:
     """Returns the running statistics of all layers as they are before the first batch.
 
-    Means become 0 and variances 1. Everything else in the state of an estimator becomes
-    0.
+    Means become 0 and variances 1. Other arrays of an estimator become 0.
 
     Args:
       tree: `BatchStats`, or a tree of variables in which every layer has the names
@@ -87,10 +86,11 @@ def _states(tree: Any) -> dict[tuple[str, ...], dict[str, int]]:
     for place, (keys, _) in enumerate(jax.tree_util.tree_leaves_with_path(tree)):
         if place in others or any(map(_is_of_policy, keys)):
             continue
-        # The further arrays of `BatchStats` count as beside its mean and variance.
+        # The arrays in `BatchStats.extra` belong to the layer, as its mean and variance
+        # do.
         names = [key for key in keys if key != jax.tree_util.GetAttrKey("extra")]
         path = tuple(jax.tree_util.keystr((key,), simple=True) for key in names)
-        if path and path[-1] == "value":  # It is in a box, such as an NNX variable.
+        if path and path[-1] == "value":  # A box, such as an NNX variable, holds it.
             path = path[:-1]
         if path and path[-1] not in _PARAMETERS:
             found.setdefault(path[:-1], {})[path[-1]] = place

@@ -40,7 +40,7 @@ class RecordedCall(NamedTuple):
     path: str
     call: int  # 1 for the first call of this layer.
     x: jax.Array
-    mask: jax.Array | None  # the shape of `x`
+    mask: jax.Array | None  # Of the shape of `x`.
     running: BatchStats  # The mean and the variance that inference would use.
     scale: jax.Array | None
     bias: jax.Array | None
@@ -48,8 +48,8 @@ class RecordedCall(NamedTuple):
     epsilon: float
 
 
-# A function that gets each call when it is made. Calls are not kept, because all inputs
-# together are large.
+# A function that receives each call when it is made. Calls are not kept, because all
+# inputs together are large.
 Visit = Callable[[RecordedCall], None]
 
 
@@ -241,12 +241,12 @@ def visit_nnx(model: nnx.Module, batch: Any, call: Callable, visit: Visit) -> No
 
 
 class _Recorder:
-    """Passes every call to `visit`, before it moves the running statistics."""
+    """Passes every call to `visit`, before it updates the running statistics."""
 
     def __init__(self, read: Callable[[Any, str, str], Any], visit: Visit):
         self.read, self.visit = read, visit
         self.numbers: collections.Counter[str] = collections.Counter()
-        self.running: dict[str, BatchStats] = {}  # As before the first call.
+        self.running: dict[str, BatchStats] = {}  # Before the first call.
 
     def record(self, call: LayerCall) -> jax.Array:
         """Visits one call and makes it; this is the hook of the layers."""

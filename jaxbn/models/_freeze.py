@@ -38,21 +38,21 @@ def freeze(
     """Freezes layers of jaxbn, whatever mode the model is in.
 
     An NNX model is changed in place and stays frozen through `model.train()`. A
-    checkpoint does not store what is frozen, so freeze a restored model again. Linen
-    modules have no state of their own. For them give the function that runs the model,
-    such as the `loss_fn` of a train step, and use the returned function.
+    checkpoint does not store what is frozen, so freeze a restored model again. A Linen
+    module has no state, so give the function that runs it, such as the `loss_fn` of a
+    train step, and use the returned function.
 
-    No gradient reaches frozen parameters, but an optimiser may still move them by
+    No gradient reaches frozen parameters, but an optimiser may still change them by
     weight decay or momentum; see `jaxbn.training.frozen_mask`.
 
     Args:
       target: an NNX model, or a function that runs Linen models.
-      where: the layers to freeze, by their paths, such as "encoder/block_0/norm": a
-        pattern of `fnmatch`, whose `*` also matches `/`, several patterns, a function
-        that returns True for the paths of the chosen layers, or None for all. A pattern
-        that matches a module chooses all layers in it.
+      where: the layers to freeze, by their paths, such as "encoder/block_0/norm". Give
+        a pattern of `fnmatch` (its `*` also matches `/`), several patterns, a function
+        that returns True for the paths of the layers, or None for all. A pattern that
+        matches a module chooses all layers in it.
       statistics: normalise by the running statistics in training too.
-      updates: do not move the running statistics.
+      updates: do not update the running statistics.
       scale: do not train the scale.
       bias: do not train the bias.
 
@@ -62,8 +62,8 @@ def freeze(
       have the same `target` and the same rules, so that `jax.jit` traces only one.
 
     Raises:
-      ValueError: if `where` matches no layer, or matches a layer of Flax, which would
-        go on training. A returned function raises it when it is called.
+      ValueError: if `where` matches no layer, or a layer of Flax, which cannot be
+        frozen. A returned function raises it when it is called.
       TypeError: if `target` is a Linen module, or neither an NNX model nor a function.
 
     Example:
@@ -94,7 +94,7 @@ def unfreeze(
       target: as in `freeze`.
       where: the layers to unfreeze, as in `freeze`.
       statistics: let the mode of the model decide which statistics normalise.
-      updates: let the mode of the model decide whether the running statistics move.
+      updates: let the mode of the model decide whether running statistics are updated.
       scale: train the scale, if the layer does.
       bias: train the bias, if the layer does.
 
@@ -212,9 +212,9 @@ class _Frozen:
 
         token = _RULES.set(rules)
         try:
-            # A jitted function within `self.function` must not use a trace again that
-            # was made without these rules. The metadata is part of the key by which
-            # `jit` finds a trace, and JAX offers no other part that can be set here.
+            # A jitted function within `self.function` must not reuse a trace that was
+            # made without these rules. The metadata is part of the key of a trace, and
+            # JAX offers no other part of the key that can be set here.
             with (
                 xla_metadata.set_xla_metadata(jaxbn_frozen=_number(rules)),
                 nn.intercept_methods(give_frozen),
@@ -230,8 +230,8 @@ class _Frozen:
     def _all_seen(self, rules: tuple[_Rule, ...]) -> frozenset[str]:
         """Returns the paths of all layers that the function runs.
 
-        If `jit` uses a trace again, the layers do not run again. A function with the
-        same rules has seen them when the trace was made.
+        If `jit` reuses a trace, the layers do not run. A function with the same rules
+        saw them when the trace was made.
         """
         mine = frozenset(self._seen)
         known = _SEEN.setdefault(rules, set())
@@ -240,7 +240,7 @@ class _Frozen:
 
 
 def frozen_now(path: str) -> Frozen:
-    """Returns what the functions that run at the moment freeze of a Linen layer.
+    """Returns the parts of a Linen layer that the running functions have frozen.
 
     Args:
       path: the path of the layer.
@@ -249,7 +249,7 @@ def frozen_now(path: str) -> Frozen:
 
 
 def _applied(rules: tuple[_Rule, ...], path: str) -> Frozen:
-    """Returns what the rules freeze of a layer, applied in their order."""
+    """Returns the frozen parts of a layer; the rules apply in their order."""
     frozen = Frozen()
     for rule in rules:
         if _layers_by_path.as_predicate(rule.where)(path):

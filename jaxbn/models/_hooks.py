@@ -1,8 +1,8 @@
 """Hooks for the calls of the layers of a model.
 
-A hook is a function that gets each call of a layer and returns its output. It wraps the
-`__call__` of jaxbn's or Flax's class itself. A subclass may have its own `__call__`,
-which reaches the hook through `super().__call__`.
+A hook is a function that receives each call of a layer and returns its output. It wraps
+the `__call__` of jaxbn's or Flax's class itself. A subclass may have its own
+`__call__`, which reaches the hook through `super().__call__`.
 """
 
 import contextlib
@@ -67,7 +67,7 @@ def is_call_of_linen(context: nn.module.InterceptorContext) -> bool:
 
 @contextlib.contextmanager
 def every_layer_accumulates() -> Iterator[None]:
-    """Raises if a layer of a Linen model moves its statistics instead of collecting.
+    """Raises if a layer of a Linen model updates its statistics within the block.
 
     Raises:
       ValueError: from within the block, with the path of the layer.
@@ -77,7 +77,7 @@ def every_layer_accumulates() -> Iterator[None]:
         before = call.layer.get_variable("batch_stats", "mean")
         y = call.proceed()
         after = call.layer.get_variable("batch_stats", "mean")
-        # Traced values cannot be compared, but an unchanged one is the same object.
+        # Traced values cannot be compared, but an unchanged value is the same object.
         if before is not None and after is not before:
             path = "/".join(call.path)
             raise ValueError(
@@ -120,7 +120,7 @@ def _with_hook(call: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     @functools.wraps(call)
     def hooked(self: Any, *args: Any, **kwargs: Any) -> jax.Array:
         hook = getattr(self, "_hook", None)
-        if hook is None:  # It is a layer of another model.
+        if hook is None:  # The layer is of another model.
             return call(self, *args, **kwargs)
         return hook(self, functools.partial(call, self, *args, **kwargs), args, kwargs)
 

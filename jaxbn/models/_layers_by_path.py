@@ -1,8 +1,9 @@
 """The `BatchNorm` layers of a whole model, by their paths; the argument `where`.
 
-A layer is jaxbn's or Flax's; `is_ours` decides. The names `flax.linen.BatchNorm` and
-`flax.nnx.BatchNorm` do not decide, because jaxbn's classes may have been assigned to
-them. jaxbn's classes are subclasses of Flax's, so ask for jaxbn's first.
+`is_ours` tells whether a layer is jaxbn's or Flax's. A comparison with the names
+`flax.linen.BatchNorm` and `flax.nnx.BatchNorm` does not, because `patch_flax` may have
+assigned jaxbn's classes to them. jaxbn's classes are subclasses of Flax's, so check for
+jaxbn's first.
 """
 
 import fnmatch
@@ -29,7 +30,7 @@ returns True for the paths of the chosen layers. None chooses all layers.
 def _flax_classes(root: type, module: str) -> Kinds:
     """Returns the classes named `BatchNorm` that a module of Flax has defined.
 
-    The name in the module may be bound to another class by now.
+    The name in the module may be bound to another class, by `patch_flax`.
     """
     return tuple(
         kind

@@ -23,7 +23,7 @@ Batches = Iterable[Any] | Callable[[], Iterable[Any]]
 Pooling = Literal["mean", "pooled"]
 MomentsByLayer = dict[Path, moments_lib.Moments]
 
-# A layer's variable that is True if the layer normalises by its running statistics.
+# A variable of a layer; True makes the layer normalise by its running statistics.
 _FLAG = "evaluate"
 _NUMBERS = itertools.count()
 
@@ -46,10 +46,11 @@ def recalibrate(
     under jit give the statistics of the whole batch.
 
     Linen layers that normalise by running statistics keep them. So do all layers with
-    `update_running_average=False`. Other state of an estimator, beside mean and
-    variance, stays too, and training goes on with that weight.
+    `update_running_average=False`. Further state of an estimator, such as its weight,
+    stays unchanged.
 
-    To get the statistics of averaged weights (EMA, SWA), give these as `params`.
+    To get the statistics of averaged weights (EMA, SWA), give these weights as
+    `params`.
 
     Args:
       model: a Linen model with layers of `jaxbn.linen.BatchNorm`, or an NNX model with
@@ -57,8 +58,8 @@ def recalibrate(
       variables: all variables that `model.apply` takes, which are not changed; None for
         an NNX model.
       batches: an iterable of batches of any kind, or a function without arguments that
-        returns one. The batches of a single array are its rows. Batches of one shape
-        are compiled once.
+        returns one. Each row of a single array is a batch. Batches of one shape are
+        compiled once.
       call: called with the model, its variables bound, and a batch. It runs the model
         in training mode, for instance
         `lambda model, batch: model(batch["x"], train=True)`. An NNX model is in that
@@ -157,7 +158,7 @@ class _Passes:
         if not moving:
             raise ValueError(
                 "`call` must run `BatchNorm` layers of jaxbn in training mode, got "
-                "none that moves its statistics; are they frozen?"
+                "none that updates its statistics; are they frozen?"
             )
         if not layer_by_layer:
             return self.source.replaced(given, moving, self.pooling)
@@ -210,7 +211,7 @@ class _Passes:
 
 
 def _bar(batches: Batches) -> Any:
-    """Returns a progress bar of one pass; the first pass shows how many there are."""
+    """Returns a progress bar for one pass; later passes make it longer."""
     import tqdm
 
     total = len(batches) if hasattr(batches, "__len__") else None  # type: ignore
@@ -250,7 +251,7 @@ def _add(
 def _population(
     pooling: Pooling, mean: jax.Array, var: jax.Array, total: moments_lib.Moments
 ) -> dict[str, jax.Array]:
-    """Returns the estimate from the batches; a channel without one keeps the old.
+    """Returns the estimate from the batches; a channel without one keeps its values.
 
     Mean and variance are in float32 or wider, and complex after complex batches,
     whatever the old ones were.
@@ -266,7 +267,7 @@ def _population(
 
 
 class _LinenModel(NamedTuple):
-    """A Linen model, whose methods take the variables."""
+    """A Linen model without its variables; its methods take the variables."""
 
     model: nn.Module
     call: Callable[[Any, Any], Any]
@@ -275,7 +276,7 @@ class _LinenModel(NamedTuple):
     def moments(
         self, variables: Mapping[str, Any], batch: Any, flags: Mapping[Path, jax.Array]
     ) -> MomentsByLayer:
-        """Returns the moments of every layer that would move its statistics."""
+        """Returns the moments of every layer that would update its statistics."""
         with _hooks.hooked_linen(_evaluate_linen, (linen.BatchNorm,)):
             return self._moments(variables, batch, flags)
 
@@ -327,7 +328,6 @@ def _evaluate_linen(call: LayerCall) -> jax.Array:
     layer = call.layer
 
     def evaluated() -> jax.Array:
-        # This is another layer with the same variables.
         alone = layer.clone(parent=None, name=None, use_running_average=None)
         given = dict(layer.variables)
         given.pop(accumulation.NAME)
@@ -371,7 +371,7 @@ def _replaced(
 
 
 class _NnxModel(NamedTuple):
-    """An NNX model without its state, which its methods take."""
+    """An NNX model without its state; its methods take the state."""
 
     graph: Any
     call: Callable[[Any, Any], Any]
@@ -379,7 +379,7 @@ class _NnxModel(NamedTuple):
     def moments(
         self, state: Any, batch: Any, flags: Mapping[Path, jax.Array]
     ) -> MomentsByLayer:
-        """Returns the moments of every layer that would move its statistics."""
+        """Returns the moments of every layer that would update its statistics."""
         model, layers = self._model(state)
         for path, layer in layers.items():
             layer.begin_accumulation()
@@ -417,7 +417,7 @@ class _NnxModel(NamedTuple):
         return nnx.state(model)
 
     def _model(self, state: Any) -> tuple[nnx.Module, dict[Path, Any]]:
-        """Returns a model in training mode, and its layers that may move."""
+        """Returns a model in training mode, and its layers that may be updated."""
         model = nnx.merge(self.graph, state, copy=True)
         model.train()
         _layers_by_path.check_collectable(model)
@@ -450,7 +450,7 @@ def _evaluate_nnx(call: LayerCall) -> jax.Array:
 def _choose(
     call: LayerCall, flag: jax.Array | None, evaluated: Callable[[], jax.Array]
 ) -> jax.Array:
-    """Returns the output of training or evaluation, as the flag of the layer asks.
+    """Returns the output of evaluation if the flag is True, and else of training.
 
     The flags of all layers under one scan are equal.
     """

@@ -1,4 +1,4 @@
-"""jaxbn's layers in the place of others: in an NNX model, or in Flax itself."""
+"""Replaces `BatchNorm` layers: those of an NNX model, or the classes of Flax."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ from jaxbn.models import _layers_by_path
 from jaxbn.models._layers_by_path import Where
 from jaxbn.nnx import BatchNorm
 
-# The module of Flax in which each layer of jaxbn can take the place of Flax's.
+# For each layer of jaxbn, the module of Flax in which it can replace Flax's layer.
 _PLACES: dict[type, Any] = {linen.BatchNorm: nn, BatchNorm: nnx}
 # A class that `patch_flax` makes keeps its defaults under this name.
 _DEFAULTS = "_jaxbn_defaults"
@@ -45,7 +45,8 @@ def replace(
       where: the layers to replace; as in `jaxbn.freeze`.
       **options: options of `jaxbn.nnx.BatchNorm`, instead of `make`. The new layer has
         the variables and the attributes of the old one, and these options. With another
-        estimator its statistics count as established, and the next batch moves them.
+        estimator its statistics count as established, and the next batch is averaged
+        with them.
 
     Returns:
       The new model; its variables are copies.
@@ -76,7 +77,7 @@ def replace(
         if name in options:
             raise ValueError(
                 f"`{name}` must stay, because the variables do, got {options[name]!r}; "
-                "give `make` for a layer with others."
+                "give `make` for other layers."
             )
     is_meant = _layers_by_path.as_predicate(where)
     paths: list[str] = []
@@ -109,8 +110,9 @@ def _with_options(norm: Any, options: dict[str, Any]) -> BatchNorm:
     given = {name: getattr(norm, name) for name in names if hasattr(norm, name)}
     new = BatchNorm(**{**given, **options}, rngs=nnx.Rngs(0))
     same = _same_state(norm, new)
-    # Another estimator cannot use the rest of the old state, so it begins anew. It has
-    # the shape of the statistics, because `nnx.vmap` may have stacked the layers.
+    # Another estimator cannot use the further state of the old one, so it begins with a
+    # new state. This has the shape of the statistics, because `nnx.vmap` may have
+    # stacked the layers.
     mean = norm.mean[...]
     first = call.estimator(new).init(mean.shape, mean.dtype)
     begun = {} if same else first.extra
@@ -126,7 +128,7 @@ def _with_options(norm: Any, options: dict[str, Any]) -> BatchNorm:
 
 
 def _same_state(old: Any, new: BatchNorm) -> bool:
-    """Returns whether both layers follow the batches by the same kind of state."""
+    """Returns whether the estimators of both layers have the same kind of state."""
     if not isinstance(old, BatchNorm):
         return False
     one, other = call.estimator(old), call.estimator(new)
@@ -136,21 +138,20 @@ def _same_state(old: Any, new: BatchNorm) -> bool:
 
 
 def patch_flax(**defaults: Any) -> "Patch":
-    """Puts jaxbn's layers in the place of `flax.linen.BatchNorm` and of NNX's.
+    """Replaces `flax.linen.BatchNorm` and `flax.nnx.BatchNorm` by jaxbn's layers.
 
-    A model that is written for Flax, without an option for its normalisation, then uses
-    jaxbn's layers: from here on `nn.BatchNorm` and `nnx.BatchNorm` are classes of
-    jaxbn. A plain call lasts until `undo()` of what it returns. In a `with` statement
-    it lasts until the end of the block. Layers and models that were made under the
-    patch stay as they are after it.
+    After this call `nn.BatchNorm` and `nnx.BatchNorm` are classes of jaxbn, so a model
+    that is written for Flax uses them. The patch lasts until `undo()` of the result, or
+    until the end of a `with` block. Layers and models that were made under the patch
+    stay as they are after it.
 
     Patch before you import the code of others. `from flax.linen import BatchNorm` and
-    `norm: Any = nn.BatchNorm`, the default of a field, take the class that is there
-    when this line runs. Code that was imported earlier keeps Flax's class: patch first,
-    and import it, or `importlib.reload` it, afterwards.
+    `norm: Any = nn.BatchNorm`, the default of a field, store the class that is there
+    when this line runs. Code that was imported earlier keeps Flax's class until you
+    import it anew with `importlib.reload`.
 
     Args:
-      **defaults: options of the layers, for layers that are made without them, such as
+      **defaults: options for layers that are made without them, such as
         `unbiased=False`. An option that only one of the two layers has applies to that
         layer alone. With defaults the classes are subclasses of jaxbn's, whose layers
         can be copied but not pickled. If `estimator` is among them, these layers ignore
@@ -189,7 +190,7 @@ class Patch:
     """A patch of Flax's layers, which lasts until it is undone.
 
     Args:
-      kinds: the class that takes the place of Flax's, for each layer of jaxbn.
+      kinds: the class that replaces Flax's, for each layer of jaxbn.
     """
 
     def __init__(self, kinds: dict[type, type]):

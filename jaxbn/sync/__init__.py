@@ -7,8 +7,8 @@ Workers are the devices along `axis_name`. Without an axis name they are parts o
 batch with `group_size` examples each, so one device can simulate many workers. Without
 a policy, devices share statistics exactly, and each layer waits for two collectives.
 
-- `FrozenAfter` shares exactly at first. Later the frozen running statistics normalise,
-  and no layer waits.
+- `FrozenAfter` shares exactly in the first steps. Later the frozen running statistics
+  normalise, and no layer waits.
 - `Stale` merges each worker's own moments with those of the other workers in earlier
   steps. No layer waits, and one collective after the step serves all layers.
 

@@ -1,4 +1,4 @@
-"""The exchange of messages after a step, which is all that a policy needs of the step.
+"""The exchange of messages between workers, after a training step.
 
 A policy may send messages to the other workers without waiting for them in the step.
 The messages of all layers are then summed in one collective after the step. This module
@@ -31,11 +31,11 @@ divides by the worker's own standard deviation:
 A message may also depend on the backward pass, which runs after `normalize` returned.
 The policy then passes the given `sent` through a function with a `jax.custom_vjp`, and
 the cotangent that this function returns for it is the message. A worker sends the sum
-of both: the `sent` that `normalize` returned, and the cotangent of the `sent` that the
-step was given. An array called `gradient` or `product` holds such a message, so that
-`scale_messages` finds it. `Stale` is an example of all this. It also lets a layer be
-called twice in a step: the second call adds its message to that of the first, and a
-`received` that was read is set to 0, so that it is read once.
+of two messages: the `sent` that `normalize` returned, and the cotangent of the `sent`
+that the step was given. Name an array of the backward pass `gradient` or `product`, so
+that `scale_messages` finds it. `Stale` is an example. It also allows two calls of a
+layer in a step: the second call adds its message to that of the first, and the first
+sets `received` to 0, so that it is read once.
 
 **The training step** does four things. The steps of `jaxbn.training` do them already.
 
@@ -68,7 +68,7 @@ workers are devices, and `exchange` takes the `axis_name`.
   >>> stats.sync["sent"]["mean"].ravel(), stats.sync["received"]["mean"]
   (Array([0.5, 2.5, 4.5, 6.5], dtype=float32), Array([14.], dtype=float32))
 
-Without `exchange` no worker ever receives anything. Without the cotangents the workers
+Without `exchange` no worker receives a message. Without the cotangents the workers
 receive only the messages of forward passes. For GPUs, the steps of `jaxbn.training` put
 an optimization barrier between all gradients and the exchange. Without it the compiler
 may fuse the exchange with the backward pass of a layer, which then waits for it.
@@ -137,8 +137,8 @@ def exchange(
         workers are the first axis of every message.
 
     Returns:
-      The tree with new `received`, and with `sent` as it was summed. Structure, shapes
-      and dtypes are unchanged.
+      The tree with the sums as `received`, and with the summed messages as `sent`.
+      Structure, shapes and dtypes are unchanged.
 
     Example:
       >>> entries = {"sent": {"count": jnp.ones((2, 1))}, "received": {"count": 0.0}}
@@ -188,7 +188,6 @@ def _summed(
     sent: dict[str, jax.Array], axis_name: reduction.AxisName | None
 ) -> dict[str, jax.Array]:
     """Returns the sums over all workers, with one collective per dtype."""
-    # Arrays of one dtype are joined to one row per worker.
     alike: dict[Any, list[str]] = {}
     for key, leaf in sent.items():
         alike.setdefault((leaf.shape[0], leaf.dtype), []).append(key)

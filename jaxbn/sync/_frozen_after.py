@@ -13,7 +13,7 @@ from jaxbn.sync._policy import State
 class FrozenAfter:
     """Exact synchronisation at first, and frozen running statistics later.
 
-    From step number `step` on, the running statistics normalise and do not move.
+    From step number `step` on, the running statistics normalise and are not updated.
 
     Attributes:
       step: the first step that is frozen.

@@ -1,4 +1,4 @@
-"""The place of states on devices: some entries have a row per worker, others do not."""
+"""The sharding of states: some entries have a row per worker, others do not."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
 """The interface of policies, which choose the moments that normalise a batch.
 
 This policy is exact in every other step. In between, each worker uses its own moments,
-and the running statistics do not move:
+and no running statistics are updated:
 
 >>> import dataclasses, jax, jax.numpy as jnp
 >>> from jaxbn.sync import Normalized

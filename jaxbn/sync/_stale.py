@@ -1,16 +1,16 @@
 """Synchronisation by messages of earlier steps: no layer waits for another worker.
 
-It computes what exact synchronisation computes, forward and backward, but takes the
-other workers' terms from earlier steps. In the forward pass a worker merges its own
-moments with its memory of the other workers' moments. In the backward pass it adds the
-sums that it remembers of the other workers to its own. No message has to arrive within
-the step, so that one collective after the step serves all layers (see `_exchange`).
+It does what exact synchronisation does, but with messages that the other workers sent
+in earlier steps. In the forward pass a worker merges its own moments with its memory of
+the other workers' moments. In the backward pass it adds the sums that it remembers of
+the other workers to its own. No message has to arrive within the step, so that one
+collective after the step serves all layers (see `_exchange`).
 
 A worker sends its sums and receives the sums over all workers. It remembers both, and
 the difference is its memory of the others. The sums are about a centre that all workers
 know, so that a large mean causes no cancellation. It is the mean of the earlier steps.
-Arrays that differ between workers are `[workers here, C]`. Arrays that are the same for
-all workers are `[1, C]`.
+Arrays that differ between workers are `[workers, C]`, on a device `[1, C]`. Arrays that
+are the same for all workers are `[1, C]`.
 """
 
 import dataclasses
@@ -50,8 +50,8 @@ class Stale:
     """Each worker merges its own moments with the others' moments of earlier steps.
 
     In the first step a worker normalises by its own examples alone and passes no
-    gradient to its inputs. The variance of a few examples may be almost zero, and a
-    gradient divided by its root would move the weights far off.
+    gradient to its inputs. The variance of a few examples may be almost zero. A
+    gradient divided by its root could change the weights far too much.
 
     If the moments are the same in every step, the output is that of exact
     synchronisation from the second step on. If `backward` is 1, this also holds for the
@@ -65,7 +65,7 @@ class Stale:
       memory: the weight of a step relative to the step after it, in [0, 1).
       backward: the weight of the remembered sums of the backward pass, in [0, 1]. True
         is 1 and False is 0. These sums vary from step to step as a gradient does. If
-        workers see examples of different kinds, such as shards sorted by label, 0.5 is
+        the workers' examples differ in kind, such as shards sorted by label, 0.5 is
         better than 1.
 
     Raises:
@@ -106,7 +106,7 @@ class Stale:
         others = others._replace(count=others.count / jnp.maximum(known.weight, 1))
         center = known.everyone.mean
         if call.workers > 1:
-            # In these channels nothing is known of the other workers; see the class.
+            # The memory of these channels is empty; see the class.
             call = call.without_gradient_in(known.weight[0] == 0)
         sent = Sums(**state["sent"])
 
@@ -147,11 +147,7 @@ class Stale:
 
 
 class _Known(NamedTuple):
-    """The memory of a layer when a call begins; no derivative flows through it.
-
-    Arrays that differ between workers are `[workers here, C]`. Arrays that are the same
-    for all workers are `[1, C]`.
-    """
+    """The memory of a layer when a call begins; no derivative flows through it."""
 
     own: Memory
     everyone: Memory
@@ -317,14 +313,14 @@ def with_step(
 
 
 def without(everyone: Memory, own: Memory) -> Memory:
-    """Returns each worker's memory of the other workers, `[workers here, C]`.
+    """Returns each worker's memory of the other workers, `[workers, C]`.
 
     By the law of total variance, the squares about the mean of all workers are the sum
     of this worker's squares and those of the others.
 
     Args:
       everyone: the memory of all workers together, `[1, C]`.
-      own: the memory that each worker has of itself, `[workers here, C]`.
+      own: the memory that each worker has of itself, `[workers, C]`.
     """
     count = everyone.count - own.count
     # If there are no other workers, the counts may differ by rounding.

@@ -3,10 +3,10 @@
 A function `run` hides whether a model is a Linen or an NNX model. It is a pure function
 of parameters and other variables.
 
-Policies that remember earlier steps, such as `jaxbn.sync.Stale`, take part at
-four points. Their state is read before the step. The loss is differentiated by the
-messages in it as well, so that a backward pass can send messages. After the step one
-exchange delivers all messages, and its result is the new state.
+Policies that exchange messages, such as `jaxbn.sync.Stale`, keep them in their states.
+The loss is differentiated with respect to these messages too, so that a backward pass
+can send some. After the step one exchange delivers all messages, and its result is the
+new state.
 """
 
 from collections.abc import Mapping
@@ -82,8 +82,8 @@ def gradient_of(
       run: runs the model.
       params: the parameters.
       axis_name: as in `make_train_step`.
-      scale: the scale of the loss in the backward pass, or None. The result is that of
-        the loss itself.
+      scale: the scale of the loss in the backward pass, or None. The returned gradient
+        is unscaled.
       variables: the variables before the pass.
       batch: the batch.
       part: the index of the part that the batch is, or None.
@@ -93,7 +93,7 @@ def gradient_of(
     """
     if axis_name is not None:
         groups.axis_size(axis_name)  # Raises if the name is not bound.
-    # The states hold sums of backward passes of the loss itself.
+    # The states hold sums of the unscaled loss.
     synced = _with_scale(variables.batch_sync, scale)
 
     def objective(params: Any, messages: Any) -> tuple[jax.Array, tuple[Any, ...]]:
@@ -122,7 +122,7 @@ def over_devices(tree: Any, axis_name: reduction.AxisName | None) -> Any:
 
 
 def _with_scale(batch_sync: Any, factor: Any) -> Any:
-    """Multiplies the sums of backward passes in the states; None is no factor."""
+    """Multiplies the sums of backward passes in the states; None means 1."""
     if factor is None:
         return batch_sync
     return sync.scale_messages(batch_sync, factor)
@@ -140,7 +140,7 @@ def _after_all(grads: Any, messages: Any) -> Any:
 
 
 def _varying(params: Any, axis_name: reduction.AxisName | None) -> Any:
-    """Marks parameters as each device's own, so that their gradients are too.
+    """Marks parameters as varying, so that each device has a gradient of its own.
 
     A checked shard_map would add up the gradients of replicated parameters by itself.
     With this mark all parallel styles behave alike.

@@ -79,9 +79,6 @@ def value_and_grad(
       mutable: as in `make_train_step`.
       micro_batches: as in `make_train_step`.
 
-    Returns:
-      A function of a `TrainState` and a batch that returns a `Gradient`.
-
     Raises:
       ValueError, TypeError: as `make_train_step` and its step.
 
@@ -150,8 +147,8 @@ def make_train_step(
 
     Args:
       loss_fn: called with the model, its variables bound, the batch and `train=True`.
-        It may call the model several times; each call moves the running statistics. See
-        `LossFn`.
+        It may call the model several times; each call updates the running statistics.
+        See `LossFn`.
       axis_name: axis or axes over which pmap, shard_map or vmap split the batch. Loss,
         gradient and metrics are those of all shards together. They are exact for shards
         with unequal numbers of valid examples. Give the layers their `axis_name` as
@@ -162,8 +159,8 @@ def make_train_step(
         auxiliary losses. `loss_fn` finds them in `model.variables`. They are not kept.
       micro_batches: the number of parts of a batch that are processed one after the
         other, in the memory of one part. Each part is normalised by its own statistics.
-        The gradient is that of all parts, and the running statistics move once, by the
-        moments of all parts. The state of other modules moves with every part.
+        The gradient is that of all parts. The running statistics are updated once, by
+        the moments of all parts. Every part updates the state of other modules.
 
     Returns:
       A function of a `TrainState` and a batch, a mapping of names to arrays. An entry
@@ -176,8 +173,8 @@ def make_train_step(
         shape is not that of the batch's `mask`. For a state that was already donated,
         JAX raises its own error.
       TypeError: if `rngs` or `mutable` is one name. When called: if `loss_fn` does not
-        return a mapping, or if the optimiser searches along a line. Such an optimiser
-        needs the loss as a function, which a step of your own can give it.
+        return a mapping, or if the optimiser uses a line search. Such an optimiser
+        needs the loss as a function, which only a step of your own can pass.
 
     Example:
       >>> import flax.linen as nn, jax.numpy as jnp, optax
@@ -274,7 +271,7 @@ def make_eval_step(
 def _train_step(
     gradient_of: Callable[[TrainState, _gradient.Batch], Gradient],
 ) -> Callable[[TrainState, _gradient.Batch], NewState]:
-    """Returns the step before it is jitted."""
+    """Returns the step without `jax.jit`."""
 
     def train_step(state: TrainState, batch: _gradient.Batch) -> NewState:
         gradient = gradient_of(state, batch)
@@ -323,7 +320,8 @@ def _before_the_first_part(
 ) -> _gradient.Variables:
     """Returns the variables before the first part, in the structure of those after it.
 
-    A pass may return a dict for a FrozenDict, and it decides what layers collect.
+    A pass may return a dict for a FrozenDict, and only a pass shows what layers
+    collect.
     """
     stats = given.others[_STATS]
     moments = accumulation.before_the_first_pass(stats, shapes.others[_MOMENTS])

@@ -1,6 +1,6 @@
 """Scaling of the loss, and skipping of a step whose gradient is not finite.
 
-A loss that was scaled too far overflows only in the backward pass. The batch statistics
+A loss with too large a scale overflows only in the backward pass. The batch statistics
 of such a step look valid, so code that skips the step must also restore the old
 statistics. Neither optax nor Flax's example does this.
 """
@@ -96,12 +96,12 @@ def where_finite(
 
 
 def scaled(loss: jax.Array, scale: Any) -> jax.Array:
-    """Multiplies the loss by the scale; None is no scale."""
+    """Multiplies the loss by the scale; None means 1."""
     return loss if scale is None else loss * jnp.asarray(scale, loss.dtype)
 
 
 def unscaled(grads: Any, scale: Any) -> Any:
-    """Divides the gradient by the scale; None is no scale."""
+    """Divides the gradient by the scale; None means 1."""
     if scale is None:
         return grads
 
@@ -119,7 +119,7 @@ def after_step(dynamic_scale: Any, grads: Any) -> Any:
       dynamic_scale: the scale of this step.
       grads: the gradient of this step; it decides whether the scale grows or shrinks.
     """
-    # Flax moves its scale only by a gradient that it computes itself. Here that is the
-    # gradient of a function of one number.
+    # Flax updates its scale only by a gradient that it computes itself. Here it
+    # computes the gradient of a function of one number.
     number = jnp.where(all_finite(grads), 1.0, jnp.nan)
     return dynamic_scale.value_and_grad(lambda x: number * x)(1.0).dynamic_scale

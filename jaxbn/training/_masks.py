@@ -41,7 +41,7 @@ def frozen_mask(
 ) -> Callable[[Any], Any]:
     """Returns a mask of the scale and the bias of frozen layers, for `optax.masked`.
 
-    `jaxbn.freeze` stops their gradients, but weight decay and momentum could still move
+    `jaxbn.freeze` stops their gradients, but weight decay and momentum can still change
     them. For Linen and NNX write
     `optax.chain(tx, optax.masked(optax.set_to_zero(), frozen_mask(...)))`.
 
@@ -72,7 +72,7 @@ def frozen_mask(
 
     def is_frozen(keys: tuple[Any, ...], _: Any) -> bool:
         path = [jax.tree_util.keystr((key,), simple=True) for key in keys]
-        path = path[:-1] if path[-1] == "value" else path  # It is in a box.
+        path = path[:-1] if path[-1] == "value" else path  # A box holds it.
         return "/".join(path[:-1]) in frozen and chosen.get(path[-1], False)
 
     def mask(params: Any) -> Any:

@@ -24,7 +24,7 @@ class Metric(NamedTuple):
     """
 
     total: jax.Array  # shape=(), dtype=float32
-    count: jax.Array  # shape=(), dtype=int32; examples
+    count: jax.Array  # shape=(), dtype=int32
 
     @property
     def mean(self) -> jax.Array:

@@ -27,28 +27,28 @@ def gradient_in_parts(
 ) -> _gradient.Result:
     """Returns the gradient of the mean loss of a batch, computed part by part.
 
-    Each part is normalised by its own statistics. The variables move with every part,
-    so the layers must collect moments instead of moving their statistics. One part is
-    the batch itself, and its layers move their statistics.
+    Each part is normalised by its own statistics. Each part updates the variables, so
+    the layers must collect moments instead of updating their statistics. A single part
+    is the whole batch, and its layers update their statistics.
 
     Args:
-      take_gradient: computes a part, from the variables, the part and its index.
+      take_gradient: computes the gradient from the variables, a part and its index.
       before_the_first: takes shapes and dtypes of the variables after a part, and
         returns the variables before the first one, in the same structure.
       micro_batches: the number of parts, which have equal size.
-      variables: the variables before the step; only their shapes are used.
+      variables: the variables before the step. Several parts use only their shapes.
       batch: arrays whose first axis is cut into the parts.
 
     Raises:
       ValueError: if the first axis of an array cannot be cut into equal parts, or if a
-        policy remembers earlier steps.
+        policy has a state.
     """
     if micro_batches == 1:
         return take_gradient(variables, batch, None)
     if variables.batch_sync:
         raise ValueError(
-            "`micro_batches` must be 1 where `sync=` of a layer remembers earlier "
-            f"steps, got {micro_batches}; a part of a batch is no step."
+            "`micro_batches` must be 1 where `sync=` of a layer has a state, got "
+            f"{micro_batches}; a part of a batch is not a step."
         )
     parts = jax.tree_util.tree_map_with_path(
         lambda path, array: _cut(jax.tree_util.keystr(path), array, micro_batches),
@@ -66,7 +66,7 @@ def gradient_in_parts(
         metrics = {
             name: total.metrics[name] + new.metrics[name] for name in new.metrics
         }
-        # This keeps the average so far. A sum divided at the end may overflow.
+        # This keeps an average, because a sum that is divided at the end may overflow.
         count = jnp.maximum(metrics["loss"].count, 1)
         share = new.metrics["loss"].count / count
         grads = jax.tree.map(

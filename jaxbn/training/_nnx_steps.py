@@ -28,9 +28,9 @@ def make_nnx_train_step(
     """Returns a jitted function from model, `nnx.Optimizer` and batch to metrics.
 
     The function changes model and optimiser in place. It computes the gradient of the
-    mean loss of the valid examples by the variables that the optimiser moves (its
-    `wrt`). The attributes of the model do not change, because a copy is put in training
-    mode. It is what `nnx.jit` returns.
+    mean loss of the valid examples with respect to the variables that the optimiser
+    updates (its `wrt`). The attributes of the model do not change, because a copy is
+    put in training mode. It is what `nnx.jit` returns.
 
     If the optimiser has an attribute `dynamic_scale`, a `LossScale`, the loss is
     multiplied by the scale and the gradient is divided by it. If the gradient is not
@@ -42,11 +42,8 @@ def make_nnx_train_step(
       axis_name: axis or axes over which `nnx.pmap`, `nnx.shard_map` or `nnx.vmap` split
         the batch, as in `make_train_step`.
       micro_batches: the number of parts of a batch that are processed one after the
-        other, as in `make_train_step`. Other state of the model, such as the counts of
-        random streams, moves with every part.
-
-    Returns:
-      A function of model, optimiser and batch that returns `Metrics`.
+        other, as in `make_train_step`. Every part updates other state, such as the
+        counts of random streams.
 
     Raises:
       ValueError, TypeError: as `make_train_step` and its step. When called with
@@ -150,7 +147,7 @@ def _train_step(
     axis_name: reduction.AxisName | None = None,
     micro_batches: int = 1,
 ) -> Step:
-    """Returns the step before it is jitted."""
+    """Returns the step without `nnx.jit`."""
     _micro_batches.check(micro_batches)
     collecting = _accumulate.accumulate if micro_batches > 1 else contextlib.nullcontext
 

@@ -16,7 +16,7 @@ class TrainState(train_state.TrainState):
     """Everything that one step of training reads and writes.
 
     It has the fields of `flax.training.train_state.TrainState`, in the same order, and
-    three more. `flax.serialization` and orbax save all of them.
+    three more. `flax.serialization` and orbax save all but `apply_fn` and `tx`.
 
     Attributes:
       step: the number of steps taken, int32.
@@ -25,7 +25,7 @@ class TrainState(train_state.TrainState):
       tx: the optimiser.
       opt_state: the state of `tx`.
       batch_stats: the model's running statistics; empty if it has none.
-      key: the key from which each step derives its own, for dropout and the like.
+      key: the key from which each step derives its keys, for instance for dropout.
       batch_sync: the states of the policies of synchronisation; empty if there are
         none.
 
@@ -72,9 +72,6 @@ class TrainState(train_state.TrainState):
           batch_stats: the running statistics, together with `params`.
           key: the key for dropout; `jax.random.key(0)` by default.
           **fields: the fields of a subclass; they are copied as well.
-
-        Returns:
-          A state of this class, at step 0.
 
         Raises:
           ValueError: if `variables` holds no `params` or a collection that a step
@@ -132,9 +129,6 @@ class TrainState(train_state.TrainState):
             as `value` for `optax.contrib.reduce_on_plateau`. Arguments that `tx` does
             not take are left out.
           **fields: fields to replace, such as `batch_stats`.
-
-        Returns:
-          The new state.
         """
         taken = taken_by(self.tx.update, extra_args or {})
         if not taken:

@@ -70,7 +70,7 @@ class GroupTest(chex.TestCase):
         mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(styles.AUTO,) * 2)
         with (
             jax.set_mesh(mesh),
-            pytest.raises(ValueError, match="'local' is not clear"),
+            pytest.raises(ValueError, match="'local' is ambiguous"),
         ):
             local(32)
         mesh = jax.make_mesh((8,), ("a",), axis_types=(styles.AUTO,))
@@ -98,7 +98,7 @@ class GroupTest(chex.TestCase):
             x, None, None, jaxbn.init_batch_stats(3), group_size=ROWS
         )
         chex.assert_trees_all_close(actual, expected, rtol=1e-5, atol=1e-6)
-        with pytest.raises(ValueError, match=r"needs to see the mesh.*jax.set_mesh"):
+        with pytest.raises(ValueError, match=r"'local' needs a mesh.*jax.set_mesh"):
             jax.jit(train)(np.asarray(x))
 
     def test_local_parts_of_an_array_that_says_where_it_is(self):

@@ -104,7 +104,7 @@ STATS = jaxbn.init_batch_stats(3)
             STATS._replace(sync={"a": 1}),
             {},
             ValueError,
-            "must be one that its `init` made",
+            "must be one that its `init` returns",
         ),
         (
             sync.Stale(),
@@ -119,7 +119,7 @@ STATS = jaxbn.init_batch_stats(3)
             None,
             {"group_size": None},
             ValueError,
-            "`sync` tells workers apart, got neither an `axis_name`",
+            "`sync` needs several workers, got neither an `axis_name`",
         ),
     ],
 )

@@ -128,7 +128,7 @@ def test_content_outside_the_mask_reaches_nothing(normalize):
 
 def test_errors():
     for normalize in (WAYS["groups of one"][0], by_own):
-        with pytest.raises(ValueError, match="`sync` tells workers apart, got neither"):
+        with pytest.raises(ValueError, match="`sync` needs several workers, got"):
             normalize(make_call(examples=None))
     for size in (0, 3):
         with pytest.raises(ValueError, match=f"divides the 4 workers, got {size}"):

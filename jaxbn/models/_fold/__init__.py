@@ -53,8 +53,8 @@ def fold(
     Returns:
       The folded model and a report to print. The model computes the same up to
       rounding, but cannot be trained. For Linen it is a tree of variables for the same
-      `model.apply`, without the folded variables. The rest of these is in the
-      collection `folded`. For NNX it is a copy of the model in evaluation mode.
+      `model.apply`, without the folded variables. The scales and biases that remain are
+      in the collection `folded`. For NNX it is a copy of the model in evaluation mode.
 
     Raises:
       ValueError: if `call` runs the model in training mode, if it runs no layer of

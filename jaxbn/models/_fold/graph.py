@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-Value = int  # A node computes each value once, or it is an input.
+Value = int  # The number of an input, or of a result of a node.
 Axes = tuple[int, ...]
 
 # Calls that are replaced by their computation. Loops and branches stay as they are.
@@ -24,7 +24,7 @@ _CALLS = {
     "custom_vjp_call": "call_jaxpr",
 }
 
-# Casts between these are ignored. A cast to fewer bits is meant to round.
+# Casts between these are ignored. Any other cast may be meant to round.
 _FLOATS = ("float16", "bfloat16", "float32", "float64", "complex64", "complex128")
 
 # Operations that change neither the values of channels nor their number.
@@ -99,7 +99,8 @@ def trace(
                 results = tuple(map(value, eqn.outvars))
                 nodes.append(Node(name, eqn.params, operands, results))
             else:
-                # A rematerialised computation is open: it has no constants.
+                # The jaxpr of a rematerialised computation is not closed: it has no
+                # constants.
                 opened = getattr(inner, "jaxpr", inner)
                 constants = [value(var) for var in opened.constvars]
                 results = visit(opened, [*constants, *operands])
@@ -148,7 +149,7 @@ def _needed(nodes: list[Node], outputs: Sequence[Value]) -> tuple[Node, ...]:
 
 
 def before(graph: Graph, node: Node, axes: Axes) -> Axes | None:
-    """Returns where axes of the result of a node are in its operand.
+    """Returns the axes of a node's operand that become `axes` of its result.
 
     The node must only move data. The result is None if the node does more than that, or
     if the operand does not have the same axes.
@@ -170,7 +171,7 @@ def before(graph: Graph, node: Node, axes: Axes) -> Axes | None:
 
 
 def after(graph: Graph, node: Node, axes: Axes) -> Axes | None:
-    """Returns where axes of the operand are in the result, the reverse of `before`."""
+    """Returns the axes of the result that `axes` of the operand become."""
     result = graph.shapes[node.results[0]]
     for found in _placements(len(result), len(axes)):
         if before(graph, node, found) == axes:

@@ -24,7 +24,7 @@ _FIXED = (
     linen.SYNC,
     folded.COLLECTION,
 )
-_IN_A_LOOP = "it stands in `nn.scan`, `nn.vmap` or another transformation"
+_IN_A_LOOP = "it is inside `nn.scan`, `nn.vmap` or another transformation"
 
 
 class _LinenLayer(NamedTuple):
@@ -33,7 +33,7 @@ class _LinenLayer(NamedTuple):
     seen: LayerInModel
     promoted: Any  # The common dtype of its parameters; bool if it has none.
     variables: tuple[tuple[str, str], ...]  # The collection and the name of each.
-    why_read: str  # The reason to leave it if the model still reads them.
+    why_read: str  # Why it is left if the model reads these variables itself.
 
 
 def fold_linen(
@@ -68,7 +68,7 @@ def fold_linen(
         )
     }
     left |= read
-    if read:  # These layers stay, so other layers must not take their numbers.
+    if read:  # These layers stay, so no kernel may contain their scales.
         found = folded_without(left)
     new, entries, rows = dict(found.tree), given.get(folded.COLLECTION, {}), []
     for row in found.report.layers:
@@ -133,7 +133,7 @@ def _layers_of(
 
 
 def _check_evaluation(layer_call: _hooks.LayerCall, path: str) -> None:
-    """Checks that a call of a layer neither uses nor moves the batch's statistics.
+    """Checks that a call neither normalises by the batch nor updates statistics.
 
     Raises:
       ValueError: with the path of the layer.

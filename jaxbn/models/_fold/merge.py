@@ -1,8 +1,8 @@
 """Merges the scales and shifts of normalisations into the parameters beside them.
 
-A normalisation in evaluation is  y = scale * x + shift  per channel. Together with a
-linear layer before or after it, it is another linear layer. `fold` finds the layers of
-a model in its program, and merges each of them with a neighbour if it has one.
+In evaluation a normalisation is `y = scale * x + shift` per channel. Together with a
+linear layer before or after it, this is again a linear layer. `fold` finds the layers
+of a model in its program, and merges each of them with a neighbour if it has one.
 """
 
 import collections
@@ -33,13 +33,13 @@ class FoldedLayer(NamedTuple):
     """The result for one layer."""
 
     path: str
-    place: Outcome  # The place of the layer that took it; "affine" if none did.
-    into: str | None  # The path of the layer that took it.
-    reason: str  # Why no layer before or after took it; empty if one did.
+    place: Outcome  # "before" or "after": where `into` is; "affine": not folded.
+    into: str | None  # The path of the layer into which it was folded.
+    reason: str  # Why it was not folded into another layer; empty if it was.
 
 
 class Report(NamedTuple):
-    """One row per layer, in the order in which they are computed."""
+    """One row per layer; layers that are called once come first, in their order."""
 
     layers: tuple[FoldedLayer, ...]
 
@@ -56,7 +56,7 @@ class Report(NamedTuple):
 
 
 class Affine(NamedTuple):
-    """`y = scale * x + shift`, `[C]` each in float64; None if it was folded."""
+    """`y = scale * x + shift`, `[C]` each in float64; a folded part is None."""
 
     scale: Any
     shift: Any
@@ -75,7 +75,7 @@ class FoldedArrays(NamedTuple):
     """The result of folding the arrays of a model."""
 
     tree: Any
-    affines: dict[str, Affine]  # The rest of every layer that ran, by path.
+    affines: dict[str, Affine]  # What remains of every layer that ran, by path.
     report: Report
     used: frozenset[str]  # The paths of the leaves that the model reads.
 
@@ -90,10 +90,10 @@ class LayerInGraph(NamedTuple):
 
 
 class FoldedGraph(NamedTuple):
-    """The changed parameters, and the rest of all layers."""
+    """The changed parameters, and what remains of all layers."""
 
     parameters: dict[Value, np.ndarray]  # The parameters that changed.
-    affines: dict[str, Affine]  # The rest of each layer, by path.
+    affines: dict[str, Affine]  # What remains of each layer, by path.
     rows: dict[str, FoldedLayer]  # The rows of the report, by path.
 
 
@@ -259,7 +259,7 @@ def _fits(new: Mapping[Value, np.ndarray], parameters: Mapping[Value, Any]) -> b
 
 
 def _after(graph: Graph, layer: LayerInGraph, norms: Mapping[Value, Norm]) -> Following:
-    """Returns the layer after a normalisation that can take it.
+    """Returns the layer into which the normalisation before it can be folded.
 
     Raises:
       Refusal: if there is none, or if the normalisation itself forbids it.
@@ -284,8 +284,8 @@ def into_preceding(
       parameters: the parameters of the model.
 
     Returns:
-      The parameters that change, and the rest of the affine map. The rest is the shift
-      if the layer has no bias.
+      The parameters that change, and what remains of the affine map: the shift if the
+      layer has no bias.
     """
     kernel = np.asarray(parameters[found.kernel.leaf])
     changed = {

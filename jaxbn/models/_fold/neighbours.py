@@ -51,8 +51,8 @@ class Following(NamedTuple):
     groups: int  # The groups of a convolution; each has its own channels.
     outputs: Axes  # The axes of the kernel that become axes of the result.
     bias: Place | None  # Its axes are those of `outputs`.
-    norm: Norm | None  # The normalisation after it, whose shift may replace the bias.
-    pads: bool  # True if it pads with zeros, which a shift of the inputs misses.
+    norm: Norm | None  # The normalisation after it, if this takes the shift instead.
+    pads: bool  # True if it pads with zeros, to which the shift must not be added.
 
 
 class Refusal(Exception):
@@ -195,7 +195,7 @@ def _has_batch(node: Node) -> bool:
 
 
 def _result_axes(graph: Graph, node: Node, operand: int) -> dict[int, int]:
-    """Returns the axes of the result that come from one operand, with its own axes."""
+    """Maps the axes of the result that come from one operand to this operand's axes."""
     if node.name == "conv_general_dilated":
         numbers = node.params["dimension_numbers"]
         return {numbers.out_spec[1]: numbers.rhs_spec[0]} if operand == 1 else {}
@@ -210,7 +210,7 @@ def _result_axes(graph: Graph, node: Node, operand: int) -> dict[int, int]:
 
 
 def _summed_axes(node: Node, operand: int) -> dict[int, int]:
-    """Returns the summed axes of one operand, with the matching axes of the other."""
+    """Maps the summed axes of one operand to the matching axes of the other."""
     if node.name == "conv_general_dilated":
         numbers = node.params["dimension_numbers"]
         return {numbers.lhs_spec[1]: numbers.rhs_spec[1]} if operand == 0 else {}
@@ -250,7 +250,7 @@ def _without_bias(graph: Graph, add: Node, axes: Axes) -> tuple[Value, Place]:
 def _bias_after(
     graph: Graph, value: Value, axes: Axes, taken: Mapping[Value, Norm]
 ) -> tuple[Place | None, Norm | None]:
-    """Returns a bias or a normalisation that can take a shift of a layer's outputs."""
+    """Returns a bias or a normalisation to which a shift of outputs can be added."""
     while len(graph.uses.get(value, ())) == 1:
         if value in taken and taken[value].axes == axes:
             return None, taken[value]

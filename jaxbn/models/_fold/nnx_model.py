@@ -14,7 +14,7 @@ from jaxbn.nnx import BatchNorm
 
 
 class FoldedVariable(nnx.BatchStat):
-    """The rest of a scale or a bias: not trained, and split as statistics are."""
+    """A remaining scale or bias: not trained, and split like statistics."""
 
 
 class FoldedBatchNorm(nnx.Module):
@@ -90,7 +90,7 @@ class FoldedBatchNorm(nnx.Module):
         )
 
     def set_view(self, use_running_average: bool | None = None) -> None:
-        """Sets the attribute if it is given; called by `nnx.view`.
+        """Sets the attribute if it is given; `nnx.view` calls this method.
 
         Args:
           use_running_average: must be True when the layer is called.
@@ -142,7 +142,7 @@ def fold_nnx(model: nnx.Module, example: Any, call: Any) -> tuple[nnx.Module, Re
 
 
 def _why_not(node: Any) -> str:
-    """Returns why a layer must stay; empty for other layers and other modules."""
+    """Returns why a layer cannot be folded; empty if it can, and for other modules."""
     if _layers_by_path.is_flax(node):
         return "it is Flax's; import `BatchNorm` from `jaxbn.nnx`"
     if isinstance(node, BatchNorm) and type(node).__call__ is not BatchNorm.__call__:
