@@ -30,10 +30,11 @@ def compare(program, fast, our_layer, flax_layer):
         program(functools.partial(layer, use_fast_variance=fast))
         for layer in (our_layer, flax_layer)
     )
-    assert_same(ours, theirs)
+    # E[x²] - E[x]² loses the digits that both terms share: about one for these inputs.
+    assert_same(ours, theirs, tolerance=1e-3 if fast else 1e-4)
 
 
-def assert_same(ours, theirs):
+def assert_same(ours, theirs, tolerance=1e-4):
     """Checks that names, containers, shapes and dtypes agree, numbers to rounding."""
     chex.assert_trees_all_equal_structs(ours, theirs)
     for (path, a), b in zip(
@@ -47,5 +48,5 @@ def assert_same(ours, theirs):
         if not isinstance(a, jax.ShapeDtypeStruct):
             # Sums of a few hundred terms in another order, through several layers; an
             # element may be small because larger terms cancel.
-            atol = 1e-4 * max(1e-2, np.abs(b).max())
-            np.testing.assert_allclose(a, b, rtol=1e-4, atol=atol, err_msg=name)
+            atol = tolerance * max(1e-2, np.abs(b).max())
+            np.testing.assert_allclose(a, b, rtol=tolerance, atol=atol, err_msg=name)

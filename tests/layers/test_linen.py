@@ -313,7 +313,9 @@ class ErrorTest(parameterized.TestCase):
                 layer.init(jax.random.key(0), X)
 
     def test_number_of_channels_in_the_place_of_a_switch(self):
-        message = "`use_running_average` must be True or .* the number of channels is"
+        message = (
+            "`use_running_average` must be True or .* takes the number of channels"
+        )
         with pytest.raises(TypeError, match=message):
             BatchNorm(64).init(jax.random.key(0), X)
 

@@ -24,7 +24,14 @@ PADDED = {
     "y": np.concatenate([BATCH["y"], np.zeros(8, int)]),
     "mask": np.arange(24) < 16,
 }
-BATCHES = pytest.mark.parametrize("batch", [BATCH, PADDED], ids=["whole", "padded"])
+BATCHES = pytest.mark.parametrize(
+    "batch",
+    [pytest.param(BATCH, marks=pytest.mark.exhaustive), PADDED],
+    ids=["whole", "padded"],
+)
+PARTS = pytest.mark.parametrize(
+    "micro_batches", [1, pytest.param(2, marks=pytest.mark.exhaustive)]
+)
 
 
 def loss_fn(model, batch, train):

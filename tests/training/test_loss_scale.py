@@ -35,7 +35,7 @@ def falling(scale):
 
 
 @APIS
-@pytest.mark.parametrize("micro_batches", [1, 2])
+@both_apis.PARTS
 def test_an_overflowing_step_changes_nothing_and_the_next_proceeds(api, micro_batches):
     step = api.train(loss_fn, micro_batches=micro_batches)
     made = half(api, falling(2.0**30))

@@ -79,7 +79,11 @@ def test_learns_and_keeps_valid_statistics(api):
 
 
 @APIS
-@pytest.mark.parametrize("several", [False, True], ids=["train", "multi"])
+@pytest.mark.parametrize(
+    "several",
+    [False, pytest.param(True, marks=pytest.mark.exhaustive)],
+    ids=["train", "multi"],
+)
 def test_padding_changes_nothing(api, several):
     made = []
     for batch in (BATCH, PADDED):
@@ -95,7 +99,7 @@ def test_padding_changes_nothing(api, several):
 
 
 @APIS
-@pytest.mark.parametrize("micro_batches", [1, 2])
+@both_apis.PARTS
 def test_several_steps_in_one_call_equal_single_steps(api, micro_batches):
     batches = [{k: v[i : i + 8] for k, v in BATCH.items()} for i in (0, 4, 8)]
     single, together = api(dropout=0.3), api(dropout=0.3)
@@ -170,7 +174,7 @@ PARALLEL = ("jit", "shard_map", "shard_map unchecked", "vmap", "pmap")
 
 
 @APIS
-@pytest.mark.parametrize("micro_batches", [1, 2])
+@both_apis.PARTS
 @pytest.mark.parametrize("style", styles.every(PARALLEL, quick=("shard_map",)))
 def test_every_style_equals_one_device(api, style, micro_batches):
     made = api(axis_name=None if style == "jit" else "d")
