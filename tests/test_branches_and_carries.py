@@ -123,15 +123,6 @@ def recalibrated(model, variables):
     return new["batch_stats"]
 
 
-def in_turn(model, variables):
-    """The layers of a model are recalibrated one after the other."""
-    parts = [X[:6], X[6:]]
-    new = jaxbn.recalibrate(
-        model, variables, parts, lambda model, x: model(x), layer_by_layer=True
-    )
-    return new["batch_stats"]
-
-
 def accumulated(model, variables):
     def loss_fn(model, batch, train):
         return {"loss": jnp.sum(model(batch["x"]) ** 2, -1)}
@@ -144,7 +135,6 @@ def accumulated(model, variables):
 TOOLS = {
     "collected": collected,
     "recalibrated": recalibrated,
-    "layer by layer": in_turn,
     "accumulated": accumulated,
 }
 
@@ -237,7 +227,7 @@ def test_stacked_on_one_axis(tool, axis):
     chex.assert_trees_all_close(new, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("tool", ["recalibrated", "layer by layer", "accumulated"])
+@pytest.mark.parametrize("tool", ["recalibrated", "accumulated"])
 @pytest.mark.parametrize("length", [3, 4])  # 4 is also the number of channels.
 @pytest.mark.parametrize(
     "axes",

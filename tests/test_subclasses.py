@@ -121,18 +121,14 @@ def pairs(tree):
     return {path[0]: pair for path, pair in _batch_stats_by_path.pairs(tree).items()}
 
 
-@pytest.mark.parametrize(
-    "layer_by_layer", [pytest.param(False, marks=pytest.mark.exhaustive), True]
-)
-def test_recalibration(layer_by_layer):
-    options = {"layer_by_layer": layer_by_layer}
-    own, plain = (jaxbn.recalibrate(*e, BATCHES, train, **options) for e in both())
+def test_recalibration():
+    own, plain = (jaxbn.recalibrate(*each, BATCHES, train) for each in both())
     # Multiplications by 2 are exact, and both programs sum in the same order.
     found, expected = pairs(own["batch_stats"]), pairs(plain["batch_stats"])
     chex.assert_trees_all_close(found, expected, rtol=1e-6)
     assert int(own["batch_stats"]["first"]["calls"]) == 0
     own, plain = (
-        jaxbn.recalibrate(NnxNet(kind), None, BATCHES, call, **options)
+        jaxbn.recalibrate(NnxNet(kind), None, BATCHES, call)
         for kind in (NnxOwn, NnxPlain)
     )
     found, expected = pairs(nnx.state(own)), pairs(nnx.state(plain))
@@ -203,8 +199,8 @@ def test_rules_for_a_layer_are_not_those_of_a_layer_that_it_calls():
 def test_folding_linen():
     for net, variables in both():
         new, report = jaxbn.fold(net, variables, X, evaluate)
-        places = [(row.place, row.into) for row in report.layers]
-        assert places == [("before", "dense"), ("before", "head")]
+        places = [(row.outcome, row.into) for row in report.layers]
+        assert places == [("folded", "dense"), ("folded", "head")]
         expected = net.apply(variables, X, train=False)
         # Float32 rounding of two layers, relative to the largest output.
         atol = 1e-6 * float(jnp.max(jnp.abs(expected)))
@@ -228,8 +224,8 @@ def test_a_layer_that_reads_its_variables_itself_is_not_folded():
     variables = jax.tree.map(lambda leaf: leaf + 0.5, variables)
     new, report = jaxbn.fold(net, variables, X, call)
     (other, reading) = report.layers
-    assert (other.path, other.place) == ("layers_2", "affine")
-    assert (reading.path, reading.place) == ("layers_1", "left")
+    assert (other.path, other.outcome) == ("layers_2", "affine")
+    assert (reading.path, reading.outcome) == ("layers_1", "left")
     assert "`Reading` reads its variables itself" in reading.reason
     expected = net.apply(variables, X)
     np.testing.assert_allclose(net.apply(new, X), expected, rtol=1e-5, atol=1e-5)
@@ -239,7 +235,7 @@ def test_folding_nnx_leaves_them():
     model = NnxNet(NnxOwn)
     model(X)
     new, report = jaxbn.fold(model, None, X, call)
-    assert {row.place for row in report.layers} == {"left"}
+    assert {row.outcome for row in report.layers} == {"left"}
     model.eval()
     np.testing.assert_array_equal(new(X), model(X))
 

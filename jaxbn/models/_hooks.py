@@ -18,7 +18,7 @@ from flax import nnx
 
 from jaxbn._layers import accumulation
 from jaxbn.models import _layers_by_path
-from jaxbn.models._layers_by_path import LINEN, NNX, Kinds, Path, base_class
+from jaxbn.models._layers_by_path import LINEN, NNX, Path, base_class
 
 
 class LayerCall(NamedTuple):
@@ -38,12 +38,12 @@ _LOCK = threading.RLock()
 
 
 @contextlib.contextmanager
-def hooked_linen(hook: Hook, kinds: Kinds = LINEN) -> Iterator[None]:
+def hooked_linen(hook: Hook) -> Iterator[None]:
     """Passes calls of layers of Linen models to the hook, within the block."""
 
     def intercept(next_function, args, kwargs, context):
         layer = context.module
-        if not isinstance(layer, kinds) or not is_call_of_linen(context):
+        if not is_call_of_linen(context):
             return next_function(*args, **kwargs)
         proceed = functools.partial(next_function, *args, **kwargs)
         return hook(_layer_call(layer, layer.path, proceed, args, kwargs))
@@ -91,19 +91,19 @@ def every_layer_accumulates() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def hooked_nnx(hook: Hook, model: nnx.Module, kinds: Kinds = NNX) -> Iterator[None]:
+def hooked_nnx(hook: Hook, model: nnx.Module) -> Iterator[None]:
     """Passes calls of the layers of this NNX model to the hook, within the block.
 
     The layers are marked with the hook, so give a copy of the model. Under
     transformations such as `nnx.jit` the hook is called while tracing, and a new hook
     causes a new trace.
     """
-    for path, layer in _layers_by_path.nnx_layers(model, kinds).items():
+    for path, layer in _layers_by_path.nnx_layers(model, NNX).items():
         # The attribute is a static part of the layer, so transformations keep it.
         layer._hook = functools.partial(_call_hook, hook, path)
     # NNX has nothing like `nn.intercept_methods`, so the classes themselves change.
     with _LOCK, contextlib.ExitStack() as stack:
-        for kind in kinds:
+        for kind in NNX:
             stack.callback(setattr, kind, "__call__", kind.__call__)
             setattr(kind, "__call__", _with_hook(nnx_call(kind)))  # noqa: B010
         yield

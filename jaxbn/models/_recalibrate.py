@@ -1,8 +1,6 @@
-"""`recalibrate`: passes over the batches, for all layers together or each in turn."""
+"""`recalibrate`: running statistics of all layers from one pass over batches."""
 
-import contextlib
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
 import flax.linen as nn
@@ -10,22 +8,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxbn import estimators, linen
+from jaxbn import estimators
 from jaxbn import nnx as jaxbn_nnx
 from jaxbn._core import moments as moments_lib
 from jaxbn._core import running
-from jaxbn._layers import accumulation, switches
+from jaxbn._layers import accumulation
 from jaxbn.models import _hooks, _layers_by_path
-from jaxbn.models._hooks import LayerCall
 from jaxbn.models._layers_by_path import Path
 
 Batches = Iterable[Any] | Callable[[], Iterable[Any]]
 Pooling = Literal["mean", "pooled"]
 MomentsByLayer = dict[Path, moments_lib.Moments]
-
-# A variable of a layer; True makes the layer normalise by its running statistics.
-_FLAG = "evaluate"
-_NUMBERS = itertools.count()
 
 
 def recalibrate(
@@ -35,9 +28,7 @@ def recalibrate(
     call: Callable[[Any, Any], Any],
     *,
     pooling: Pooling = "mean",
-    layer_by_layer: bool = False,
     rngs: Any = None,
-    progress: bool = False,
 ) -> Any:
     """Computes running statistics from batches, for all layers of a model.
 
@@ -67,15 +58,8 @@ def recalibrate(
       pooling: "mean" takes the mean of the batches' unbiased variances, as in the
         paper. "pooled" takes the unbiased variance of all examples together, which also
         contains the spread of the batches' means.
-      layer_by_layer: False takes one pass over the batches for all layers. The layers
-        before a layer then normalise by the statistics of each batch, as in training.
-        True takes one pass for each layer, in the order of their first calls. The
-        layers before it then normalise by their new running statistics, so that it gets
-        the input that it will get in inference. A layer that is called twice has one
-        pass, and so have all layers of one `nn.scan`.
       rngs: keys for the random streams of a Linen model, such as dropout. They are the
         same for every batch.
-      progress: show a progress bar of the batches; needs tqdm.
 
     Returns:
       `variables` with a new `batch_stats` of the same structure, shapes and dtypes; or
@@ -86,9 +70,7 @@ def recalibrate(
         or if `variables` are missing, or given with an NNX model. Also if a layer is
         not jaxbn's, or is inside an `nn.scan` or `nn.vmap` whose `variable_axes` lack
         `batch_moments`.
-      TypeError: if `batches` is one mapping, or if it can be read only once and
-        `layer_by_layer` is True.
-      ModuleNotFoundError: if `progress` is True and tqdm is not installed.
+      TypeError: if `batches` is one mapping.
 
     Example:
       >>> from jaxbn.linen import BatchNorm
@@ -116,106 +98,42 @@ def recalibrate(
             f"`batches` must be several batches, got one {type(batches).__name__}; "
             "give `[batch]`."
         )
-    if layer_by_layer and not callable(batches) and iter(batches) is batches:
-        raise TypeError(
-            "`batches` must be read once per layer with `layer_by_layer=True`, got "
-            f"a {type(batches).__name__}, which can be read only once; give a list, or "
-            "a function that returns the batches anew."
-        )
     given: Any = variables
     if isinstance(model, nnx.Module):
         graph, given = nnx.split(model)
         source = _NnxModel(graph, call)
     else:
         source = _LinenModel(model, call, rngs)
-    with _bar(batches) if progress else contextlib.nullcontext() as bar:
-        found = _Passes(source, pooling, batches, bar).over(given, layer_by_layer)
+    totals = _totals(source, pooling, given, batches)
+    moving = {path: each for path, each in totals.items() if jnp.any(each.count)}
+    if not moving:
+        raise ValueError(
+            "`call` must run `BatchNorm` layers of jaxbn in training mode, got "
+            "none that updates its statistics; are they frozen?"
+        )
+    found = source.replaced(given, moving, pooling)
     if isinstance(source, _NnxModel):
         return nnx.merge(source.graph, found, copy=True)
     return found
 
 
-class _Passes:
-    """Passes over the same batches."""
+def _totals(source: Any, pooling: Any, given: Any, batches: Batches) -> MomentsByLayer:
+    """Returns the moments of all batches together, by layer."""
 
-    def __init__(self, source: Any, pooling: Any, batches: Batches, bar: Any):
-        self.source, self.pooling = source, pooling
-        self.batches, self.bar = batches, bar
+    @jax.jit
+    def add(totals: MomentsByLayer, given: Any, batch: Any) -> MomentsByLayer:
+        found = source.moments(given, batch)
+        return {path: _add(pooling, totals[path], found[path]) for path in found}
 
-        @jax.jit
-        def add(totals: MomentsByLayer, given: Any, batch: Any, flags: Any):
-            found = source.moments(given, batch, flags)
-            return {path: _add(pooling, totals[path], found[path]) for path in found}
-
-        self.add = add
-        self.nothing: MomentsByLayer = {}  # Zeros for every layer.
-        self.order: tuple[Path, ...] = ()
-
-    def over(self, given: Any, layer_by_layer: bool) -> Any:
-        """Returns the variables or the state with the statistics of the batches."""
-        totals = self._totals(given, layer_by_layer, ())
-        moving = {path: each for path, each in totals.items() if jnp.any(each.count)}
-        if not moving:
-            raise ValueError(
-                "`call` must run `BatchNorm` layers of jaxbn in training mode, got "
-                "none that updates its statistics; are they frozen?"
-            )
-        if not layer_by_layer:
-            return self.source.replaced(given, moving, self.pooling)
-        order = [path for path in self.order if path in moving]
-        if self.bar is not None:
-            self.bar.total = self.bar.n * len(order)
-            self.bar.refresh()
-        for place, path in enumerate(order):
-            if place:
-                totals = self._totals(given, layer_by_layer, order[:place])
-            given = self.source.replaced(given, {path: totals[path]}, self.pooling)
-        return given
-
-    def _totals(
-        self, given: Any, layer_by_layer: bool, done: Sequence[Path]
-    ) -> MomentsByLayer:
-        """Returns the moments of all batches together, by layer.
-
-        The layers in `done` normalise by their running statistics.
-        """
-        totals: MomentsByLayer | None = None
-        flags: Mapping[Path, jax.Array] = {}
-        for batch in self._batches():
-            if not self.nothing:
-                self._look(given, batch, layer_by_layer)
-            if totals is None:
-                totals = self.nothing
-                if layer_by_layer:
-                    flags = {
-                        path: jnp.full(each.count.shape, path in done)
-                        for path, each in self.nothing.items()
-                    }
-            totals = self.add(totals, given, batch, flags)
-            if self.bar is not None:
-                jax.block_until_ready(totals)
-                self.bar.update()
+    totals = None
+    for batch in batches() if callable(batches) else batches:
         if totals is None:
-            raise ValueError("`batches` must hold at least one batch, got none.")
-        return totals
-
-    def _look(self, given: Any, batch: Any, layer_by_layer: bool) -> None:
-        """Finds the layers of the model, and their order if it is needed."""
-        shapes = jax.eval_shape(self.source.moments, given, batch, {})
-        self.nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        if layer_by_layer:
-            self.order = self.source.order(given, batch)
-
-    def _batches(self) -> Iterator[Any]:
-        return iter(self.batches() if callable(self.batches) else self.batches)
-
-
-def _bar(batches: Batches) -> Any:
-    """Returns a progress bar for one pass; later passes make it longer."""
-    import tqdm
-
-    total = len(batches) if hasattr(batches, "__len__") else None  # type: ignore
-    return tqdm.tqdm(total=total, desc="recalibrate", unit="batch")
+            shapes = jax.eval_shape(source.moments, given, batch)
+            totals = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        totals = add(totals, given, batch)
+    if totals is None:
+        raise ValueError("`batches` must hold at least one batch, got none.")
+    return totals
 
 
 def _add(
@@ -273,28 +191,22 @@ class _LinenModel(NamedTuple):
     call: Callable[[Any, Any], Any]
     rngs: Any
 
-    def moments(
-        self, variables: Mapping[str, Any], batch: Any, flags: Mapping[Path, jax.Array]
-    ) -> MomentsByLayer:
+    def moments(self, variables: Mapping[str, Any], batch: Any) -> MomentsByLayer:
         """Returns the moments of every layer that would update its statistics."""
-        with _hooks.hooked_linen(_evaluate_linen, (linen.BatchNorm,)):
-            return self._moments(variables, batch, flags)
-
-    def order(self, variables: Mapping[str, Any], batch: Any) -> tuple[Path, ...]:
-        """Returns the paths of all layers, in the order of their first calls."""
-        paths: dict[Path, None] = {}
-
-        def note(call: LayerCall) -> jax.Array:
-            paths[call.path] = None
-            return call.proceed()
-
-        def run(variables: Any, batch: Any) -> MomentsByLayer:
-            with _hooks.hooked_linen(note, (linen.BatchNorm,)):
-                # The name of this collection is new, so that `nn.jit` traces again.
-                return self._moments(variables, batch, {}, f"order {next(_NUMBERS)}")
-
-        jax.eval_shape(run, variables, batch)
-        return tuple(paths)
+        name = accumulation.NAME
+        given = {each: tree for each, tree in variables.items() if each != name}
+        # Other collections that the model writes are dropped.
+        others = [each for each in given if each != "params"]
+        given[name] = accumulation.begin_accumulation(given.get("batch_stats", {}))
+        with _hooks.every_layer_accumulates():
+            _, written = self.model.apply(
+                given,
+                batch,
+                method=self.call,
+                mutable=[name, *others],
+                rngs=self.rngs,
+            )
+        return accumulation.moments_of(written.get(name, {}))
 
     def replaced(
         self, variables: Mapping[str, Any], totals: MomentsByLayer, pooling: Pooling
@@ -305,49 +217,6 @@ class _LinenModel(NamedTuple):
             stats = _replaced(stats, path, path, total, pooling)
         kind: Any = type(variables)
         return kind({**variables, "batch_stats": stats})
-
-    def _moments(self, variables, batch, flags, *mutable: str) -> MomentsByLayer:
-        name = accumulation.NAME
-        given = {each: tree for each, tree in variables.items() if each != name}
-        others = [each for each in given if each != "params"]
-        none = accumulation.begin_accumulation(given.get("batch_stats", {}))
-        given[name] = _with_flags(none, flags)
-        # Other collections that the model writes are dropped.
-        with _hooks.every_layer_accumulates():
-            _, written = self.model.apply(
-                given,
-                batch,
-                method=self.call,
-                mutable=[name, *others, *mutable],
-                rngs=self.rngs,
-            )
-        return accumulation.moments_of(written.get(name, {}))
-
-
-def _evaluate_linen(call: LayerCall) -> jax.Array:
-    layer = call.layer
-
-    def evaluated() -> jax.Array:
-        alone = layer.clone(parent=None, name=None, use_running_average=None)
-        given = dict(layer.variables)
-        given.pop(accumulation.NAME)
-        # A subclass may have a call of its own.
-        options = {"method": linen.BatchNorm.__call__, **_residual(call)}
-        return alone.apply(given, call.x, use_running_average=True, **options)
-
-    return _choose(call, layer.get_variable(accumulation.NAME, _FLAG), evaluated)
-
-
-def _with_flags(
-    batch_moments: dict[str, Any], flags: Mapping[Path, jax.Array]
-) -> dict[str, Any]:
-    """Returns the collection with the flag of each layer among its variables."""
-    for path, flag in flags.items():
-        inner = batch_moments
-        for name in path:
-            inner = inner[name]
-        inner[_FLAG] = flag
-    return batch_moments
 
 
 def _replaced(
@@ -376,36 +245,15 @@ class _NnxModel(NamedTuple):
     graph: Any
     call: Callable[[Any, Any], Any]
 
-    def moments(
-        self, state: Any, batch: Any, flags: Mapping[Path, jax.Array]
-    ) -> MomentsByLayer:
+    def moments(self, state: Any, batch: Any) -> MomentsByLayer:
         """Returns the moments of every layer that would update its statistics."""
         model, layers = self._model(state)
-        for path, layer in layers.items():
+        for layer in layers.values():
             layer.begin_accumulation()
-            if flags:
-                setattr(layer, _FLAG, nnx.Variable(flags[path]))
-        with _hooks.hooked_nnx(_evaluate_nnx, model, (jaxbn_nnx.BatchNorm,)):
-            self.call(model, batch)
+        self.call(model, batch)
         return {
             path: each.accumulated.get_value().moments for path, each in layers.items()
         }
-
-    def order(self, state: Any, batch: Any) -> tuple[Path, ...]:
-        """Returns the paths of all layers, in the order of their first calls."""
-        paths: dict[Path, None] = {}
-
-        def note(call: LayerCall) -> jax.Array:
-            paths[call.path] = None
-            return call.proceed()
-
-        def run(state: Any, batch: Any) -> None:
-            model, _ = self._model(state)
-            with _hooks.hooked_nnx(note, model, (jaxbn_nnx.BatchNorm,)):
-                self.call(model, batch)
-
-        jax.eval_shape(run, state, batch)
-        return tuple(paths)
 
     def replaced(self, state: Any, totals: MomentsByLayer, pooling: Pooling) -> Any:
         """Returns the state with mean and variance of these layers replaced."""
@@ -428,36 +276,3 @@ class _NnxModel(NamedTuple):
             if layer.update_running_average is not False
         }
         return model, moving
-
-
-def _evaluate_nnx(call: LayerCall) -> jax.Array:
-    layer = call.layer
-    flag = getattr(layer, _FLAG, None)
-
-    def evaluated() -> jax.Array:
-        frozen = layer.frozen
-        layer.frozen = switches.Frozen(statistics=True, updates=True)
-        try:
-            # This call bypasses the hook and the calls of subclasses.
-            evaluate = _hooks.nnx_call(jaxbn_nnx.BatchNorm)
-            return evaluate(layer, call.x, **_residual(call))
-        finally:
-            layer.frozen = frozen
-
-    return _choose(call, None if flag is None else flag[...], evaluated)
-
-
-def _choose(
-    call: LayerCall, flag: jax.Array | None, evaluated: Callable[[], jax.Array]
-) -> jax.Array:
-    """Returns the output of evaluation if the flag is True, and else of training.
-
-    The flags of all layers under one scan are equal.
-    """
-    trained = call.proceed()
-    return trained if flag is None else jnp.where(flag.ravel()[0], evaluated(), trained)
-
-
-def _residual(call: LayerCall) -> dict[str, Any]:
-    given = call.options.get("residual")
-    return {} if given is None else {"residual": given}

@@ -67,7 +67,6 @@ def test_a_scaled_axis_is_the_scaled_axis_of_the_operand(move, shape, axis):
     before = graph.before(found, node, (axis,)) if axis < y.ndim else None
     if before is None:
         return
-    assert graph.after(found, node, before) == (axis,)
     scale = 2.0 ** np.arange(y.shape[axis])
     scaled = jnp.asarray(x * along(scale, x.ndim, *before), x.dtype)
     expected = np.asarray(y, np.float64) * along(scale, y.ndim, axis)

@@ -1,7 +1,6 @@
-"""Recalibration against float64 NumPy: all layers together, and one by one."""
+"""Recalibration against float64 NumPy."""
 
 import functools
-import sys
 
 import chex
 import flax.core
@@ -97,7 +96,7 @@ def sharded_parts():
 def test_other_forms_of_the_same_batches(make):
     layer, variables = layer_and_variables()
     expected = jaxbn.recalibrate(layer, variables, PARTS, train)
-    new = jaxbn.recalibrate(layer, variables, make(), train, layer_by_layer=True)
+    new = jaxbn.recalibrate(layer, variables, make(), train)
     chex.assert_trees_all_close(new, expected, rtol=1e-6)
 
 
@@ -186,24 +185,21 @@ class DeepModel(nnx.Module):
         return self.twice(self.twice(jnp.tanh(x) @ WEIGHTS[1]) ** 2)
 
 
-def recalibrated_deep(pooling, layer_by_layer):
+def recalibrated_deep(pooling):
     """Returns the recalibrated statistics of `Deep`, in float64."""
 
-    def normalized(part, stats=None):
-        stats = stats or {"mean": part.mean(0), "var": part.var(0)}
-        return (part - stats["mean"]) / np.sqrt(stats["var"] + 1e-5)
+    def normalized(part):
+        return (part - part.mean(0)) / np.sqrt(part.var(0) + 1e-5)
 
     weights = WEIGHTS.astype(np.float64)
     parts, found = [part.astype(np.float64) for part in PARTS], {}
     found["first"] = population(parts, pooling)
-    stats = found["first"] if layer_by_layer else None
-    parts = [np.maximum(normalized(part, stats) + np.sin(part), 0) for part in parts]
+    parts = [np.maximum(normalized(part) + np.sin(part), 0) for part in parts]
     # The frozen layer has mean 0 and variance 1.
     parts = [part / np.sqrt(1 + 1e-5) @ weights[0] for part in parts]
     found["second"] = population(parts, pooling)
-    stats = found["second"] if layer_by_layer else None
-    parts = [np.tanh(normalized(part, stats)) @ weights[1] for part in parts]
-    # A layer is recalibrated in one pass, in which it normalises by the batch.
+    parts = [np.tanh(normalized(part)) @ weights[1] for part in parts]
+    # The moments of both calls count.
     parts = [np.concatenate([part, normalized(part) ** 2]) for part in parts]
     return {**found, "twice": population(parts, pooling)}
 
@@ -216,28 +212,24 @@ DEEP = {
 
 
 @pytest.mark.parametrize(
-    ("kind", "pooling", "layer_by_layer"),
+    ("kind", "pooling"),
     [
-        ("linen", "mean", True),
-        ("nnx", "mean", True),
+        ("linen", "mean"),
+        ("nnx", "mean"),
         *(
             pytest.param(*each, marks=pytest.mark.exhaustive)
             for each in [
-                ("linen", "pooled", True), ("linen", "mean", False),
-                ("linen, jit", "mean", True),
-                ("nnx", "pooled", False), ("nnx, jit", "mean", True),
-                ("nnx, remat", "mean", True), ("linen, remat", "mean", True),
+                ("linen", "pooled"), ("linen, jit", "mean"), ("linen, remat", "mean"),
+                ("nnx", "pooled"), ("nnx, jit", "mean"), ("nnx, remat", "mean"),
             ]
         ),
     ],
 )  # fmt: skip
-def test_layers_of_a_model(kind, pooling, layer_by_layer):
+def test_layers_of_a_model(kind, pooling):
     chex.clear_trace_counter()
-    # One trace finds the layers, and layer by layer another one finds their order. The
-    # sums need a trace for each of the two batch shapes.
-    traces = 4 if layer_by_layer else 3
-    call = chex.assert_max_traces(lambda model, x: model(x), n=traces)
-    options = {"pooling": pooling, "layer_by_layer": layer_by_layer}
+    # One trace finds the layers. The sums need one for each of the two batch shapes.
+    call = chex.assert_max_traces(lambda model, x: model(x), n=3)
+    options = {"pooling": pooling}
     if kind.startswith("linen"):
         net, rngs = DEEP[kind](), {"dropout": jax.random.key(1)}
         variables = net.init({"params": jax.random.key(0), **rngs}, X)
@@ -263,7 +255,7 @@ def test_layers_of_a_model(kind, pooling, layer_by_layer):
     second = dict(stats["second"])
     chex.assert_trees_all_equal(second.pop("weight"), old["second"]["weight"])
     stats["second"] = second
-    expected = recalibrated_deep(pooling, layer_by_layer)
+    expected = recalibrated_deep(pooling)
     # Float32 rounding through four layers.
     chex.assert_trees_all_close(stats, expected, rtol=1e-4, atol=1e-5)
 
@@ -285,30 +277,25 @@ class Scanned(nn.Module):
 
 @pytest.mark.exhaustive
 def test_layers_of_a_scan():
-    """All layers of one scan are recalibrated in one pass."""
     net = Scanned(("batch_stats",))
     variables = net.init(jax.random.key(0), X)
     with pytest.raises(ValueError, match=r"could not be collected.*'batch_moments': 0"):
         jaxbn.recalibrate(net, variables, PARTS, run)
     net = Scanned(("batch_stats", "batch_moments"))
-    new = jaxbn.recalibrate(net, variables, PARTS, run, layer_by_layer=True)
+    new = jaxbn.recalibrate(net, variables, PARTS, run)
     inner, last = new["batch_stats"]["scan"]["bn"], new["batch_stats"]["last"]
 
-    def normalized(part, mean, var):
-        return (part - mean) / np.sqrt(var + 1e-5)
+    def normalized(part):
+        return (part - part.mean(0)) / np.sqrt(part.var(0) + 1e-5)
 
-    doubled = [2 * part.astype(np.float64) for part in PARTS]
-    own = [2 * normalized(part, part.mean(0), part.var(0)) for part in doubled]
-    for i, parts in enumerate((doubled, own)):
+    first = [2 * part.astype(np.float64) for part in PARTS]
+    second = [2 * normalized(part) for part in first]
+    third = [normalized(part) for part in second]
+    scanned = [{name: inner[name][i] for name in inner} for i in range(2)]
+    for stats, parts in zip((*scanned, last), (first, second, third), strict=True):
         mean, var = weighted_mean(parts)
-        np.testing.assert_allclose(inner["mean"][i], mean, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(inner["var"][i], var, rtol=1e-5)
-    # In the pass of the last layer, both layers of the scan are in evaluation.
-    known = [[np.float64(inner[n][i]) for n in ("mean", "var")] for i in range(2)]
-    parts = [normalized(2 * normalized(p, *known[0]), *known[1]) for p in doubled]
-    mean, var = weighted_mean(parts)
-    np.testing.assert_allclose(last["mean"], mean, atol=1e-5)
-    np.testing.assert_allclose(last["var"], var, rtol=1e-4)
+        np.testing.assert_allclose(stats["mean"], mean, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(stats["var"], var, rtol=1e-4)
 
 
 def test_layers_of_flax_raise():
@@ -327,31 +314,10 @@ def test_layers_of_flax_raise():
         jaxbn.recalibrate(model, None, PARTS, run)
 
 
-@pytest.mark.parametrize(
-    ("batches", "layer_by_layer", "text"),
-    [(PARTS, True, "6/6"), (lambda: iter(PARTS), False, "3batch")],
-)
-def test_progress(batches, layer_by_layer, text, capsys):
-    net = nn.Sequential([linen.BatchNorm(False), linen.BatchNorm(False)])
-    variables = net.init(jax.random.key(0), X)
-    options = {"layer_by_layer": layer_by_layer, "progress": True}
-    jaxbn.recalibrate(net, variables, batches, run, **options)
-    found = capsys.readouterr().err
-    assert "recalibrate" in found
-    assert text in found
-
-
-def test_progress_without_tqdm(monkeypatch):
-    monkeypatch.setitem(sys.modules, "tqdm", None)
-    layer, variables = layer_and_variables()
-    with pytest.raises(ModuleNotFoundError, match="tqdm"):
-        jaxbn.recalibrate(layer, variables, PARTS, train, progress=True)
-
-
 def test_errors():
     layer, variables = layer_and_variables()
     model = jaxbn.nnx.BatchNorm(3, rngs=nnx.Rngs(0))
-    for batches in ([], iter(())):
+    for batches in ([], iter(()), lambda: iter(())):
         with pytest.raises(ValueError, match="`batches` must hold at least one batch"):
             jaxbn.recalibrate(layer, variables, batches, train)
     with pytest.raises(ValueError, match=r"`pooling` must be one of .* got 'median'"):
@@ -368,14 +334,3 @@ def test_errors():
             jaxbn.recalibrate(each, given, PARTS, call)
     with pytest.raises(TypeError, match=r"got one dict; give `\[batch\]`"):
         jaxbn.recalibrate(layer, {}, {"x": X}, train)
-
-
-def test_batches_that_cannot_be_read_again():
-    net = nn.Sequential([linen.BatchNorm(False), linen.BatchNorm(False)])
-    variables = net.init(jax.random.key(0), X)
-    for batches in (iter(PARTS), (part for part in PARTS)):
-        with pytest.raises(TypeError, match=r"`batches` must be read once per layer"):
-            jaxbn.recalibrate(net, variables, batches, run, layer_by_layer=True)
-    used = iter(PARTS)
-    with pytest.raises(ValueError, match="`batches` must hold at least one batch"):
-        jaxbn.recalibrate(net, variables, lambda: used, run, layer_by_layer=True)

@@ -198,7 +198,7 @@ def linen_results(net):
     variables, parts = {**variables, **new}, [X[:4], X]
     _, moments = net.apply(variables, X, train=True, mutable=["batch_moments"])
     folded, report = jaxbn.fold(net, variables, X, evaluate)
-    assert [row.place for row in report.layers] == ["before", "before"]
+    assert [row.outcome for row in report.layers] == ["folded", "folded"]
 
     def trained(loss_fn, **options):
         copied = jax.tree.map(jnp.copy, variables)  # A step donates its state.
@@ -208,9 +208,7 @@ def linen_results(net):
 
     return {
         "moved": new,
-        "recalibrated": jaxbn.recalibrate(
-            net, variables, parts, train, layer_by_layer=True
-        ),
+        "recalibrated": jaxbn.recalibrate(net, variables, parts, train),
         "diagnosis": jaxbn.diagnose(net, variables, X, train),
         "accumulated": jaxbn.end_accumulation(variables["batch_stats"], **moments),
         "folded": folded,
@@ -233,12 +231,10 @@ def nnx_results(model):
     assert replaced.first.momentum == 0.25
     assert type(replaced.first) is BatchNorm
     folded, report = jaxbn.fold(model, None, X, run)
-    assert [row.place for row in report.layers] == ["before", "before"]
+    assert [row.outcome for row in report.layers] == ["folded", "folded"]
     models = {
         "moved": model,
-        "recalibrated": jaxbn.recalibrate(
-            model, None, [X[:4], X], run, layer_by_layer=True
-        ),
+        "recalibrated": jaxbn.recalibrate(model, None, [X[:4], X], run),
         "accumulated": accumulated,
         "trained": trained,
         "replaced": replaced,
@@ -278,7 +274,7 @@ def test_tools_still_know_the_layers_of_flax(package):
     model = nnx.Sequential(FLAX_NNX(4, rngs=rngs), BatchNorm(4, rngs=rngs))
     for each, given in ((net, variables), (model, None)):
         report = jaxbn.fold(each, given, X, run).report
-        assert [row.place for row in report.layers] == ["affine", "left"]
+        assert [row.outcome for row in report.layers] == ["affine", "left"]
     for freeze in (
         jaxbn.freeze(lambda: net.apply(variables, X)),
         lambda: jaxbn.freeze(model),

@@ -27,15 +27,13 @@ def fold(
     *,
     rngs: Any = None,
 ) -> Folded:
-    """Folds Batch Normalization into the convolutions and dense layers beside it.
+    """Folds Batch Normalization into the convolutions and dense layers before it.
 
     In evaluation a layer multiplies every channel by a scale and adds a shift. The
     scale goes into the kernel of the layer before. The shift goes into the bias of that
-    layer; if it has none, the shift stays as a sum.
-
-    If there is no linear layer before, or if its output is also used elsewhere, both go
-    into the layer after. That layer must be linear, have a bias, use no padding and
-    compute in float32 or wider. Otherwise both stay, as one multiplication and one sum.
+    layer; if it has none, the shift stays as a sum. If there is no linear layer before,
+    or if its output is also used elsewhere, both stay, as one multiplication and one
+    sum.
 
     `fold` finds these layers in the program of the model, through casts, reshapes and
     transposes. They are convolutions of any kind, and products of arrays.

@@ -47,7 +47,6 @@ class Graph(NamedTuple):
     inputs: tuple[Value, ...]  # The leaves of the variables.
     parameters: frozenset[Value]  # The inputs that may be changed.
     shapes: Mapping[Value, tuple[int, ...]]
-    dtypes: Mapping[Value, Any]
     producers: Mapping[Value, Node]
     uses: Mapping[Value, tuple[Node | None, ...]]  # None for an output.
 
@@ -72,12 +71,10 @@ def trace(
     jaxpr = closed.jaxpr
     nodes: list[Node] = []
     shapes: dict[Value, tuple[int, ...]] = {}
-    dtypes: dict[Value, Any] = {}
 
     def value(atom: Any) -> Value:
         number = len(shapes)
         shapes[number] = tuple(getattr(atom.aval, "shape", ()))
-        dtypes[number] = getattr(atom.aval, "dtype", None)
         return number
 
     def visit(jaxpr: core.Jaxpr, arguments: Sequence[Value]) -> list[Value]:
@@ -127,7 +124,6 @@ def trace(
             if is_parameter(keys)
         ),
         shapes=shapes,
-        dtypes=dtypes,
         producers={result: node for node in needed for result in node.results},
         uses={each: tuple(users) for each, users in uses.items()},
     )
@@ -168,22 +164,6 @@ def before(graph: Graph, node: Node, axes: Axes) -> Axes | None:
         same = all(a in places and operand[places[a]] == result[a] for a in axes)
         return tuple(places[a] for a in axes) if same else None
     return None
-
-
-def after(graph: Graph, node: Node, axes: Axes) -> Axes | None:
-    """Returns the axes of the result that `axes` of the operand become."""
-    result = graph.shapes[node.results[0]]
-    for found in _placements(len(result), len(axes)):
-        if before(graph, node, found) == axes:
-            return found
-    return None
-
-
-def _placements(ndim: int, number: int) -> list[Axes]:
-    if number == 0:
-        return [()]
-    shorter = _placements(ndim, number - 1)
-    return [(*head, a) for head in shorter for a in range(ndim) if a not in head]
 
 
 def _moved(old: tuple[int, ...], new: tuple[int, ...], axes: Axes) -> Axes | None:

@@ -164,7 +164,7 @@ def _linen_layer(module: linen.BatchNorm, path: str, stats, params) -> _LinenLay
     affine = merge.affine_of(stats["mean"], stats["var"], scale, bias, module.epsilon)
     dtypes = [part.dtype for part in (scale, bias) if part is not None]
     promoted = jnp.result_type(*dtypes) if dtypes else jnp.dtype(bool)
-    seen = LayerInModel(path, module.axis, module.activation, affine)
+    seen = LayerInModel(path, module.axis, affine)
     names = [("params", name) for name in ("scale", "bias")]
     state = call_lib.estimator(module).init(1, jnp.float32)
     names += [("batch_stats", name) for name in ("mean", "var", *state.extra)]

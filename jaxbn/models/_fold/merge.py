@@ -1,11 +1,10 @@
-"""Merges the scales and shifts of normalisations into the parameters beside them.
+"""Merges the scales and shifts of normalisations into the layers before them.
 
 In evaluation a normalisation is `y = scale * x + shift` per channel. Together with a
-linear layer before or after it, this is again a linear layer. `fold` finds the layers
-of a model in its program, and merges each of them with a neighbour if it has one.
+linear layer before it, this is again a linear layer. `fold_arrays` finds the layers of
+a model in its program, and merges each of them with the layer before if it is linear.
 """
 
-import collections
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, TypeGuard
 
@@ -18,12 +17,11 @@ from jaxbn._layers import folded
 from jaxbn.models._fold import graph as graph_lib
 from jaxbn.models._fold import neighbours
 from jaxbn.models._fold.graph import Axes, Graph, Node, Value
-from jaxbn.models._fold.neighbours import Following, Norm, Preceding, Refusal
+from jaxbn.models._fold.neighbours import Preceding, Refusal
 
-Outcome = Literal["before", "after", "affine", "left"]
+Outcome = Literal["folded", "affine", "left"]
 _WORDS = {
-    "before": "folded into {}",
-    "after": "folded into {}, which follows",
+    "folded": "folded into {}",
     "affine": "a scale and a bias",
     "left": "left as it is",
 }
@@ -33,7 +31,7 @@ class FoldedLayer(NamedTuple):
     """The result for one layer."""
 
     path: str
-    place: Outcome  # "before" or "after": where `into` is; "affine": not folded.
+    outcome: Outcome  # "affine": a scale and a bias remain; "left": unchanged.
     into: str | None  # The path of the layer into which it was folded.
     reason: str  # Why it was not folded into another layer; empty if it was.
 
@@ -49,7 +47,7 @@ class Report(NamedTuple):
         width = max(map(len, names), default=0)
         lines = []
         for name, each in zip(names, self.layers, strict=True):
-            text = _WORDS[each.place].format(each.into)
+            text = _WORDS[each.outcome].format(each.into)
             because = f": {each.reason}" if each.reason else ""
             lines.append(f"{name.ljust(width)}  {text}{because}")
         return "\n".join(lines)
@@ -67,7 +65,6 @@ class LayerInModel(NamedTuple):
 
     path: str
     axis: Any
-    activation: str | None
     affine: Affine  # It has both parts.
 
 
@@ -78,23 +75,6 @@ class FoldedArrays(NamedTuple):
     affines: dict[str, Affine]  # What remains of every layer that ran, by path.
     report: Report
     used: frozenset[str]  # The paths of the leaves that the model reads.
-
-
-class LayerInGraph(NamedTuple):
-    """A normalisation of the model, with its affine map in evaluation."""
-
-    path: str
-    norm: Norm
-    affine: Affine
-    activates: bool
-
-
-class FoldedGraph(NamedTuple):
-    """The changed parameters, and what remains of all layers."""
-
-    parameters: dict[Value, np.ndarray]  # The parameters that changed.
-    affines: dict[str, Affine]  # What remains of each layer, by path.
-    rows: dict[str, FoldedLayer]  # The rows of the report, by path.
 
 
 def affine_of(mean: Any, var: Any, scale: Any, bias: Any, epsilon: float) -> Affine:
@@ -118,7 +98,7 @@ def fold_arrays(
     layers: Mapping[str, LayerInModel],
     is_parameter: Callable[[str], bool],
 ) -> FoldedArrays:
-    """Folds layers into the parameters beside them.
+    """Folds normalisations into the parameters of the layers before them.
 
     Args:
       run: the model as a function of `tree` and a batch; it returns all results.
@@ -136,42 +116,47 @@ def fold_arrays(
         leaves[value], names[value] = leaf, as_path(keys)
         values[names[value]] = value
 
-    once: list[LayerInGraph] = []
-    rows: dict[str, FoldedLayer] = {}
+    once: dict[Value, LayerInModel] = {}  # By the output.
+    rows: list[FoldedLayer] = []
     affines: dict[str, Affine] = {}
-    for name, seen in layers.items():
+    for name, layer in layers.items():
         uses = graph.uses.get(values[name], ())
         if uses:
-            affines[seen.path] = seen.affine
+            affines[layer.path] = layer.affine
         if len(uses) == 1 and _is_call(uses[0], graph):
-            once.append(_in_graph(graph, seen, uses[0]))
+            once[uses[0].results[0]] = layer
         elif uses:
             reason = f"it is called {len(uses)} times, or in a loop or branch"
-            rows[seen.path] = FoldedLayer(seen.path, "affine", None, reason)
-    calls = [node for node in graph.nodes if node.name == folded.NAME]
-    order = {node.operands[0]: place for place, node in enumerate(calls)}
-    once.sort(key=lambda layer: order[layer.norm.input])
+            rows.append(FoldedLayer(layer.path, "affine", None, reason))
+
     owners = {value: name.rpartition("/")[0] or name for value, name in names.items()}
-    done = fold_graph(graph, once, leaves, owners)
-    new = [
-        as_array_like(leaf, done.parameters[value])
-        if value in done.parameters
-        else leaf
+    folded_rows, changed = [], {}
+    for node in graph.nodes:
+        layer = once.get(node.results[0])
+        if layer is None:
+            continue
+        axes = arguments.as_feature_axes(
+            layer.axis, len(graph.shapes[node.operands[0]])
+        )
+        try:
+            found = neighbours.preceding(graph, node.operands[0], axes)
+            new, left = into_preceding(found, layer.affine, leaves)
+        except Refusal as refusal:
+            row = FoldedLayer(layer.path, "affine", None, str(refusal))
+        else:
+            row = FoldedLayer(layer.path, "folded", owners[found.kernel.leaf], "")
+            affines[layer.path] = left
+            changed.update(new)
+        folded_rows.append(row)
+    new_leaves = [
+        as_array_like(leaf, changed[value]) if value in changed else leaf
         for value, leaf in leaves.items()
     ]
-    rows = {**done.rows, **rows}
     return FoldedArrays(
-        jax.tree.unflatten(structure, new),
-        {**affines, **done.affines},
-        Report(tuple(rows.values())),
+        jax.tree.unflatten(structure, new_leaves),
+        affines,
+        Report((*folded_rows, *rows)),
         frozenset(name for name, value in values.items() if graph.uses.get(value)),
-    )
-
-
-def _in_graph(graph: Graph, seen: LayerInModel, node: Node) -> LayerInGraph:
-    axes = arguments.as_feature_axes(seen.axis, len(graph.shapes[node.operands[0]]))
-    return LayerInGraph(
-        seen.path, Norm(node, axes), seen.affine, seen.activation is not None
     )
 
 
@@ -184,93 +169,6 @@ def _is_call(node: Node | None, graph: Graph) -> TypeGuard[Node]:
         and len(node.operands) in (3, 4)
         and graph.shapes[node.operands[0]] == graph.shapes[node.results[0]]
     )
-
-
-def fold_graph(
-    graph: Graph,
-    layers: list[LayerInGraph],
-    parameters: Mapping[Value, Any],
-    names: Mapping[Value, str],
-) -> FoldedGraph:
-    """Folds each layer into the layer before it, or else into the one after it.
-
-    Args:
-      graph: the graph of the whole model.
-      layers: the layers to fold, each once.
-      parameters: the parameters of the model.
-      names: the name of the layer of each parameter.
-    """
-    changed: dict[Value, np.ndarray] = {}
-    now = collections.ChainMap(changed, dict(parameters))
-    affines = {layer.path: layer.affine for layer in layers}
-    rows: dict[str, FoldedLayer] = {}
-    # The layers that are folded into the layer before them, by their input.
-    before: dict[Value, LayerInGraph] = {}
-
-    for layer in layers:
-        try:
-            place = neighbours.preceding(graph, layer.norm)
-        except Refusal as refusal:
-            rows[layer.path] = FoldedLayer(layer.path, "affine", None, str(refusal))
-            continue
-        new, left = into_preceding(place, layer.affine, now)
-        if not _fits(new, parameters):
-            reason = "the layer before it cannot hold the numbers"
-            rows[layer.path] = FoldedLayer(layer.path, "affine", None, reason)
-            continue
-        affines[layer.path] = left
-        changed.update(new)
-        before[layer.norm.input] = layer
-        into = names[place.kernel.leaf]
-        rows[layer.path] = FoldedLayer(layer.path, "before", into, "")
-
-    norms = {value: layer.norm for value, layer in before.items()}
-    for layer in layers:
-        row = rows[layer.path]
-        if row.place == "before":
-            continue
-        try:
-            place = _after(graph, layer, norms)
-        except Refusal as refusal:
-            rows[layer.path] = row._replace(reason=f"{row.reason}; {refusal}")
-            continue
-        new, moved = into_following(place, layer.affine, now)
-        changed.update(new)
-        if place.bias is not None:
-            bias = np.asarray(now[place.bias.leaf])
-            moved = along(moved, place.bias.axes, bias.ndim)
-            changed[place.bias.leaf] = bias + moved
-        elif place.norm is not None:
-            other = before[place.norm.input].path
-            affines[other] = Affine(None, affines[other].shift + moved)
-        affines[layer.path] = Affine(None, None)
-        into = names[place.kernel.leaf]
-        rows[layer.path] = FoldedLayer(layer.path, "after", into, "")
-    return FoldedGraph(changed, affines, rows)
-
-
-def _fits(new: Mapping[Value, np.ndarray], parameters: Mapping[Value, Any]) -> bool:
-    """Returns whether the dtypes of the parameters can hold the new numbers."""
-    with np.errstate(over="ignore"):
-        return all(
-            np.all(np.isfinite(array.astype(parameters[value].dtype)))
-            for value, array in new.items()
-        )
-
-
-def _after(graph: Graph, layer: LayerInGraph, norms: Mapping[Value, Norm]) -> Following:
-    """Returns the layer into which the normalisation before it can be folded.
-
-    Raises:
-      Refusal: if there is none, or if the normalisation itself forbids it.
-    """
-    residual = len(layer.norm.node.operands) > 3
-    if layer.activates or residual:
-        raise Refusal("its own activation or residual stands after it")
-    found = neighbours.following(graph, layer.norm, norms)
-    if found.pads and np.any(layer.affine.shift != 0):
-        raise Refusal("the layer after it pads with zeros, which are not shifted")
-    return found
 
 
 def into_preceding(
@@ -286,49 +184,23 @@ def into_preceding(
     Returns:
       The parameters that change, and what remains of the affine map: the shift if the
       layer has no bias.
+
+    Raises:
+      Refusal: if the dtypes of the parameters cannot hold the new numbers.
     """
     kernel = np.asarray(parameters[found.kernel.leaf])
-    changed = {
-        found.kernel.leaf: kernel * along(affine.scale, found.kernel.axes, kernel.ndim)
-    }
-    if found.bias is None:
-        return changed, Affine(None, affine.shift)
-    bias = np.asarray(parameters[found.bias.leaf])
-    scale, shift = (
-        along(part, found.bias.axes, bias.ndim) for part in (affine.scale, affine.shift)
-    )
-    return {**changed, found.bias.leaf: scale * bias + shift}, Affine(None, None)
-
-
-def into_following(
-    found: Following, affine: Affine, parameters: Mapping[Value, Any]
-) -> tuple[dict[Value, np.ndarray], np.ndarray]:
-    """Merges `kernel (scale * x + shift)` into one layer.
-
-    Returns:
-      The kernel that changes, and the numbers to add to the outputs.
-    """
-    kernel = np.asarray(parameters[found.kernel.leaf])
-    scale, shift = (
-        _over_inputs(part, found, kernel.shape) for part in (affine.scale, affine.shift)
-    )
-    summed = tuple(a for a in range(kernel.ndim) if a not in found.outputs)
-    moved = np.sum(kernel * shift, summed)
-    # The sum keeps the order of the kernel's axes, not that of the outputs.
-    moved = np.transpose(moved, np.argsort(np.argsort(found.outputs)))
-    return {found.kernel.leaf: kernel * scale}, moved
-
-
-def _over_inputs(
-    values: np.ndarray, found: Following, shape: tuple[int, ...]
-) -> np.ndarray:
-    """Shapes `[C]` to broadcast over the inputs of the kernel, by groups."""
-    if found.groups == 1:
-        return along(values, found.kernel.axes, len(shape))
-    (inputs,), (outputs,) = found.kernel.axes, found.outputs
-    by_group = values.reshape(found.groups, shape[inputs])
-    each = np.repeat(by_group, shape[outputs] // found.groups, axis=0)
-    return along(each, (outputs, inputs), len(shape))
+    scale = along(affine.scale, found.kernel.axes, kernel.ndim)
+    changed, left = {found.kernel.leaf: kernel * scale}, Affine(None, affine.shift)
+    if found.bias is not None:
+        bias = np.asarray(parameters[found.bias.leaf])
+        scale, shift = (along(part, found.bias.axes, bias.ndim) for part in affine)
+        changed[found.bias.leaf] = scale * bias + shift
+        left = Affine(None, None)
+    with np.errstate(over="ignore"):
+        for value, array in changed.items():
+            if not np.all(np.isfinite(array.astype(parameters[value].dtype))):
+                raise Refusal("the layer before it cannot hold the numbers")
+    return changed, left
 
 
 def along(values: np.ndarray, axes: Axes, ndim: int) -> np.ndarray:

@@ -114,7 +114,7 @@ def fold_nnx(model: nnx.Module, example: Any, call: Any) -> tuple[nnx.Module, Re
         if why or not isinstance(node, BatchNorm):
             return node
         affine = _affine(node)
-        layers[name] = LayerInModel(name, node.axis, node.activation, affine)
+        layers[name] = LayerInModel(name, node.axis, affine)
         return FoldedBatchNorm(node, *map(jnp.asarray, affine))
 
     graph, state = nnx.split(nnx.recursive_map(replaced, copy))
