@@ -1,7 +1,7 @@
 """`diagnose`, and the report that it returns."""
 
 import collections
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.core
@@ -24,33 +24,11 @@ _HEADER = (
 )  # fmt: skip
 
 # Beyond these limits the running statistics do not fit the batch.
-MEAN_LIMIT = 0.5
-VARIANCE_LIMIT = 1.5
+_MEAN_LIMIT = 0.5
+_VARIANCE_LIMIT = 1.5
 # Beyond this value a sigmoid has less than a tenth of its steepest slope. For tanh the
 # same holds beyond half of this value.
 _SATURATED = 3.7
-
-# The colours of layers beyond the limits and within them.
-_OFF, _RIGHT = "tab:red", "tab:blue"
-
-
-class RecordedCall(NamedTuple):
-    """The input of one call of one layer, and the state of the layer before it."""
-
-    path: str
-    call: int  # 1 for the first call of this layer.
-    x: jax.Array
-    mask: jax.Array | None  # Of the shape of `x`.
-    running: BatchStats  # The mean and the variance that inference would use.
-    scale: jax.Array | None
-    bias: jax.Array | None
-    axis: Any
-    epsilon: float
-
-
-# A function that receives each call when it is made. Calls are not kept, because all
-# inputs together are large.
-Visit = Callable[[RecordedCall], None]
 
 
 class LayerDiagnosis(NamedTuple):
@@ -114,19 +92,6 @@ class Diagnosis(NamedTuple):
         ]
         return "\n".join([*(line.rstrip() for line in lines), "", *advice]).rstrip()
 
-    def figure(self) -> Any:
-        """Draws which layers' running statistics are off, as a matplotlib `Figure`.
-
-        One panel is for the mean and one for the variance. Each layer is a line from
-        its best to its worst channel, with the median marked. Layers beyond the dashed
-        lines should be recalibrated. `figure.savefig("diagnosis.png")` saves the
-        figure.
-
-        Raises:
-          ModuleNotFoundError: if matplotlib is not installed.
-        """
-        return _draw(self.layers)
-
 
 def diagnose(
     model: nn.Module | nnx.Module,
@@ -156,7 +121,7 @@ def diagnose(
       rngs: keys for the random streams of a Linen model.
 
     Returns:
-      A `Diagnosis`; `print` it, or look at its `figure()`.
+      A `Diagnosis`, to `print`.
 
     Raises:
       ValueError: if no layer was called, if a layer is inside a transformation that
@@ -174,18 +139,25 @@ def diagnose(
       (True, 64)
     """
     _layers_by_path.check_variables(model, variables)
-    rows: list[LayerDiagnosis] = []
-
-    def visit(recorded: RecordedCall) -> None:
-        rows.append(diagnose_call(recorded))
-
     if isinstance(model, nnx.Module):
-        visit_nnx(model, batch, call, visit)
+        recorder = _Recorder(_read_nnx)
+        copy = nnx.clone(model)
+        copy.train()
+        with _hooks.hooked_nnx(recorder.record, copy):
+            call(copy, batch)
     else:
-        visit_linen(model, variables, batch, call, rngs, visit)
-    if not rows:
+        recorder = _Recorder(_read_linen)
+
+        def run(bound: Any, batch: Any) -> None:
+            with _hooks.hooked_linen(recorder.record):
+                call(bound, batch)
+
+        writable = flax.core.DenyList("params")
+        given: Any = variables
+        model.apply(given, batch, method=run, mutable=writable, rngs=rngs)
+    if not recorder.rows:
         raise ValueError("`call` must run a layer of `BatchNorm`, got none.")
-    return Diagnosis(tuple(rows))
+    return Diagnosis(tuple(recorder.rows))
 
 
 def _cells(row: LayerDiagnosis) -> tuple[str, ...]:
@@ -202,108 +174,68 @@ def _cells(row: LayerDiagnosis) -> tuple[str, ...]:
     )
 
 
-def visit_linen(
-    model: nn.Module,
-    variables: Any,
-    batch: Any,
-    call: Callable,
-    rngs: Any,
-    visit: Visit,
-) -> None:
-    """Visits the calls of a Linen model, in their order."""
-
-    def read(layer: Any, collection: str, name: str) -> Any:
-        return nn.meta.unbox(layer.get_variable(collection, name))
-
-    recorder = _Recorder(read, visit)
-
-    def run(bound: Any, batch: Any) -> None:
-        with _hooks.hooked_linen(recorder.record):
-            call(bound, batch)
-
-    model.apply(
-        variables, batch, method=run, mutable=flax.core.DenyList("params"), rngs=rngs
-    )
+def _read_linen(layer: nn.Module, collection: str, name: str) -> Any:
+    return nn.meta.unbox(layer.get_variable(collection, name))
 
 
-def visit_nnx(model: nnx.Module, batch: Any, call: Callable, visit: Visit) -> None:
-    """Visits the calls of a copy of an NNX model, in their order."""
-
-    def read(layer: Any, collection: str, name: str) -> Any:
-        variable = getattr(layer, name)
-        return None if variable is None else variable[...]
-
-    recorder = _Recorder(read, visit)
-    copy = nnx.clone(model)
-    copy.train()
-    with _hooks.hooked_nnx(recorder.record, copy):
-        call(copy, batch)
+def _read_nnx(layer: nnx.Module, collection: str, name: str) -> Any:
+    variable = getattr(layer, name)
+    return None if variable is None else variable[...]
 
 
 class _Recorder:
-    """Passes every call to `visit`, before it updates the running statistics."""
+    """Diagnoses every call of a layer, before it updates the running statistics."""
 
-    def __init__(self, read: Callable[[Any, str, str], Any], visit: Visit):
-        self.read, self.visit = read, visit
+    def __init__(self, read: Callable[[Any, str, str], Any]):
+        self.read = read
+        self.rows: list[LayerDiagnosis] = []
         self.numbers: collections.Counter[str] = collections.Counter()
         self.running: dict[str, BatchStats] = {}  # Before the first call.
 
     def record(self, call: LayerCall) -> jax.Array:
-        """Visits one call and makes it; this is the hook of the layers."""
+        """Diagnoses one call and makes it; this is the hook of the layers."""
         layer = call.layer
         path = "/".join(call.path) or getattr(layer, "name", None)
         path = path or type(layer).__name__
         x = jnp.asarray(call.x)
-        mask = call.options.get("mask")
         if isinstance(x, jax.core.Tracer):
             raise ValueError(
                 "`model` must call its layers outside of `jit`, `scan` and `vmap`, got "
                 f"a traced input of {path!r}."
             )
         if path not in self.running:
-            self.running[path] = self._running(layer)
+            stats = (self.read(layer, "batch_stats", name) for name in ("mean", "var"))
+            self.running[path] = BatchStats(*stats)
         self.numbers[path] += 1
-        self.visit(
-            RecordedCall(
-                path=path,
-                call=self.numbers[path],
-                x=x,
-                mask=None if mask is None else _as_mask(mask, x),
-                running=self.running[path],
-                scale=self.read(layer, "params", "scale"),
-                bias=self.read(layer, "params", "bias"),
-                axis=layer.axis,
-                epsilon=layer.epsilon,
-            )
+        row = diagnose_call(
+            x,
+            call.options.get("mask"),
+            self.running[path],
+            self.read(layer, "params", "scale"),
+            self.read(layer, "params", "bias"),
+            axis=layer.axis,
+            epsilon=layer.epsilon,
         )
+        self.rows.append(row._replace(path=path, call=self.numbers[path]))
         return call.proceed()
 
-    def _running(self, layer: Any) -> BatchStats:
-        mean, var = (self.read(layer, "batch_stats", name) for name in ("mean", "var"))
-        return BatchStats(mean, var)
 
-
-def _as_mask(mask: Any, x: jax.Array) -> jax.Array:
-    return jnp.broadcast_to(jnp.asarray(mask, bool), x.shape)
-
-
-def diagnose_call(recorded: RecordedCall) -> LayerDiagnosis:
-    """Returns the diagnosis of one call."""
-    moments = functional.batch_moments(recorded.x, recorded.axis, recorded.mask)
+def diagnose_call(
+    x: Any, mask: Any, running: BatchStats, scale: Any, bias: Any, *, axis, epsilon
+) -> LayerDiagnosis:
+    """Returns the diagnosis of one call, without path and number."""
+    moments = functional.batch_moments(x, axis, mask)
     parts = moments.count, moments.mean, moments.var
     count, mean, var = map(_channels, parts)
-    running_mean, running_var = map(
-        _channels, (recorded.running.mean, recorded.running.var)
-    )
-    x = _elements(recorded.x, recorded.axis)
-    mask = np.True_ if recorded.mask is None else recorded.mask
-    valid = _elements(np.broadcast_to(mask, recorded.x.shape), recorded.axis) != 0
-    x = np.where(valid, x, mean)  # Masked elements may be NaN.
+    running_mean, running_var = map(_channels, (running.mean, running.var))
+    valid = _elements(np.broadcast_to(True if mask is None else mask, x.shape), axis)
+    valid = valid != 0
+    elements = np.where(valid, _elements(x, axis), mean)  # Masked ones may be NaN.
 
     def output(center: np.ndarray, spread: np.ndarray) -> np.ndarray:
-        y = (x - center) / np.sqrt(spread + recorded.epsilon)
-        y = y if recorded.scale is None else y * _channels(recorded.scale)
-        return y if recorded.bias is None else y + _channels(recorded.bias)
+        y = (elements - center) / np.sqrt(spread + epsilon)
+        y = y if scale is None else y * _channels(scale)
+        return y if bias is None else y + _channels(bias)
 
     trained, evaluated = output(mean, var), output(running_mean, running_var)
     shift = np.abs(trained - evaluated)[valid]
@@ -312,12 +244,12 @@ def diagnose_call(recorded: RecordedCall) -> LayerDiagnosis:
     high = np.max(y, 0, where=valid, initial=-np.inf)
     flat = np.mean(np.abs(y) > _SATURATED, 0, where=valid | (count == 0))
     seen = count > 0
-    distance = np.abs(mean - running_mean) / np.sqrt(running_var + recorded.epsilon)
-    ratio = (var + recorded.epsilon) / (running_var + recorded.epsilon)
+    distance = np.abs(mean - running_mean) / np.sqrt(running_var + epsilon)
+    ratio = (var + epsilon) / (running_var + epsilon)
     worst_ratio = np.maximum(ratio, 1 / ratio)
     row = LayerDiagnosis(
-        path=recorded.path,
-        call=recorded.call,
+        path="",
+        call=1,
         channels=len(mean),
         elements=int(np.min(count)),
         mean_distance=float(np.max(distance, where=seen, initial=0)),
@@ -360,7 +292,7 @@ def _advice(row: LayerDiagnosis, most: int) -> tuple[str, ...]:
     if most < 2:
         return (f"{most} elements per channel have no variance: give a larger batch",)
     found = []
-    if row.mean_distance > MEAN_LIMIT or row.variance_ratio > VARIANCE_LIMIT:
+    if row.mean_distance > _MEAN_LIMIT or row.variance_ratio > _VARIANCE_LIMIT:
         found.append(
             "the running statistics are not those of this batch: recalibrate "
             "(`jaxbn.recalibrate`), train longer, or lower `momentum`"
@@ -390,61 +322,3 @@ def _advice(row: LayerDiagnosis, most: int) -> tuple[str, ...]:
             "deviations: leave `use_fast_variance` off, or centre the input"
         )
     return tuple(found)
-
-
-def _draw(layers: Sequence[LayerDiagnosis]) -> Any:
-    """Draws a panel for the mean and one for the variance, with a line per layer."""
-    # `pyplot` would choose a window system and keep the figure.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 1.6 + 0.28 * len(layers)), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    _panel(left, layers, lambda row: row.mean_distances, (-np.inf, MEAN_LIMIT))
-    left.set(xlabel="running standard deviations", title="mean is off by")
-    left.set_xlim(0, max(1.2 * MEAN_LIMIT, left.get_xlim()[1]))
-    limits = (1 / VARIANCE_LIMIT, VARIANCE_LIMIT)
-    _panel(right, layers, lambda row: row.variance_ratios, limits)
-    right.set(
-        xlabel="variance of the batch / running variance",
-        title="variance is off by a factor of",
-    )
-    right.set_xscale("log", base=2)
-    right.xaxis.set_major_formatter(lambda ratio, _: f"{ratio:g}")
-    low, high = right.get_xlim()
-    right.set_xlim(min(low, 0.5), max(high, 2))
-    left.set_yticks(range(len(layers)), [row.label for row in layers])
-    left.set_ylim(len(layers) - 0.5, -0.5)  # The first layer is at the top.
-    off = sum(map(_is_off, layers))
-    figure.suptitle(
-        f"Running statistics are off in {off} of {len(layers)} layers (red): a channel "
-        "beyond a dashed line; dots are medians of the channels",
-        fontsize=10,
-    )
-    return figure
-
-
-def _panel(
-    axes: Any,
-    layers: Sequence[LayerDiagnosis],
-    values: Callable[[LayerDiagnosis], np.ndarray],
-    limits: tuple[float, float],
-) -> None:
-    """Draws a line per layer from its best to its worst channel.
-
-    The median is a dot. A layer with a channel beyond a limit is red.
-    """
-    for place, row in enumerate(layers):
-        seen = values(row)[np.isfinite(values(row))]
-        if not seen.size:
-            continue
-        beyond = np.min(seen) < limits[0] or np.max(seen) > limits[1]
-        color = _OFF if beyond else _RIGHT
-        axes.plot([np.min(seen), np.max(seen)], [place, place], "|-", color=color)
-        axes.plot(np.median(seen), place, "o", color=color)
-    for limit in filter(np.isfinite, limits):
-        axes.axvline(limit, color="tab:gray", linestyle="--", linewidth=1)
-    axes.grid(axis="y", alpha=0.3)
-
-
-def _is_off(row: LayerDiagnosis) -> bool:
-    return row.mean_distance > MEAN_LIMIT or row.variance_ratio > VARIANCE_LIMIT
