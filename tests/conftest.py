@@ -25,3 +25,18 @@ def _same_random_numbers(request):
     """A test draws the same numbers alone, in any order and beside any other."""
     if hasattr(request.module, "RNG"):
         request.module.RNG = np.random.default_rng(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Marks as exhaustive all but the first case of tests that have `first_case`."""
+    seen = set()
+    for item in items:
+        if item.get_closest_marker("exhaustive") or not item.get_closest_marker(
+            "first_case"
+        ):
+            continue
+        test = item.nodeid.partition("[")[0]
+        if test in seen:
+            item.add_marker(pytest.mark.exhaustive)
+        seen.add(test)

@@ -153,6 +153,7 @@ CASES = [
 ]
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(("kind", "tool", "estimator"), CASES)
 def test_equals_the_unrolled_model(kind, tool, estimator):
     model, unrolled, variables = make(kind, estimator)
@@ -214,6 +215,7 @@ class Stacked(nn.Module):
         return scanned(self.cell, x, None)[0]
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("tool", TOOLS)
 @pytest.mark.parametrize("axis", [pytest.param(0, marks=pytest.mark.exhaustive), 1])
 def test_stacked_on_one_axis(tool, axis):

@@ -15,9 +15,6 @@ from flax import nnx
 import jaxbn.linen
 import jaxbn.nnx
 
-# These are whole programs, which take minutes together.
-pytestmark = pytest.mark.exhaustive
-
 X = (1 + np.random.default_rng(0).standard_normal((8, 4))).astype(np.float32)
 KEY = jax.random.key(0)
 # 8 devices: channels are split over two, and every one of these is on four.
@@ -173,6 +170,7 @@ def test_variables_of_nnx_either_way(way, to_ours, tmp_path):
     exchange(OfNnxState, way, to_ours, tmp_path / "saved")
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("to_ours", [True, False], ids=["to ours", "to Flax's"])
 @pytest.mark.parametrize("way", [through_orbax, through_orbax_pytree], ids=name_of)
 @pytest.mark.parametrize("kind", [OfLinen, OfNnx, OfNnxState], ids=name_of)

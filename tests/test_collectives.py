@@ -53,6 +53,7 @@ def compiled(style, *, backward, stats_too=True, mask=False, **options):
     return hlo.collectives(text)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("mask", [False, True])
 @pytest.mark.parametrize("style", ["shard_map", "shard_map unchecked"])
 def test_one_forward_one_backward(style, mask):
@@ -97,6 +98,7 @@ def test_exactly_as_many_devices_as_rows(monkeypatch):
     assert forward.bytes > styles.DEVICES * 2 * C * 4
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("style", ["jit Auto", "jit Explicit"])
 @pytest.mark.parametrize("size", [8, 4, "local"])
 def test_groups_that_follow_the_shards_need_none(style, size):

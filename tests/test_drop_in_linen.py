@@ -18,9 +18,6 @@ import pytest
 from jaxbn.linen import BatchNorm
 from tests import drop_in
 
-# These are whole programs, which take minutes together.
-pytestmark = pytest.mark.exhaustive
-
 X = drop_in.X
 KEY = jax.random.key(0)
 INIT = {

@@ -22,9 +22,6 @@ import jaxbn.linen
 import jaxbn.nnx
 from tests import drop_in
 
-# These are whole programs, which take minutes together.
-pytestmark = pytest.mark.exhaustive
-
 X = drop_in.X
 KEY = jax.random.key(0)
 OPTIONS = {

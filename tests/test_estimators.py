@@ -53,6 +53,7 @@ def test_the_formula_of_the_moving_average(momentum, unbiased):
     np.testing.assert_allclose(new.var, var, rtol=1e-6)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("name", OTHERS)
 def test_the_first_batch_is_the_estimate(name):
     stats = follow(OWN[name], [moments(5, 7.0, 8.0)])
@@ -92,6 +93,7 @@ def test_an_unusable_batch_changes_nothing(name, count, mean, var):
         chex.assert_trees_all_equal(new, stats)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("name", OWN)
 def test_each_channel_for_itself(name):
     both = jaxbn.Moments(jnp.array([5.0, 1.0]), jnp.array([2.0, 2.0]), jnp.ones(2))
@@ -104,6 +106,7 @@ def test_each_channel_for_itself(name):
         np.testing.assert_array_equal(leaf[1], first[1])
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("name", OWN)
 def test_scan_jit_and_no_gradient(name):
     estimator = OWN[name]
@@ -236,6 +239,7 @@ def in_nnx(name):
     return state, layer(BATCHES[0])
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("name", OTHERS)
 def test_function_and_layers_agree(name):
     stats, y = function(name)

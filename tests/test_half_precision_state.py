@@ -78,6 +78,7 @@ def of_nnx(dtype, name, x, steps, momentum):
 FORMS = {"function": function, "linen": of_linen, "nnx": of_nnx}
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("form", FORMS)
 @hypothesis.given(
     dtype=st.sampled_from(HALF),
@@ -157,6 +158,7 @@ def test_one_warning_of_a_model():
     assert [each.filename for each in caught] == [__file__]
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("micro_batches", [1, 2])
 def test_a_train_step_returns_float32(micro_batches):
     step = training.make_train_step(loss_fn, micro_batches=micro_batches)

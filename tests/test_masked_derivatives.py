@@ -189,6 +189,7 @@ def assert_right(actual, right):
     chex.assert_trees_all_close(actual, right, rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(NAMES, CASES)
 @hypothesis.given(of_x=CONTENT, of_residual=CONTENT)
 @hypothesis.settings(deadline=None, max_examples=10)
@@ -200,6 +201,7 @@ def test_of_the_op(activation, has_residual, in_place, mask, of_x, of_residual):
     assert_right(actual, expected(activation, has_residual, mask))
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(
     "mask", [pytest.param("examples", marks=pytest.mark.exhaustive), "elements"]
 )
@@ -221,6 +223,7 @@ def test_of_groups_and_policies(policy, group_size, mask):
         assert_right(actual, expected("gelu", True, mask, groups=6 // group_size))
 
 
+@pytest.mark.exhaustive
 @hypothesis.given(of_x=CONTENT, of_residual=CONTENT)
 @hypothesis.settings(deadline=None, max_examples=10)
 def test_of_a_mapped_axis(of_x, of_residual):
@@ -250,6 +253,7 @@ def mapped(x, scale, bias, residual):
     return jax.vmap(shard, axis_name="devices")(*shards).reshape(x.shape)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("mask", MASKS)
 @hypothesis.given(of_x=CONTENT, of_tangent=CONTENT)
 @hypothesis.settings(deadline=None, max_examples=10)
@@ -280,6 +284,7 @@ def of_moments(moments, mask):
     return jax.jit(functools.partial(second_derivatives, loss))
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(NAMES, CASES)
 def test_tangents_that_are_not_finite(activation, has_residual, in_place, mask):
     """The logarithm of 0 is minus infinity, and so is its tangent.

@@ -147,6 +147,7 @@ def test_batches_that_do_not_fit():
             function(batch, argument)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("style", ["vmap", "pmap", "shard_map"])
 def test_merged_replicas_have_the_variance_of_their_means(style):
     means = RNG.standard_normal((8, 3)).astype(np.float32) * 5

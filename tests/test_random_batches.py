@@ -58,6 +58,7 @@ def run(x, mask, residual, dy, **options):
     )
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(
     ("activation", "epsilon", "group_size"),
     [("relu", 1e-5, None), ("gelu", 0.0, None), (None, 0.0, 4), ("silu", 1e-5, 4)],
@@ -97,6 +98,7 @@ def test_moments_of_what_has_any(group_size):
     assert checked > BATCHES / 10
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(
     ("activation", "in_place"),
     [("relu", False), ("gelu", False), ("silu", False), ("leaky_relu", True)],

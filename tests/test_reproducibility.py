@@ -26,9 +26,6 @@ from experiments.framework import processes
 from jaxbn import linen, parallel, training
 from tests import two_processes_training
 
-# These are whole programs, which take minutes together.
-pytestmark = pytest.mark.exhaustive
-
 STEPS = 5
 RNG = np.random.default_rng(0)
 BATCHES = [
@@ -128,6 +125,7 @@ def digest():
     return hashlib.sha256(b"".join(leaf.tobytes() for leaf in leaves)).hexdigest()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.exhaustive
 def test_another_process_bit_for_bit():
     name = "tests.test_reproducibility"
@@ -236,6 +234,7 @@ def test_micro_batches_are_groups_of_the_whole_batch_but_for_rounding():
     assert np.abs(np.subtract(*kernels)).max() > 1e-3
 
 
+@pytest.mark.exhaustive
 @pytest.mark.exhaustive
 def test_two_processes_train_as_one_but_for_rounding(tmp_path):
     processes.finish(two_processes_training.__name__, str(tmp_path))

@@ -95,6 +95,7 @@ FUNCTIONS = {
 }
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_gives_the_same_without_them(name):
     # No other test has a batch of this shape, whose trace JAX would find again.

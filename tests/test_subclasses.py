@@ -121,6 +121,7 @@ def pairs(tree):
     return {path[0]: pair for path, pair in _batch_stats_by_path.pairs(tree).items()}
 
 
+@pytest.mark.exhaustive
 def test_recalibration():
     own, plain = (jaxbn.recalibrate(*each, BATCHES, train) for each in both())
     # Multiplications by 2 are exact, and both programs sum in the same order.
@@ -145,6 +146,7 @@ def test_diagnosis_lists_every_layer_once():
             np.testing.assert_equal(ours[1:], theirs[1:])  # All but the path.
 
 
+@pytest.mark.exhaustive
 def test_freezing_linen():
     made = []
     for net, variables in both():

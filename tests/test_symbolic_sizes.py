@@ -83,6 +83,7 @@ def gradients(train):
     return function
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(
     ("variance", "make"),
     [
@@ -103,6 +104,7 @@ def test_every_form_of_the_variance(variance, make):
     )
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(
     "make",
     [
@@ -123,6 +125,7 @@ def test_some_sizes_are_known(make):
     assert_exports(forms, make)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(
     "options",
     [
@@ -175,6 +178,7 @@ def test_mask_that_could_belong_to_other_axes():
         jax.eval_shape(lambda x, mask: jaxbn.batch_moments(x, mask=mask), x, mask)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(
     "options",
     [
@@ -206,6 +210,7 @@ def test_axes_and_dtypes(options):
     assert_exports(function, make, draw=draw)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(
     "options",
     [
@@ -235,6 +240,7 @@ def test_groups_that_may_not_divide_the_batch():
         )
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("name", ["debiased", "cumulative", "window"])
 def test_estimators(name):
     stats = jaxbn.init_batch_stats(3, estimator=name)
@@ -245,6 +251,7 @@ def test_estimators(name):
     assert_exports(function, images)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("max_rows", [0, 32])
 def test_a_mapped_axis(monkeypatch, max_rows):
     """The merge is one of rows, or of sums beyond a number of devices."""
@@ -287,6 +294,7 @@ def test_large_values(form):
     np.testing.assert_allclose(mean, np.float32(3e38), rtol=1e-6)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("train", [False, True])
 def test_linen(train):
     module = linen.BatchNorm(not train, activation="relu")
@@ -298,6 +306,7 @@ def test_linen(train):
     assert_exports(function, images)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("train", [False, True])
 def test_nnx(train):
     layer = jaxbn_nnx.BatchNorm(3, use_running_average=not train, rngs=nnx.Rngs(0))
@@ -310,6 +319,7 @@ def test_nnx(train):
     assert_exports(function, images)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(
     ("step", "masked"),
     [

@@ -67,6 +67,7 @@ def simulated(name, uneven=True):
     return workers.train(POLICIES[name][1](), KERNEL, batches)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(("style", "name"), CASES)
 def test_uneven_workers(style, name):
     assert_equal(trained(style, POLICIES[name][0], UNEVEN), simulated(name))

@@ -33,6 +33,7 @@ def test_equals_float64_on_the_whole_batch(style, layer):
         assert_matches(actual, expected, stats, mask)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("style", ["pmap", "shard_map", "jit Auto"])
 def test_many_devices_add_up_sums(style, fast, monkeypatch):
@@ -96,6 +97,7 @@ def test_groups_of_devices(style, groups):
         assert_matches(actual, expected, stats, mask)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("loc", [1.0, 1e3])
 @pytest.mark.parametrize("style", ["pmap", "shard_map", "shard_map unchecked", "vmap"])
 def test_many_devices_alone_add_up_sums(style, loc, monkeypatch):

@@ -195,6 +195,7 @@ class ErrorTest(parameterized.TestCase):
             )
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("size", [4, 8, 16, "local"])
 @pytest.mark.parametrize("style", ["single device", *styles.JIT])
 def test_parts_of_a_batch(style, size):

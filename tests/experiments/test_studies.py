@@ -261,6 +261,7 @@ class TestOptions:
         assert set(OPTIONS) == set(STUDIES)
         assert set(BAD_OPTIONS) == set(STUDIES) - {"sync_cost"}  # It has no options.
 
+    @pytest.mark.first_case
     @pytest.mark.parametrize("study", STUDIES)
     def test_every_option_has_a_help_text(self, study, capsys):
         with pytest.raises(SystemExit) as error:
@@ -282,6 +283,7 @@ class TestOptions:
             assert (made, made.identity()) == (config, config.identity())
             assert (command == start) == (not options)
 
+    @pytest.mark.first_case
     @pytest.mark.parametrize(
         ("study", "options", "message"),
         [(study, *case) for study, cases in BAD_OPTIONS.items() for case in cases],
@@ -508,6 +510,7 @@ class TestPages:
             NAMES
         )
 
+    @pytest.mark.first_case
     @pytest.mark.parametrize("path", RESULTS, ids=NAMES)
     def test_committed_results_make_the_committed_pages(self, path, tmp_path):
         copy = tmp_path / path.name
@@ -525,6 +528,7 @@ class TestPages:
             source = PIL.Image.open(path.parent / figure).text["Source"]
             assert source == output.digest(path.read_bytes()), figure
 
+    @pytest.mark.first_case
     @pytest.mark.parametrize("path", RESULTS, ids=NAMES)
     def test_every_json_names_what_made_it(self, path):
         result = json.loads(path.read_text())
@@ -534,6 +538,7 @@ class TestPages:
         versions = result.get("versions") or result["rows"][0]
         assert versions["jax"]
 
+    @pytest.mark.first_case
     @pytest.mark.parametrize("path", RESULTS, ids=NAMES)
     def test_the_command_of_every_json_can_be_given_again(self, path):
         _, _, words = json.loads(path.read_text())["command"].partition("experiments ")

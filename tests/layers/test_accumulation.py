@@ -190,6 +190,7 @@ def test_the_function_needs_no_flax():
 COMPLEX = (X + 5j).astype(np.complex64)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("tool", ["collected", "accumulated", "recalibrated"])
 def test_complex_batches_of_a_layer_with_real_statistics(tool):
     """As the checkpoint of a layer that had seen real batches alone."""

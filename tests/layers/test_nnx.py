@@ -282,6 +282,7 @@ def test_input_of_another_size():
         make(features=4)(X)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(
     ("param_dtype", "estimator"),
     [(jnp.complex64, "ema"), (jnp.float32, "ema"), (jnp.float32, "window")],

@@ -80,6 +80,7 @@ RARE = {
 }
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(
     "name",
     [*BEFORE, *(pytest.param(name, marks=pytest.mark.exhaustive) for name in RARE)],
@@ -440,6 +441,7 @@ def test_what_an_nnx_model_writes_is_no_parameter():
         np.testing.assert_allclose(new(x), model(x), atol=1e-5)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("dtype", [None, jnp.float16])
 @pytest.mark.parametrize("param_dtype", [jnp.float32, jnp.bfloat16])
 def test_a_folded_nnx_layer_is_called_as_the_layer_was(dtype, param_dtype):

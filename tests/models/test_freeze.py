@@ -80,6 +80,7 @@ def statistics_move(written):
     return moved(stats["backbone"]["bn"]["mean"], 0), moved(stats["head_bn"]["mean"], 0)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("flags", FLAGS[::3], ids=str)
 def test_a_train_step_of_linen(flags):
     state = training.TrainState.create(Net().apply, variables(), optax.sgd(0.1))
@@ -96,6 +97,7 @@ def test_a_train_step_of_linen(flags):
     assert params["backbone"]["Dense_0"]["kernel"]
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("flags", FLAGS[::3], ids=str)
 def test_a_train_step_of_nnx_and_back(flags):
     model = NnxNet()
@@ -113,6 +115,7 @@ def test_a_train_step_of_nnx_and_back(flags):
     assert new.frozen == Frozen()
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("flags", FLAGS, ids=str)
 def test_the_statistics_that_normalise(flags):
     layer, net = BatchNorm(4, rngs=nnx.Rngs(0)), linen.BatchNorm(False)
@@ -156,6 +159,7 @@ def is_head(path):
     return path == "head_bn"
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("jitted", [False, True])
 def test_frozen_functions_within_each_other_add_up(jitted):
     """The rules of both decide which trace is used."""
@@ -195,6 +199,7 @@ COPIES = {
 }
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("where", [None, "backbone", ["head_bn", "backbone"], is_head])
 @pytest.mark.parametrize("how", COPIES)
 def test_copies_of_a_frozen_function(how, where):

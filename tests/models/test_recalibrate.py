@@ -49,6 +49,7 @@ def run(model, x):
     return model(x)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("estimator", ["ema", "window"])
 @pytest.mark.parametrize("pooling", ["mean", "pooled"])
 def test_one_layer(pooling, estimator):
@@ -88,6 +89,7 @@ def sharded_parts():
     return [jax.device_put(part, jax.NamedSharding(mesh, jax.P("d"))) for part in PARTS]
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(
     "make",
     [padded_parts, sharded_parts, lambda: PARTS[::-1], lambda: lambda: iter(PARTS)],
@@ -211,6 +213,7 @@ DEEP = {
 }  # fmt: skip
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(
     ("kind", "pooling"),
     [

@@ -254,12 +254,14 @@ def check_equal(results, expected):
     chex.assert_trees_all_equal(results, expected)
 
 
+@pytest.mark.exhaustive
 def test_all_tools_on_linen(package):
     made, options = package
     norm = functools.partial(linen.BatchNorm, momentum=0.9, **options)
     check_equal(linen_results(made.Net()), linen_results(made.Net(norm=norm)))
 
 
+@pytest.mark.exhaustive
 def test_all_tools_on_nnx(package):
     made, options = package
     norm = functools.partial(BatchNorm, momentum=0.9, **options)

@@ -158,6 +158,7 @@ def make_linen(policy):
     return layer, variables | sync.exchange(new)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)
 def test_linen_without_updates_writes_nothing(policy):
     layer, variables = make_linen(policy)
@@ -171,6 +172,7 @@ def test_linen_without_updates_writes_nothing(policy):
         chex.assert_trees_all_equal(tree, variables[name])
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)
 def test_nnx_without_updates_writes_nothing(policy):
     layer = make_nnx(group_size=2, sync=policy)

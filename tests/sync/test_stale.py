@@ -71,6 +71,7 @@ def assert_exact(made, x, dy, **options):
     np.testing.assert_allclose(made[1], dx, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("activation", [None, "relu", "gelu"])
 def test_equal_moments_in_every_step_are_exact(activation):
     """The gradient is exact once the sums of steps with other moments are forgotten."""

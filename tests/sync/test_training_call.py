@@ -39,6 +39,7 @@ WAYS = {
 }
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("mask", [None, MASK], ids=["", "mask"])
 @pytest.mark.parametrize("name", WAYS)
 def test_values_and_gradients(name, mask):
@@ -105,6 +106,7 @@ def test_channels_without_gradient():
     np.testing.assert_array_equal(dscale, dscale_right)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(
     "normalize",
     [by_own, lambda call: call.by_statistics(MEAN, VAR), WAYS["all"][0]],

@@ -17,6 +17,7 @@ def test_names_are_not_split_into_letters(options):
         training.make_train_step(loss_fn, **options)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("micro_batches", [1, 2])
 def test_parts_of_a_step(micro_batches):
     made, state = Linen(), Linen().state

@@ -34,6 +34,7 @@ def falling(scale):
     return DynamicScale(scale=scale, backoff_factor=2.0**-20)
 
 
+@pytest.mark.first_case
 @APIS
 @both_apis.PARTS
 def test_an_overflowing_step_changes_nothing_and_the_next_proceeds(api, micro_batches):
@@ -71,6 +72,7 @@ def test_without_it_the_running_statistics_move():
     chex.assert_trees_all_equal(kept, state.batch_stats)
 
 
+@pytest.mark.first_case
 @APIS
 def test_a_scaled_step_is_the_step_of_the_loss_itself(api):
     """In float32 a factor that is a power of two changes no digit."""
@@ -90,6 +92,7 @@ def test_the_scale_moves_as_in_flax():
         assert int(scale.fin_steps) == int(expected.fin_steps)
 
 
+@pytest.mark.first_case
 @APIS
 def test_several_steps_in_one_call(api):
     made, single = (half(api, falling(2.0**30)) for _ in range(2))
@@ -112,6 +115,7 @@ def test_compiles_once(api):
         made.take(step, BATCH)
 
 
+@pytest.mark.first_case
 @APIS
 @pytest.mark.parametrize("style", styles.every(("shard_map", "vmap"), ("shard_map",)))
 def test_one_device_that_overflows_stops_all(api, style):
@@ -138,6 +142,7 @@ def test_an_nnx_optimiser_with_another_kind_of_scale():
 
 
 class TestWhereFinite:
+    @pytest.mark.first_case
     @pytest.mark.parametrize("style", ["vmap", "shard_map", "pmap"])
     def test_devices_agree(self, style):
         grads = np.ones((4, 2), np.float32)

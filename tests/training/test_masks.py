@@ -46,6 +46,7 @@ def optimiser(mask):
     return optax.chain(tx, optax.masked(optax.set_to_zero(), mask))
 
 
+@pytest.mark.first_case
 @APIS
 def test_what_is_frozen_stays_under_weight_decay(api):
     stats = {

@@ -29,6 +29,7 @@ def after_a_step(api, batch, micro_batches=1, **options):
     return made, made.take(api.train(loss_fn, micro_batches=micro_batches), batch)
 
 
+@pytest.mark.first_case
 @APIS
 @BATCHES
 def test_without_normalisation_parts_equal_the_whole(api, batch):
@@ -38,6 +39,7 @@ def test_without_normalisation_parts_equal_the_whole(api, batch):
     chex.assert_trees_all_close(others, metrics, rtol=1e-5)
 
 
+@pytest.mark.first_case
 @APIS
 @BATCHES
 def test_running_statistics_move_once_by_the_whole(api, batch):
@@ -50,6 +52,7 @@ def test_running_statistics_move_once_by_the_whole(api, batch):
     assert int(metrics["loss"].count) == 16
 
 
+@pytest.mark.first_case
 @APIS
 def test_gradient_is_the_mean_of_those_of_the_parts(api):
     before = api().params
@@ -61,6 +64,7 @@ def test_gradient_is_the_mean_of_those_of_the_parts(api):
     assert np.any(actual.params["first"]["kernel"] != before["first"]["kernel"])
 
 
+@pytest.mark.first_case
 @APIS
 def test_parts_drop_out_different_units(api):
     """The second part holds the same examples, so that only the dropout differs."""
@@ -86,6 +90,7 @@ def test_multi_steps_of_optax_moves_the_statistics_in_each_call():
     assert np.any(made.params["first"]["kernel"] != params["first"]["kernel"])
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 @pytest.mark.parametrize("api", ["linen", "nnx"])
 def test_half_precision_gradients_are_added_up_in_float32(api, dtype):
@@ -111,6 +116,7 @@ def test_half_precision_gradients_are_added_up_in_float32(api, dtype):
     np.testing.assert_allclose(np.float32(-bias), 40, rtol=1e-2)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
 def test_each_device_has_some_of_every_part(kind):
     def without_an_indexed_sum(model, batch, train):
@@ -132,6 +138,7 @@ def test_each_device_has_some_of_every_part(kind):
         )
 
 
+@pytest.mark.exhaustive
 def test_other_state_of_an_nnx_model_moves_with_every_part():
     def loss(model, batch, train):
         return {"loss": jnp.sum(model(batch["x"]) ** 2, -1)}

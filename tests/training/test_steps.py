@@ -78,6 +78,7 @@ def test_learns_and_keeps_valid_statistics(api):
     testing.assert_valid_batch_stats(made.batch_stats)
 
 
+@pytest.mark.first_case
 @APIS
 @pytest.mark.parametrize(
     "several",
@@ -98,6 +99,7 @@ def test_padding_changes_nothing(api, several):
     chex.assert_trees_all_close(metrics, expected, rtol=1e-5)
 
 
+@pytest.mark.first_case
 @APIS
 @both_apis.PARTS
 def test_several_steps_in_one_call_equal_single_steps(api, micro_batches):
@@ -114,6 +116,7 @@ def test_several_steps_in_one_call_equal_single_steps(api, micro_batches):
     chex.assert_trees_all_close(metrics, total, rtol=1e-5)
 
 
+@pytest.mark.first_case
 @APIS
 @pytest.mark.parametrize("several", [False, True], ids=["train", "multi"])
 def test_compiles_once_per_shape(api, several):
@@ -148,6 +151,7 @@ def test_optimisers_that_take_the_loss(api):
     assert scale < 0.2
 
 
+@pytest.mark.first_case
 @APIS
 @pytest.mark.parametrize("name", ["sam", "multi_steps"])
 def test_optimisers_that_take_only_some_of_it(api, name):
@@ -196,6 +200,7 @@ def test_unbound_axis(api):
         api().take(step, BATCH)
 
 
+@pytest.mark.first_case
 @APIS
 def test_evaluation_is_exact_on_a_ragged_last_batch(api):
     made = api(dropout=0.5)
@@ -256,6 +261,7 @@ class TestWhatJitReturns:
         chex.assert_trees_all_close(made.state.opt_state.params0, before)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("batch", [BATCH, PADDED], ids=["whole", "masked"])
 def test_explicit_mesh(batch):
     def without_an_indexed_sum(model, batch, train):
@@ -276,6 +282,7 @@ def test_explicit_mesh(batch):
     np.testing.assert_allclose(metrics["loss"].mean, expected.mean, rtol=1e-5)
 
 
+@pytest.mark.first_case
 @APIS
 def test_strict_promotion(api):
     with jax.numpy_dtype_promotion("strict"):
@@ -285,6 +292,7 @@ def test_strict_promotion(api):
         made.evaluate(jax.tree.map(jnp.asarray, BATCH))
 
 
+@pytest.mark.first_case
 @APIS
 def test_two_calls_of_the_model_update_the_statistics_twice(api):
     def two_views(model, batch, train):

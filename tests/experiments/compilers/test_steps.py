@@ -16,6 +16,7 @@ def lower(case):
     return steps.lower(case, jax.devices()[: case.devices])
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("norm", norms.ALL)
 @pytest.mark.parametrize("dtype", lists.DTYPES)
 def test_every_normalisation_lowers(norm, dtype, tiny):
@@ -78,6 +79,7 @@ def run(case):
     return compiled(*jax.device_put(values, shardings))
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("norm", ["flax", "jaxbn"])
 @pytest.mark.parametrize(
     "program", ["layer", pytest.param("small_network", marks=pytest.mark.exhaustive)]
@@ -90,6 +92,7 @@ def test_several_devices_take_the_step_of_one(norm, program, tiny):
         chex.assert_trees_all_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(
     ("style", "statistics"),
     [("shard_map", "groups"), ("shard_map", "local"), ("jit_mesh", "local")],

@@ -40,6 +40,7 @@ def test_what_ended_well_is_not_run_again(fake, tmp_path, capsys):
     assert (tmp_path / "first.txt").read_text() == "run\n"
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(("code", "why"), [(FAILS, "why"), (SILENT, "status 3")])
 def test_the_others_run_where_one_fails(code, why, fake, tmp_path, capsys):
     arguments = fake(WORKS)

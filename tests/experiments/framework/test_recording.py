@@ -86,6 +86,7 @@ def expected(name="sum"):
     return sums.T
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("convolves", [False, True])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_records_of_all_runs(tmp_path, convolves, workers):

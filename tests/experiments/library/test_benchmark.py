@@ -110,6 +110,7 @@ TORCH = pytest.param(
 )
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("name", [*(n for n in peers.PEERS if n != "torch"), TORCH])
 @pytest.mark.filterwarnings("default")  # Of the peers' own.
 def test_every_peer_computes_the_same_layer(name):

@@ -43,6 +43,7 @@ def reference(params, x, activation, normalise):
     return x @ layers[-1]["kernel"] + layers[-1]["bias"], inputs
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("activation", list(NUMPY))
 @pytest.mark.parametrize("batch_norm", [True, False])
 def test_logits_and_inputs_in_float64(activation, batch_norm):

@@ -23,6 +23,7 @@ RNG = np.random.default_rng(0)
 X = RNG.standard_normal((8, 3)).astype(np.float32)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(
     ("style", "policy"),
     [
@@ -47,6 +48,7 @@ def run(x, policy, stats=None, **options):
     return jaxbn.batch_norm_train(x, None, None, stats, sync=policy, **options)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(
     ("fraction", "axis_name", "used"),
     [(0.5, None, 4), (0.6, None, 5), (0.01, None, 1), (0.5, "d", 1), (0.6, "d", 2)],

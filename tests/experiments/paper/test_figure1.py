@@ -72,6 +72,7 @@ class TestSummary:
         assert heading == f"Test accuracy, mean of 2 seed(s), {title}:"
         assert figure.draw(result).get_suptitle() == f"{title}, 2 seeds"
 
+    @pytest.mark.first_case
     @pytest.mark.parametrize("dataset", ["mnist", "digits"])
     def test_equal_results_give_equal_pages(self, dataset, tmp_path):
         config = figure1.Figure1(dataset=dataset)

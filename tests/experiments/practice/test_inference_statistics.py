@@ -96,6 +96,7 @@ def expected(name):
     return weights @ mean, weights @ var + 0.9**7  # From variance 1.
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(
     "name", ["ema", "ema, biased", "debiased", "window", "cumulative"]
 )

@@ -21,6 +21,7 @@ def trained(model, x):
 EXHAUSTIVE = pytest.mark.exhaustive
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(
     "model",
     [

@@ -65,6 +65,7 @@ def make_result(ratio=50.0, rank=15, variance=1e4, whitened=0.3, plain=0.6):
     }
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(
     ("changes", "claim"),
     [
