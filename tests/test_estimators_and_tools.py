@@ -377,6 +377,7 @@ def test_functions_compose(name):
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_inference_takes_the_state_of_a_policy():
     x, sync = X[0], jaxbn.sync.Stale(0.5)
     given = jaxbn.sync.for_workers(jaxbn.init_batch_stats(2, sync=sync), 2)
@@ -387,6 +388,7 @@ def test_inference_takes_the_state_of_a_policy():
     np.testing.assert_array_equal(actual, expected)
 
 
+@pytest.mark.exhaustive
 @hypothesis.given(tail=st.booleans(), size=st.integers(1, 3), unroll=st.booleans())
 @hypothesis.settings(deadline=None, max_examples=10)
 def test_moments_of_three_arrays_can_be_carried(tail, size, unroll):

@@ -201,7 +201,7 @@ def test_of_the_op(activation, has_residual, in_place, mask, of_x, of_residual):
     assert_right(actual, expected(activation, has_residual, mask))
 
 
-@pytest.mark.first_case
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "mask", [pytest.param("examples", marks=pytest.mark.exhaustive), "elements"]
 )

@@ -113,7 +113,7 @@ def without_layers(stats):
     return stats
 
 
-@pytest.mark.first_case
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("tool", [by_micro_batches, by_hand])
 def test_of_linen(tool):
     variables = Net().init(jax.random.key(0), X)
@@ -164,7 +164,7 @@ class Small(nn.Module):
         return linen.BatchNorm(False, axis_name=self.axis_name, momentum=0.0)(x)
 
 
-@pytest.mark.first_case
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("axis_name", ["data", None])
 def test_in_a_checked_shard_map(axis_name):
     """The statistics are those of all devices, or each replica keeps its own."""

@@ -204,6 +204,7 @@ def test_linen_and_nnx_training_bit_for_bit():
         chex.assert_trees_all_equal(actual, expected)
 
 
+@pytest.mark.exhaustive
 def test_jit_with_shardings_but_for_rounding():
     """The masks of dropout are the same, however many devices make them."""
     mesh = parallel.data_mesh()

@@ -185,6 +185,7 @@ class WithInner(linen.BatchNorm):
         return super().__call__(linen.BatchNorm(False, name="inner")(x), False)
 
 
+@pytest.mark.exhaustive
 def test_rules_for_a_layer_are_not_those_of_a_layer_that_it_calls():
     net = nn.Sequential([WithInner()])
     variables = net.init(jax.random.key(0), X)

@@ -104,7 +104,7 @@ def test_every_form_of_the_variance(variance, make):
     )
 
 
-@pytest.mark.first_case
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "make",
     [
@@ -125,7 +125,7 @@ def test_some_sizes_are_known(make):
     assert_exports(forms, make)
 
 
-@pytest.mark.first_case
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "options",
     [
@@ -210,7 +210,7 @@ def test_axes_and_dtypes(options):
     assert_exports(function, make, draw=draw)
 
 
-@pytest.mark.first_case
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "options",
     [
@@ -251,7 +251,7 @@ def test_estimators(name):
     assert_exports(function, images)
 
 
-@pytest.mark.first_case
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("max_rows", [0, 32])
 def test_a_mapped_axis(monkeypatch, max_rows):
     """The merge is one of rows, or of sums beyond a number of devices."""

@@ -239,6 +239,7 @@ def test_a_model_that_is_the_layer():
     assert set(new["folded"]) == {"scale", "bias", "dtype"}
 
 
+@pytest.mark.exhaustive
 def test_boxes_shardings_and_frozen_dicts():
     boxed = nn.with_partitioning
     kernel_init = boxed(nn.initializers.lecun_normal(), (None, "m"))
@@ -488,6 +489,7 @@ def exported(function, x):
     return export.deserialize(made.serialize()).call
 
 
+@pytest.mark.exhaustive
 def test_folded_models_are_exported():
     net = nn.Sequential([nn.Conv(4, (3, 3)), norm(), nn.relu])
     variables = with_random_values(net.init(jax.random.key(0), X))

@@ -159,7 +159,7 @@ def is_head(path):
     return path == "head_bn"
 
 
-@pytest.mark.first_case
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("jitted", [False, True])
 def test_frozen_functions_within_each_other_add_up(jitted):
     """The rules of both decide which trace is used."""

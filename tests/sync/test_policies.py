@@ -186,6 +186,7 @@ def test_nnx_without_updates_writes_nothing(policy):
     assert any(jax.tree.leaves(differs))
 
 
+@pytest.mark.exhaustive
 def test_a_backward_pass_without_updates_sends_nothing():
     layer, variables = make_linen(sync.Stale())
 

@@ -166,6 +166,7 @@ def test_the_second_derivative_of_one_worker_is_exact():
     np.testing.assert_allclose(made, product(STATS), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.exhaustive
 def test_only_the_backward_term_has_no_forward_mode():
     stats = jaxbn.init_batch_stats(3, sync=sync.Stale())
 

@@ -27,6 +27,7 @@ def test_every_normalisation_lowers(norm, dtype, tiny):
     assert {"float32": "f32", "bfloat16": "bf16"}[dtype] in text
 
 
+@pytest.mark.exhaustive
 def test_recomputed_blocks_have_barriers(tiny):
     case = cases.Case(program="short_resnet", norm="jaxbn, recomputed")
     assert "optimization_barrier" in lower(case).as_text()
@@ -79,7 +80,7 @@ def run(case):
     return compiled(*jax.device_put(values, shardings))
 
 
-@pytest.mark.first_case
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("norm", ["flax", "jaxbn"])
 @pytest.mark.parametrize(
     "program", ["layer", pytest.param("small_network", marks=pytest.mark.exhaustive)]

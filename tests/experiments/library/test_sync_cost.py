@@ -27,6 +27,7 @@ def test_parameters():
     assert mlperf.parameters(models.ResNet50()) == mlperf.PARAMETERS
 
 
+@pytest.mark.exhaustive
 def test_what_is_fitted_and_what_is_predicted():
     found = mlperf.compare()
     rows = found["runs"]
@@ -103,6 +104,7 @@ def test_a_gpu_adds_up_twice_where_devices_are_many():
         assert found == pytest.approx(number * each, rel=1e-3)
 
 
+@pytest.mark.exhaustive
 def test_predictions(monkeypatch):
     monkeypatch.setattr(modelled, "NETWORKS", {"ResNet-50": models.ResNet50})
     # The real function compiles programs for minutes.

@@ -43,7 +43,7 @@ def reference(params, x, activation, normalise):
     return x @ layers[-1]["kernel"] + layers[-1]["bias"], inputs
 
 
-@pytest.mark.first_case
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("activation", list(NUMPY))
 @pytest.mark.parametrize("batch_norm", [True, False])
 def test_logits_and_inputs_in_float64(activation, batch_norm):
@@ -161,6 +161,7 @@ def test_gradient_by_the_offsets_is_that_by_the_inputs():
 
 
 class TestEvaluate:
+    @pytest.mark.exhaustive
     def test_by_the_running_statistics(self):
         model = fully_connected.FullyConnected(HIDDEN)
         state = init_state(model)

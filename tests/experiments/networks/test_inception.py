@@ -33,6 +33,7 @@ def normal(*shape):
 
 
 class TestTheNetworkOfFigure5:
+    @pytest.mark.exhaustive
     def test_parameters(self):
         # This follows from the branches' widths; the paper's text says 13.6 million.
         kernels = [s for p, s in params(inception.BNInception()).items()
@@ -72,6 +73,7 @@ class TestTheNetworkOfFigure5:
                 assert sizes == {resolution**2}, name
         assert resolution == 7
 
+    @pytest.mark.exhaustive
     def test_outputs_of_the_modules(self):
         # The table of the appendix, but for 4c, 4d and 4e, where its branches add up
         # to 608, 608 and 1056.
@@ -181,6 +183,7 @@ class TestPlain:
 
 
 class TestSmall:
+    @pytest.mark.exhaustive
     @pytest.mark.parametrize(
         "pixels",
         [28, *(pytest.param(p, marks=pytest.mark.exhaustive) for p in (8, 32))],

@@ -275,6 +275,7 @@ def test_statistics_per_activation_in_the_last_hidden_layer():
     assert shapes(True) == [(4,), (8,), (2, 2, 16)]  # 14, 7, 4, 2 pixels.
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("rate", [0.0, 0.1])
 def test_dropout_in_training_only(rate):
     member = network.Member(dropout=rate)

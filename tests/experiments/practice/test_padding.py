@@ -63,6 +63,7 @@ def test_statistics_per_time_step_against_float64():
         np.testing.assert_allclose(found["var"][step], var, rtol=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_shared_statistics_have_one_row():
     model = networks.Recurrent("masked BN", False, 4)
     variables = model.init(jax.random.key(0), X, MASK, train=False)

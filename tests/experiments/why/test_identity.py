@@ -6,7 +6,7 @@ import pytest
 from experiments.why.identity import figure, layer, report, study
 
 
-@pytest.mark.first_case
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("ratio", layer.RATIOS)
 def test_identity_forwards(ratio):
     found = layer.errors(ratio)
