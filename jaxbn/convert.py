@@ -109,6 +109,13 @@ def from_torch(weights: Weights, template: Any, names: Names) -> Any:
     Raises:
       ValueError: with every difference: names that are missing on either side, weights
         that are not used, and shapes that do not fit.
+
+    Example:
+      >>> template = {"params": {"dense": {"kernel": np.zeros((2, 3))}}}
+      >>> weights = {"fc.weight": np.ones((3, 2))}
+      >>> from_torch(weights, template, {"dense": "fc"})["params"]["dense"]["kernel"]
+      array([[1., 1., 1.],
+             [1., 1., 1.]])
     """
     return _converted(_TORCH, weights, template, names)
 
@@ -123,6 +130,11 @@ def to_torch(variables: Any, names: Names) -> dict[str, np.ndarray]:
     Raises:
       ValueError: if a module of the tree has no name, if a name has no module, or if
         two modules have the same name and different values.
+
+    Example:
+      >>> variables = {"batch_stats": {"bn": {"mean": np.zeros(2), "var": np.ones(2)}}}
+      >>> list(to_torch(variables, {"bn": "0"}))
+      ['0.running_mean', '0.running_var', '0.num_batches_tracked']
     """
     weights = _exported(_TORCH, variables, names)
     for name in [name for name in weights if name.endswith(".running_mean")]:
@@ -140,6 +152,12 @@ def from_keras(weights: Weights, template: Any, names: Names) -> Any:
 
     Raises:
       ValueError: as in `from_torch`.
+
+    Example:
+      >>> weights = {"bn/moving_mean": np.ones(2), "bn/moving_variance": np.ones(2)}
+      >>> template = {"batch_stats": {"bn": {"mean": np.zeros(2), "var": np.ones(2)}}}
+      >>> from_keras(weights, template, {"bn": "bn"})["batch_stats"]["bn"]["mean"]
+      array([1., 1.])
     """
     return _converted(_KERAS, weights, template, names)
 
@@ -155,6 +173,10 @@ def to_keras(variables: Any, names: Names) -> dict[str, np.ndarray]:
 
     Raises:
       ValueError: as in `to_torch`.
+
+    Example:
+      >>> to_keras({"params": {"bn": {"bias": np.ones(2)}}}, {"bn": "norm"})
+      {'norm/beta': array([1., 1.])}
     """
     return _exported(_KERAS, variables, names)
 
@@ -170,6 +192,13 @@ def from_haiku(params: Any, state: Any, template: Any, names: Names) -> Any:
 
     Raises:
       ValueError: as in `from_torch`.
+
+    Example:
+      >>> params = {"linear": {"w": np.ones((2, 3))}}
+      >>> template = {"params": {"dense": {"kernel": np.zeros((2, 3))}}}
+      >>> new = from_haiku(params, {}, template, {"dense": "linear"})
+      >>> float(new["params"]["dense"]["kernel"].sum())
+      6.0
     """
     weights = {
         f"{module}/{name}": value

@@ -63,6 +63,17 @@ class Estimator(Protocol):
     settings. It may keep arrays in `BatchStats.extra`. An array `weight` there, `[C]`
     or `[C, k]`, is the weight of the batches in the statistics;
     `jaxbn.sync_batch_stats` weights replicas by it.
+
+    Example:
+      >>> import dataclasses
+      >>> @dataclasses.dataclass(frozen=True)
+      ... class LastBatch:
+      ...     def init(self, shape, dtype):
+      ...         return BatchStats(jnp.zeros(shape, dtype), jnp.ones(shape, dtype))
+      ...     def update(self, batch_stats, moments):
+      ...         return batch_stats._replace(mean=moments.mean, var=moments.var)
+      >>> init_batch_stats(2, estimator=LastBatch()).mean
+      Array([0., 0.], dtype=float32)
     """
 
     def init(self, shape: Shape, dtype: jax.typing.DTypeLike) -> BatchStats:

@@ -77,6 +77,15 @@ class BatchNorm(nn.BatchNorm):
         devices along `axis_name`, or parts of `group_size` examples. The collection
         `batch_sync` holds the state of the policy.
 
+    Example:
+      >>> layer, x = BatchNorm(momentum=0.9), jnp.arange(8.0)[:, None]
+      >>> variables = layer.init(jax.random.key(0), x, use_running_average=True)
+      >>> y, updates = layer.apply(
+      ...     variables, x, use_running_average=False, mutable=["batch_stats"]
+      ... )
+      >>> updates["batch_stats"]["mean"]
+      Array([0.35], dtype=float32)
+
     References:
       Ioffe and Szegedy, arXiv:1502.03167.
     """

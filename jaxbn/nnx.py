@@ -31,11 +31,25 @@ _NO_METADATA: Mapping[str, Any] = MappingProxyType({})
 
 
 class BatchSync(nnx.Variable):
-    """The part of a policy's state that is the same for all workers."""
+    """The part of a policy's state that is the same for all workers.
+
+    Example:
+      >>> from jaxbn.sync import FrozenAfter
+      >>> layer = BatchNorm(2, sync=FrozenAfter(100), rngs=nnx.Rngs(0))
+      >>> jax.tree.map(jnp.shape, nnx.to_pure_dict(nnx.state(layer, BatchSync)))
+      {'batch_sync': {'step': ()}}
+    """
 
 
 class OwnBatchSync(nnx.Variable):
-    """The part of a policy's state that differs between workers, `[workers, C]`."""
+    """The part of a policy's state that differs between workers, `[workers, C]`.
+
+    Example:
+      >>> from jaxbn.sync import Stale
+      >>> layer = BatchNorm(2, sync=Stale(), rngs=nnx.Rngs(0))
+      >>> bool(nnx.to_pure_dict(nnx.state(layer, OwnBatchSync)))
+      True
+    """
 
 
 class Accumulated(nnx.Variable):
@@ -77,6 +91,12 @@ class BatchNorm(nnx.BatchNorm):
 
     Raises:
       ValueError: if `rngs` is missing where there are parameters.
+
+    Example:
+      >>> layer = BatchNorm(1, momentum=0.9, rngs=nnx.Rngs(0))
+      >>> y = layer(jnp.arange(8.0)[:, None])
+      >>> layer.mean[...]
+      Array([0.35], dtype=float32)
 
     References:
       Ioffe and Szegedy, arXiv:1502.03167.

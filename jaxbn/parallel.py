@@ -21,11 +21,24 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxbn._core import groups, moments, reduction
 from jaxbn.models import _batch_stats_by_path
 
+__all__ = [
+    "data_mesh",
+    "in_sync",
+    "pad_batch",
+    "replicate",
+    "shard_batch",
+    "sync_batch_stats",
+]
+
 
 def data_mesh(devices: Sequence[Any] | None = None, *, axis_name: str = "data") -> Mesh:
     """Returns a mesh with one Auto axis over `devices`.
 
     By default these are all devices of all processes.
+
+    Example:
+      >>> data_mesh(jax.devices()[:1]).axis_names
+      ('data',)
     """
     devices = jax.devices() if devices is None else devices
     return jax.make_mesh(
@@ -39,6 +52,10 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     Args:
       tree: arrays of any kind, the same on all processes.
       mesh: a mesh of `data_mesh`.
+
+    Example:
+      >>> replicate({"weights": np.ones(3)}, data_mesh())["weights"].is_fully_replicated
+      True
     """
     sharding = NamedSharding(mesh, PartitionSpec())
     if mesh.is_multi_process:  # `device_put` refuses arrays of one device.
@@ -60,6 +77,10 @@ def shard_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     Raises:
       ValueError: if N is not a multiple of the number of this process's devices, or if
         an array is a scalar.
+
+    Example:
+      >>> shard_batch({"x": np.ones((16, 3))}, data_mesh())["x"].shape
+      (16, 3)
     """
     sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
     local = len(mesh.local_devices)
@@ -91,6 +112,10 @@ def pad_batch(batch: Mapping[str, Any], multiple: int) -> dict[str, np.ndarray]:
     Raises:
       ValueError: if the batch is empty, if its arrays differ in N, or if one is a
         scalar.
+
+    Example:
+      >>> pad_batch({"x": np.array([5, 6, 7])}, multiple=4)["x"]
+      array([5, 6, 7, 5])
     """
     _check_no_scalar(batch)
     arrays = {name: np.asarray(value) for name, value in batch.items()}

@@ -2,6 +2,9 @@
 
 Each function raises `AssertionError` with an explanation if its invariant does not
 hold. The functions look at values, so call them outside `jax.jit`.
+
+  >>> import jaxbn
+  >>> assert_valid_batch_stats(jaxbn.init_batch_stats(3))
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +17,13 @@ import numpy as np
 
 from jaxbn import functional
 from jaxbn.models import _batch_stats_by_path
+
+__all__ = [
+    "assert_in_sync",
+    "assert_scale_invariant",
+    "assert_standardized",
+    "assert_valid_batch_stats",
+]
 
 
 def assert_valid_batch_stats(
@@ -111,6 +121,12 @@ def assert_scale_invariant(
     Raises:
       AssertionError: with the largest difference.
 
+    Example:
+      >>> import jaxbn
+      >>> stats = jaxbn.init_batch_stats(1)
+      >>> normalize = lambda x: jaxbn.batch_norm_train(x, None, None, stats)[0]
+      >>> assert_scale_invariant(normalize, jnp.arange(8.0)[:, None])
+
     References:
       Ioffe and Szegedy, arXiv:1502.03167, Section 3.3.
     """
@@ -134,6 +150,9 @@ def assert_in_sync(tree: Any, *, axis: int | None = None) -> None:
 
     Raises:
       AssertionError: with the leaf and the device that differ.
+
+    Example:
+      >>> assert_in_sync({"mean": jnp.zeros((2, 3))}, axis=0)
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):

@@ -1,10 +1,14 @@
-"""Imports point one way, and tests mirror the rooms of the source."""
+"""Imports point one way, public names have examples, tests mirror the rooms."""
 
 import ast
 import graphlib
+import importlib
+import inspect
 import pathlib
 import sys
 import tomllib
+
+import jaxbn
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -165,3 +169,18 @@ def test_tests_mirror_the_rooms():
     assert folders(ROOT / "tests") <= rooms | {"experiments"}
     of_experiments = {*EXPERIMENT_ROOMS, *GROUPS}
     assert folders(ROOT / "tests" / "experiments") <= of_experiments
+
+
+def test_every_public_name_has_an_example():
+    for room in (name for name in ROOMS if not name.startswith("_")):
+        module = importlib.import_module(f"jaxbn.{room}")
+        for name in module.__all__:
+            value = getattr(module, name)
+            if inspect.isclass(value) or inspect.isfunction(value):
+                assert ">>>" in value.__doc__, f"jaxbn.{room}.{name}"
+
+
+def test_dir_shows_public_names_only():
+    assert dir(jaxbn) == sorted(jaxbn.__all__)
+    for name in jaxbn.__all__:
+        assert getattr(jaxbn, name).__doc__, name

@@ -31,6 +31,10 @@ class Moments(_Moments):
       var: `[C]`, real; biased, which means divided by `count`.
       tail: `[C]`; the part that `mean` rounds away. The default is zeros of the shape
         of `mean`, so that `lax.scan` can carry the result of `merge_moments`.
+
+    Example:
+      >>> Moments(jnp.array([8.0]), jnp.array([0.5]), jnp.array([4.0])).tail
+      Array([0.], dtype=float32)
     """
 
     __slots__ = ()

@@ -27,6 +27,11 @@ class BatchStats(NamedTuple):
         estimator has none.
       sync: the state of the policy of synchronisation; see `jaxbn.sync.Policy`. Most
         policies have none.
+
+    Example:
+      >>> batch_stats = BatchStats(mean=jnp.zeros(3), var=jnp.ones(3))
+      >>> batch_stats.extra, batch_stats.sync
+      ({}, {})
     """
 
     mean: jax.Array

@@ -55,6 +55,13 @@ class Normalized(NamedTuple):
       y: the output, of the shape of `x`.
       moments: `[C]` each, or `[groups, C]`; they update the running statistics.
       state: the new state of the policy; empty if it has none.
+
+    Example:
+      >>> class Exact:  # A policy that shares statistics in every step.
+      ...     def init(self, shape, dtype):
+      ...         return {}
+      ...     def normalize(self, call, state):
+      ...         return Normalized(*call.by_all())
     """
 
     y: jax.Array
@@ -80,6 +87,13 @@ class TrainingCall(NamedTuple):
       running_var: `[C]`.
       examples: the examples of each worker if parts of the batch are workers, or None.
       warns: True if one value per channel causes a warning.
+
+    Example:
+      >>> class Pairs:  # A policy by which two workers share statistics.
+      ...     def init(self, shape, dtype):
+      ...         return {}
+      ...     def normalize(self, call, state):
+      ...         return Normalized(*call.by_groups(2))
     """
 
     settings: reduction.Settings

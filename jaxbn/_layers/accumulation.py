@@ -185,6 +185,16 @@ def end_accumulation(batch_stats: Any, batch_moments: Any) -> Any:
 
     Raises:
       ValueError: if the moments of a layer have another shape than its statistics.
+
+    Example:
+      >>> from jaxbn.linen import BatchNorm
+      >>> layer, x = BatchNorm(use_running_average=False), jnp.arange(8.0)[:, None]
+      >>> variables = layer.init(jax.random.key(0), x)
+      >>> none = begin_accumulation(variables["batch_stats"])
+      >>> given = {**variables, "batch_moments": none}
+      >>> _, updates = layer.apply(given, x, mutable=["batch_moments"])
+      >>> end_accumulation(variables["batch_stats"], **updates)["mean"]
+      Array([0.035], dtype=float32)
     """
     return _moved(batch_stats, batch_moments, ())
 

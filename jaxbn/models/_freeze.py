@@ -103,6 +103,13 @@ def unfreeze(
 
     Raises:
       ValueError, TypeError: as in `freeze`.
+
+    Example:
+      >>> from jaxbn.nnx import BatchNorm
+      >>> layer = freeze(BatchNorm(3, rngs=nnx.Rngs(0)))
+      >>> layer = unfreeze(layer, scale=True, statistics=False, updates=False)
+      >>> layer.frozen
+      Frozen(statistics=True, updates=True, scale=False, bias=False)
     """
     given = Frozen(statistics, updates, scale, bias)
     return _changed(target, where, given, False)

@@ -1,22 +1,4 @@
-"""The interface of policies, which choose the moments that normalise a batch.
-
-This policy is exact in every other step. In between, each worker uses its own moments,
-and no running statistics are updated:
-
->>> import dataclasses, jax, jax.numpy as jnp
->>> from jaxbn.sync import Normalized
->>> @dataclasses.dataclass(frozen=True)
-... class EveryOther:
-...     def init(self, shape, dtype):
-...         return {"step": jnp.zeros((), jnp.int32)}
-...     def normalize(self, call, state):
-...         y, moments = jax.lax.cond(
-...             state["step"] % 2 == 0,
-...             call.by_all,
-...             lambda: (call.by_groups(1)[0], call.no_moments()),
-...         )
-...         return Normalized(y, moments, {"step": state["step"] + 1})
-"""
+"""The interface of policies, which choose the moments that normalise a batch."""
 
 from typing import Any, Protocol, runtime_checkable
 
@@ -36,6 +18,23 @@ class Policy(Protocol):
 
     A policy is static under jit, so it must be hashable, and equal objects must be the
     same policy. A frozen dataclass is both.
+
+    Example:
+      This policy is exact in every other step. In between, each worker uses its own
+      moments, and no running statistics are updated.
+
+      >>> import dataclasses, jax, jax.numpy as jnp
+      >>> @dataclasses.dataclass(frozen=True)
+      ... class EveryOther:
+      ...     def init(self, shape, dtype):
+      ...         return {"step": jnp.zeros((), jnp.int32)}
+      ...     def normalize(self, call, state):
+      ...         y, moments = jax.lax.cond(
+      ...             state["step"] % 2 == 0,
+      ...             call.by_all,
+      ...             lambda: (call.by_groups(1)[0], call.no_moments()),
+      ...         )
+      ...         return Normalized(y, moments, {"step": state["step"] + 1})
     """
 
     def init(self, shape: tuple[int, ...], dtype: jnp.dtype) -> State:

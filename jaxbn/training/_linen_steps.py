@@ -25,6 +25,17 @@ class Gradient(NamedTuple):
       metrics: the metrics of the batch.
       batch_stats: the running statistics after the batch.
       batch_sync: the states of policies after the exchange of their messages.
+
+    Example:
+      >>> import flax.linen as nn, jax, jax.numpy as jnp, optax
+      >>> net, batch = nn.Dense(1), {"x": jnp.ones((4, 2))}
+      >>> def loss_fn(model, batch, train):
+      ...     return {"loss": jnp.square(model(batch["x"]) - 1)[:, 0]}
+      >>> variables = net.init(jax.random.key(0), batch["x"])
+      >>> state = TrainState.create(net.apply, variables, optax.sgd(0.1))
+      >>> gradient = value_and_grad(loss_fn)(state, batch)
+      >>> int(gradient.applied_to(state).step)
+      1
     """
 
     grads: Any
