@@ -317,14 +317,18 @@ class _Ema:
         self, batch_stats: BatchStats, moments: moments_lib.Moments
     ) -> BatchStats:
         mean, var, count = running.of_batch(batch_stats, moments, self.unbiased)
+        # The new statistics lie between two finite numbers, so they are finite too. If
+        # their own finiteness were checked, each would depend on both old ones, and XLA
+        # could not update them in place.
+        usable = running.is_usable(mean, var, count)
         momentum = _as_operand(self.momentum)
 
         def move(old: jax.Array, new: jax.Array) -> jax.Array:
             return jnp.asarray(momentum * old + (1 - momentum) * new, old.dtype)
 
-        mean, var = move(batch_stats.mean, mean), move(batch_stats.var, var)
-        usable = running.is_usable(mean, var, count)
-        new = batch_stats._replace(mean=mean, var=var)
+        new = batch_stats._replace(
+            mean=move(batch_stats.mean, mean), var=move(batch_stats.var, var)
+        )
         return running.where_usable(usable, new, batch_stats)
 
 

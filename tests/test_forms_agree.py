@@ -130,6 +130,6 @@ def test_random_cases(case):
 @pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore:.*one value per channel")
 @hypothesis.given(cases())
-@hypothesis.settings(deadline=None, max_examples=60)
+@hypothesis.settings(deadline=None, max_examples=30)
 def test_many_random_cases(case):
     check(*case)

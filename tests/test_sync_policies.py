@@ -84,7 +84,6 @@ def test_even_workers(name):
     [
         ("stale", None),
         pytest.param("stale", "d", marks=pytest.mark.exhaustive),
-        pytest.param("every other", None, marks=pytest.mark.exhaustive),
         pytest.param("frozen after", None, marks=pytest.mark.exhaustive),
     ],
 )

@@ -3,16 +3,18 @@
     count = sum(mask),  mean = sum(mask * x) / count
     var = sum(mask * |x - mean|^2) / count
 
-There are five forms of the variance, one function each. All but "fast" are within 1e-4
-of the true variance for |mean|/std up to 1e4. The platform decides which form is
-cheapest:
+There are six forms of the variance, one function each. All but "fast" are within 1e-4
+of the true variance for |mean|/std up to 1e4; `exact_sums` tells the one exception of
+"exact". The platform decides which form is cheapest:
 
 - "fast", `E[x^2] - E[x]^2`: one pass, but rounding errors grow by `(mean/std)^2`.
 - "checked": the fast form, and a second pass about its mean only if some channel lost
   too much precision. Under jit it usually takes one collective. It suits a CPU, where a
-  pass costs most, and a TPU if x is too large for its fast memory. Its conditional
-  keeps x out of a TPU's fast memory. Outside of CUDA graphs it makes a GPU wait for the
-  host.
+  pass costs most, and a TPU if a float32 x is too large for its fast memory. Its
+  conditional keeps x out of that memory. Outside of CUDA graphs it makes a GPU wait for
+  the host.
+- "exact": one pass over half-precision x, whose sums are not rounded. It suits a TPU,
+  which computes the sums in the kernel that computes x.
 - "two_pass": always a second pass.
 - "sliced": two passes. The second one adds slices of x before it sums, which a TPU does
   in half the time. It suits a TPU if x is small enough to stay in fast memory.
@@ -35,7 +37,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jaxbn._core import barriers, moments, reduction
+from jaxbn._core import barriers, exact_sums, moments, reduction
 
 # Up to this many bytes a second pass costs a TPU less than a conditional, which would
 # keep x out of fast memory (VMEM). The limit was chosen by compiling ResNet-50 for a
@@ -132,15 +134,18 @@ def _count(x: jax.Array, axes: tuple[int, ...], mask: jax.Array | None) -> jax.A
 
 def auto(axes, dtype, x, mask, count) -> Parts:
     """Computes the stable form that is cheapest where the program runs."""
-    size = _bytes_on_a_device(x)
-    small = isinstance(size, int) and size <= _FAST_MEMORY
-    tpu = sliced if small else checked
+    if exact_sums.applies(axes, dtype, x):
+        tpu = exact
+    else:
+        size = _bytes_on_a_device(x)
+        small = isinstance(size, int) and size <= _FAST_MEMORY
+        tpu = sliced if small else checked
     return _on_platform(axes, dtype, x, mask, count, cpu=checked, tpu=tpu)
 
 
 def unconditional(axes, dtype, x, mask, count) -> Parts:
     """Computes the cheapest stable form that has no conditional."""
-    return _on_platform(axes, dtype, x, mask, count, cpu=two_pass, tpu=sliced)
+    return _on_platform(axes, dtype, x, mask, count, cpu=two_pass, tpu=exact)
 
 
 def _on_platform(axes, dtype, x, mask, count, **forms) -> Parts:
@@ -179,6 +184,16 @@ def checked(axes, dtype, x, mask, count) -> Parts:
 
     enough = moments.well_conditioned(mean, var)
     return jax.lax.cond(enough, lambda: (mean, var, tail), again)
+
+
+def exact(axes, dtype, x, mask, count) -> Parts:
+    """Computes the moments from sums that are not rounded.
+
+    Where `exact_sums` has none, as for float32, it takes "sliced" instead.
+    """
+    if not exact_sums.applies(axes, dtype, x):
+        return sliced(axes, dtype, x, mask, count)
+    return exact_sums.mean_and_variance(axes, x, mask, count)
 
 
 def two_pass(axes, dtype, x, mask, count) -> Parts:
@@ -290,6 +305,7 @@ FORMS = {
     "unconditional": unconditional,
     "fast": fast,
     "checked": checked,
+    "exact": exact,
     "two_pass": two_pass,
     "sliced": sliced,
     "shifted": shifted,

@@ -324,26 +324,29 @@ def run(study, folder, out):
     return path
 
 
-@pytest.fixture(scope="module")
-def short_run(folder):
-    """Returns a function that returns the JSON of a short run of a study."""
-    paths = {}
+def stop(study, folder, out):
+    """Runs a study until it has saved a checkpoint, and stops it there."""
+    save = checkpoints.Checkpoints.save
 
-    def make(study):
-        if study not in paths:
-            paths[study] = run(study, folder, study)
-        return paths[study]
+    def save_and_stop(self, step, tree):
+        save(self, step, tree)
+        raise KeyboardInterrupt
 
-    return make
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(checkpoints.Checkpoints, "save", save_and_stop)
+        with pytest.raises(SystemExit, match="Run the same command again"):
+            run(study, folder, out)
 
 
 @pytest.mark.exhaustive  # Whole programs, which take minutes together.
 class TestRuns:
     @pytest.mark.parametrize("study", SHORT)
-    def test_a_short_run(self, study, short_run, capsys):
-        path = short_run(study)
-        content = path.read_text()
-        result = json.loads(content)
+    def test_a_short_run_that_was_stopped(self, study, folder, capsys):
+        if study not in NO_TRAINING:
+            stop(study, folder, study)
+            capsys.readouterr()
+        path = run(study, folder, study)
+        result = json.loads(path.read_text())
         json.dumps(result, allow_nan=False)
         assert result["study"] == study
         assert result["command"].startswith(f"python -m experiments {study} --")
@@ -354,19 +357,12 @@ class TestRuns:
         assert not list(path.parent.glob("checkpoints/*"))
         CHECKS.get(study, lambda result: None)(result)
 
-    @pytest.mark.parametrize("study", sorted(set(SHORT) - set(NO_TRAINING)))
-    def test_a_stopped_run_goes_on(self, study, short_run, folder, monkeypatch):
-        whole = json.loads(short_run(study).read_text())
-        save = checkpoints.Checkpoints.save
-
-        def save_and_stop(self, step, tree):
-            save(self, step, tree)
-            raise KeyboardInterrupt
-
-        with monkeypatch.context() as patched:
-            patched.setattr(checkpoints.Checkpoints, "save", save_and_stop)
-            with pytest.raises(SystemExit, match="Run the same command again"):
-                run(study, folder, f"{study} stopped")
+    # One with records of its own, one that trains all its seeds at once, one with the
+    # state of a policy. A slower test of `figure1` kills the process.
+    @pytest.mark.parametrize("study", ["regularisation", "saturation", "sync_policies"])
+    def test_a_stopped_run_ends_with_the_same_numbers(self, study, folder):
+        whole = json.loads(run(study, folder, f"{study} whole").read_text())
+        stop(study, folder, f"{study} stopped")
         resumed = json.loads(run(study, folder, f"{study} stopped").read_text())
         for result in (whole, resumed):
             result.pop("cost", None)  # It is a time.

@@ -537,13 +537,12 @@ def errors(net, size):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("name", ["ResNet50", "BNInception", "SmallNetwork"])
+@pytest.mark.parametrize("name", ["ResNet50", "SmallNetwork"])
 def test_networks_to_rounding(name):
-    from experiments.networks import inception, models
+    from experiments.networks import models
 
     net = {
         "ResNet50": lambda: models.ResNet50(),
-        "BNInception": lambda: inception.BNInception(),
         "SmallNetwork": lambda: models.SmallNetwork(
             classes=10, blocks=((16, 2), (16, 1))
         ),
