@@ -71,6 +71,20 @@ def assert_moved(new, mean, var, x, share):
         np.testing.assert_allclose(moved, kept + added, rtol=0, atol=atol)
 
 
+@pytest.mark.parametrize("name", OWN)
+def test_a_batch_beyond_the_dtype_of_the_statistics_is_left_out(name):
+    """Its variance is finite in float64 and infinite in float32."""
+    old = trained(name)
+    with jax.enable_x64(True):
+        x = np.array([[1e20, 1.0], [3e20, 4.0]])
+        new = update(name, old, jnp.asarray(x))
+    for moved, before in ((new.mean, old.mean), (new.var, old.var)):
+        assert moved.dtype == jnp.float32
+        assert moved[0] == before[0]
+        assert moved[1] != before[1]
+        assert np.isfinite(moved[1])
+
+
 @pytest.mark.first_case
 @pytest.mark.parametrize("name", OWN)
 @hypothesis.given(
