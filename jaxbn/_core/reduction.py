@@ -47,6 +47,14 @@ def explicit_shards(x: jax.Array, axis: int) -> int:
     return math.prod(sharding.mesh.shape[name] for name in names)
 
 
+def auto_shards() -> int:
+    """Returns the number of devices along the Auto axes of the mesh in context."""
+    mesh = jax.sharding.get_abstract_mesh()
+    auto = jax.sharding.AxisType.Auto
+    pairs = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
+    return math.prod(size for size, kind in pairs if kind == auto)
+
+
 def split_as_channels(
     array: jax.Array, x: jax.Array, feature_axes: tuple[int, ...]
 ) -> jax.Array:

@@ -157,9 +157,11 @@ def _on_platform(axes, dtype, x, mask, count, **forms) -> Parts:
 def _bytes_on_a_device(x: jax.Array) -> int:
     """Returns the bytes of `x` on one device.
 
-    Without a mesh of Explicit axes the split is not known, and all bytes are counted.
+    A split over Auto axes is not known. If `jax.set_mesh` has set a mesh, x is assumed
+    to be split over all its Auto axes, because a batch usually is.
     """
     shards = math.prod(reduction.explicit_shards(x, axis) for axis in range(x.ndim))
+    shards *= reduction.auto_shards()
     return x.size * x.dtype.itemsize // shards
 
 

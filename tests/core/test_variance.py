@@ -191,6 +191,15 @@ class PlatformTest(parameterized.TestCase):
         assert self.conditionals("tpu", large) == 1
         assert self.conditionals("tpu", large, variance="unconditional") == 0
 
+    def test_a_mesh_in_context_splits_x(self):
+        large = 64, 56, 56, 256
+        for kind, number in (("Auto", 0), ("Manual", 1)):
+            axis_types = (getattr(jax.sharding.AxisType, kind),)
+            mesh = jax.make_mesh((8,), ("d",), axis_types=axis_types)
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+                assert self.conditionals("tpu", large) == number
+                assert self.conditionals("tpu", (512, *large[1:])) == 1
+
     def test_one_on_a_cpu(self):
         assert self.conditionals("cpu", (8, 14, 14, 256)) == 1
 
