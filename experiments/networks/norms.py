@@ -138,11 +138,13 @@ ALL = {
     "jaxbn, fast variance": _jaxbn(use_fast_variance=True),
     "jaxbn, checked": _jaxbn(variance="checked"),
     "jaxbn, two_pass": _jaxbn(variance="two_pass"),
+    "jaxbn, exact": _jaxbn(variance="exact"),
     "jaxbn, sliced": _jaxbn(variance="sliced"),
     "jaxbn, shifted": _jaxbn(variance="shifted"),
 }
 
 # `FOUR` are compared in every table. `FORMS` are jaxbn with each form of the variance.
 FOUR = ("none", "flax", "flax stable", "jaxbn")
-FORMS = ("jaxbn, checked", "jaxbn, two_pass", "jaxbn, sliced", "jaxbn, shifted")
-"""Names in `ALL`, whose last five force one form of the variance."""
+FORMS = ("jaxbn, checked", "jaxbn, exact", "jaxbn, two_pass", "jaxbn, sliced",
+         "jaxbn, shifted")  # fmt: skip
+"""Names in `ALL`, whose last six force one form of the variance."""

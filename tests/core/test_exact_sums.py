@@ -114,12 +114,19 @@ def test_binades():
 
 
 def test_the_order_of_the_additions_does_not_matter():
-    """A TPU adds in another order than a CPU."""
-    x = numbers((2**12, 4), 100)
-    shuffled = x[np.random.default_rng(0).permutation(2**12)]
-    first, second = exact(x)[0], exact(shuffled)[0]
-    np.testing.assert_array_equal(first.var, second.var)
-    np.testing.assert_array_equal(first.mean, second.mean)
+    """A TPU adds into eight accumulators per lane, one element after the other."""
+    x = numbers((2**15, 3), 60)
+    wide = x.astype(jnp.float32)
+    square = wide * wide
+    high = exact_sums._rounded(square, 8)
+    for term in (wide, high, square - high):
+        rows = np.asarray(term).reshape(-1, 8, 3)
+        accumulators = np.add.accumulate(rows, 0, np.float32)[-1]
+        in_sequence = np.add.accumulate(accumulators, 0, np.float32)[-1]
+        np.testing.assert_array_equal(in_sequence, jnp.sum(term, 0))
+    # A plain sum of squares is another one in another order.
+    rows = np.add.accumulate(np.asarray(square), 0, np.float32)[-1]
+    assert np.any(rows != np.asarray(square, np.float64).sum(0))
 
 
 def test_the_worst_case():
