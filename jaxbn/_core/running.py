@@ -57,19 +57,18 @@ def of_batch(
       unbiased: estimate the population's variance, `var * m / (m - 1)`.
 
     Returns:
-      Mean, variance and count, `[C]` each. Mean and variance have the dtypes of the
-      statistics, or float32 for half precision.
+      Mean, variance and count, `[C]` each. Mean and variance have the precision of the
+      statistics, or that of float32 if the statistics have half precision.
     """
     var = moments.var
     if unbiased:
         var = var * (moments.count / jnp.maximum(moments.count - 1, 1))
-    mean_dtype, var_dtype = (
-        reduction.reduction_dtype(old.dtype)
-        for old in (batch_stats.mean, batch_stats.var)
-    )
+    real = reduction.reduction_dtype(batch_stats.var.dtype)
+    complex_ = jnp.promote_types(real, jnp.complex64)
+    mean_dtype = complex_ if jnp.iscomplexobj(moments.mean) else real
     return (
         reduction.split_as(moments.mean.astype(mean_dtype), batch_stats.mean),
-        reduction.split_as(var.astype(var_dtype), batch_stats.var),
+        reduction.split_as(var.astype(real), batch_stats.var),
         reduction.split_as(moments.count, batch_stats.var),
     )
 
