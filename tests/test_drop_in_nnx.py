@@ -154,7 +154,7 @@ def in_a_shard_map(norm):
     mapped = nnx.shard_map(
         call, mesh=mesh, in_specs=(jax.P(), jax.P("d")), out_specs=jax.P("d")
     )
-    return mapped(model, X), values(model)
+    return nnx.jit(mapped)(model, X), values(model)
 
 
 def scanned_layers(norm):

@@ -150,12 +150,13 @@ def nnx_trained(policy, axis_name):
     step = training.make_nnx_train_step(loss_fn, axis_name=axis_name)
     if axis_name is not None:
         specs = flax.nnx.StateSharding({nnx.OwnBatchSync: P("d"), ...: P()})
-        step = flax.nnx.shard_map(
+        mapped = flax.nnx.shard_map(
             step,
             mesh=parallel.data_mesh(axis_name="d"),
             in_specs=(specs, P(), P("d")),
             out_specs=P(),
         )
+        step = flax.nnx.jit(mapped)
     losses = [step(net, optimizer, as_batch(a))["loss"].mean for a in UNEVEN]
     names = ("scale", "bias", "mean", "var")
     arrays = {name: getattr(net.norm, name)[...] for name in names}

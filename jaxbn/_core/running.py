@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxbn._core import moments as moments_lib
 from jaxbn._core import reduction, user_warnings
@@ -64,7 +65,7 @@ def of_batch(
     if unbiased:
         var = var * (moments.count / jnp.maximum(moments.count - 1, 1))
     real = reduction.reduction_dtype(batch_stats.var.dtype)
-    complex_ = jnp.promote_types(real, jnp.complex64)
+    complex_ = np.promote_types(real, np.complex64)
     mean_dtype = complex_ if jnp.iscomplexobj(moments.mean) else real
     return (
         reduction.split_as(moments.mean.astype(mean_dtype), batch_stats.mean),

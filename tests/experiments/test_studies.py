@@ -357,9 +357,9 @@ class TestRuns:
         assert not list(path.parent.glob("checkpoints/*"))
         CHECKS.get(study, lambda result: None)(result)
 
-    # One with records of its own, one that trains all its seeds at once, one with the
-    # state of a policy. A slower test of `figure1` kills the process.
-    @pytest.mark.parametrize("study", ["regularisation", "saturation", "sync_policies"])
+    # One with records of its own, and one that trains all its seeds at once. A slower
+    # test of `figure1` kills the process.
+    @pytest.mark.parametrize("study", ["regularisation", "saturation"])
     def test_a_stopped_run_ends_with_the_same_numbers(self, study, folder):
         whole = json.loads(run(study, folder, f"{study} whole").read_text())
         stop(study, folder, f"{study} stopped")

@@ -176,11 +176,14 @@ class Nnx:
             same = nnx.StateAxes({...: None})
             transform = {"pmap": nnx.pmap, "vmap": nnx.vmap}[style]
             stacked = transform(step, in_axes=(same, same, 0), axis_name="d")
+            stacked = nnx.jit(stacked) if style == "vmap" else stacked
             return lambda model, optimizer, batch: first(
                 stacked(model, optimizer, split(batch))
             )
         specs = {"in_specs": (jax.P(), jax.P(), jax.P("d")), "out_specs": jax.P()}
-        return nnx.shard_map(step, mesh=mesh, check_vma=style == "shard_map", **specs)
+        checked = style == "shard_map"
+        # Outside jit it would compile each operation by itself, for all devices.
+        return nnx.jit(nnx.shard_map(step, mesh=mesh, check_vma=checked, **specs))
 
     def evaluate(self, batch):
         return training.make_nnx_eval_step(loss_fn)(self.model, batch)
