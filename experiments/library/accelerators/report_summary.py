@@ -24,16 +24,10 @@ _HEADLINE = (
     ("ResNet-50, layers with `dtype=bfloat16`: cycles", cases.Case()),
     ("ResNet-50, parameters cast to bfloat16: cycles", cases.Case(**_CAST)),
     ("small network, layers with `dtype=bfloat16`: cycles", cases.Case(**_SMALL)),
-    ("small network, parameters cast: cycles", cases.Case(**_SMALL, **_CAST)),
     ("small network, float32: cycles", cases.Case(**_SMALL, **_FLOAT32)),
     ("BN-Inception, layers with `dtype=bfloat16`: cycles", cases.Case(**_INCEPTION)),
     ("ResNet-50, layers with `dtype=bfloat16`: cycles", cases.Case(**_V5P)),
-    ("ResNet-50, layers with `dtype=bfloat16`: cycles", cases.Case(**_V4)),
     ("ResNet-50, bfloat16: bytes that its kernels move", cases.Case(**_H200)),
-    (
-        "the same with leaky ReLU and `in_place=True`",
-        cases.Case(**_H200, activation="leaky_relu", norm="jaxbn, in_place"),
-    ),
     ("small network, bfloat16: bytes", cases.Case(**_H200, **_SMALL)),
     ("small network, float32: bytes", cases.Case(**_H200, **_SMALL, **_FLOAT32)),
 )
