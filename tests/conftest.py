@@ -1,17 +1,19 @@
 import os
 from importlib import metadata
 
-# Compiling takes most of the time of the tests, and no test measures speed.
-_FLAGS = [
-    os.environ.get("XLA_FLAGS", ""),
-    "--xla_backend_optimization_level=0",
-    "--xla_llvm_disable_expensive_passes=true",
-    "--xla_cpu_parallel_codegen_split_count=1",
-]
-if metadata.version("jaxlib").startswith("0.10."):
-    # XLA ends the process at a flag that it does not know, and newer ones lack this.
-    _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
-os.environ["XLA_FLAGS"] = " ".join(_FLAGS)
+# Compiling takes most of the time of the tests, and no test measures speed. XLA ends the
+# process at a flag that it does not know, and newer versions lack the last one.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+        "--xla_cpu_parallel_codegen_split_count=1",
+        "--xla_cpu_use_fusion_emitters=false"
+        if metadata.version("jaxlib").startswith("0.10.")
+        else "",
+    ]
+)
 
 import jax
 import numpy as np
