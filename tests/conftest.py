@@ -1,8 +1,8 @@
 import os
 from importlib import metadata
 
-# Compiling takes most of the time of the tests, and no test measures speed. XLA ends the
-# process at a flag that it does not know, and newer versions lack the last one.
+# Compiling takes most of the time of the tests, and no test measures speed. XLA ends
+# the process at a flag that it does not know, and newer versions lack the last one.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
