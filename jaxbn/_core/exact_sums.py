@@ -54,16 +54,22 @@ _MANTISSA_BITS = 23
 _LARGE = 2.0**127
 
 
-def applies(axes: tuple[int, ...], dtype: jnp.dtype, x: jax.Array) -> bool:
+def applies(
+    axes: tuple[int, ...], dtype: jnp.dtype, x: jax.Array, masked: bool
+) -> bool:
     """Returns whether the sums of `x` can be computed without rounding.
 
-    They can if `x` has half precision, the moments are float32, and no axis is longer
-    than one level may add.
+    They can if `x` has half precision, the moments are float32, no axis is longer than
+    one level may add, and float32 holds the count. With a mask, the count may be any
+    number up to that of all elements.
     """
     if dtype != jnp.float32 or x.dtype not in (jnp.bfloat16, jnp.float16):
         return False
     sizes = [x.shape[a] for a in axes]
-    return all(isinstance(n, int) and n <= _terms(_bits(x.dtype)) for n in sizes)
+    if not all(isinstance(n, int) and n <= _terms(_bits(x.dtype)) for n in sizes):
+        return False
+    number = math.prod(sizes)
+    return number <= 2**24 or (not masked and _fits(number, 24))
 
 
 def mean_and_variance(
@@ -90,7 +96,7 @@ def mean_and_variance(
     count = jnp.maximum(count, 1)
     inverse = 1 / count
     number = math.prod(x.shape[a] for a in axes)
-    halves = [count] if mask is None and _is_short(number) else _split(count, 12)
+    halves = [count] if mask is None and _fits(number, 12) else _split(count, 12)
     near = _rounded(sum(first) * inverse, 12)
     rest = sum(first[1:], _less(first[0], [near], halves))
     offset = rest * inverse  # The mean minus `near`.
@@ -105,9 +111,9 @@ def mean_and_variance(
     return mean, jnp.where(overflow, jnp.inf, var), jnp.zeros_like(mean)
 
 
-def _is_short(number: int) -> bool:
-    """Returns whether a number has at most 12 significant bits."""
-    return number <= 2**12 * (number & -number)
+def _fits(number: int, bits: int) -> bool:
+    """Returns whether a number has at most so many significant bits."""
+    return number <= 2**bits * (number & -number)
 
 
 def _bits(dtype: jnp.dtype) -> int:

@@ -134,7 +134,7 @@ def _count(x: jax.Array, axes: tuple[int, ...], mask: jax.Array | None) -> jax.A
 
 def auto(axes, dtype, x, mask, count) -> Parts:
     """Computes the stable form that is cheapest where the program runs."""
-    if exact_sums.applies(axes, dtype, x):
+    if exact_sums.applies(axes, dtype, x, mask is not None):
         tpu = exact
     else:
         size = _bytes_on_a_device(x)
@@ -193,7 +193,7 @@ def exact(axes, dtype, x, mask, count) -> Parts:
 
     Where `exact_sums` has none, as for float32, it takes "sliced" instead.
     """
-    if not exact_sums.applies(axes, dtype, x):
+    if not exact_sums.applies(axes, dtype, x, mask is not None):
         return sliced(axes, dtype, x, mask, count)
     return exact_sums.mean_and_variance(axes, x, mask, count)
 

@@ -166,8 +166,8 @@ class ShiftTest(parameterized.TestCase):
 
 
 class PlatformTest(parameterized.TestCase):
-    def conditionals(self, platform, shape, **options):
-        x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    def conditionals(self, platform, shape, dtype=jnp.float32, **options):
+        x = jax.ShapeDtypeStruct(shape, dtype)
         stats = jaxbn.init_batch_stats(shape[-1])
 
         def train(x):
@@ -190,6 +190,11 @@ class PlatformTest(parameterized.TestCase):
         assert self.conditionals("tpu", (8, 14, 14, 256)) == 0
         assert self.conditionals("tpu", large) == 1
         assert self.conditionals("tpu", large, variance="unconditional") == 0
+
+    @parameterized.parameters(jnp.bfloat16, jnp.float16)
+    def test_on_a_tpu_never_in_half_precision(self, dtype):
+        assert self.conditionals("tpu", (64, 112, 112, 64), dtype) == 0
+        assert self.conditionals("tpu", (2**20, 64), dtype) == 1  # Too long an axis.
 
     def test_a_mesh_in_context_splits_x(self):
         large = 64, 56, 56, 256

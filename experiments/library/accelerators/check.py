@@ -49,8 +49,8 @@ def problems(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
                     f"{CASES[name].label()} has {row[kind]} {kind}, none is expected."
                 )
     for style in _STYLES:
-        counts, flax = (rows[f"{norm}, {style}"]["collectives"] for norm in
-                        ("jaxbn", "flax"))  # fmt: skip
+        counts = rows[f"jaxbn, {style}"]["collectives"]
+        flax = rows[f"flax, {style}"]["collectives"]
         for way in ("forward", "backward", "conditional"):
             if counts[way] > flax[way]:
                 found.append(
