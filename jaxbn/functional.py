@@ -51,6 +51,7 @@ def batch_norm_train(
     variance: reduction.Variance = "auto",
     estimator: estimators.EstimatorOrName = "ema",
     sync: Any = None,
+    factors: arguments.Factors | None = None,
 ) -> tuple[jax.Array, estimators.BatchStats]:
     """Normalises a batch by its own statistics and updates the running statistics.
 
@@ -107,6 +108,12 @@ def batch_norm_train(
       sync: a policy of `jaxbn.sync`. It decides how devices share statistics or,
         without an axis name, how parts of `group_size` examples do. Default: devices
         along `axis_name` share them exactly, parts do not share them.
+      factors: `(inputs, kernel)` of shapes `[N, ..., K]` and `[K, C]` whose product
+        `inputs @ kernel` is `x`. The gradient goes to them, and the backward pass keeps
+        them instead of `x`. That saves memory where K is less than C, and costs
+        `2 K / C` of the work of the kernel's gradient. `x` is kept all the same with a
+        mask that differs between channels, with `group_size` examples or a policy of
+        `sync`, and where a mesh of Explicit axes splits `x`.
 
     Returns:
       `y` of the shape of `x`, and the new `BatchStats`. Its shapes are unchanged, and
@@ -122,7 +129,8 @@ def batch_norm_train(
         or `x` is not split over it; if `axis_index_groups` comes without it or with
         `group_size`; if groups overlap, differ in size or leave a device out; if
         `group_size` does not divide the devices or the batch; if `residual` does not
-        have the shape of `x`; if `activation` is unknown or cannot be undone
+        have the shape of `x`; if `factors` do not fit `x`, or come with `in_place`; if
+        `activation` is unknown or cannot be undone
         `in_place`; if `variance` or the name of an estimator is unknown; if `momentum`
         or `unbiased` is given beside an estimator that ignores it.
       TypeError: if `batch_stats` is not a `BatchStats` of this estimator; if `x` is
@@ -176,6 +184,7 @@ def batch_norm_train(
         batch_stats.sync,
         mask,
         residual,
+        factors,
     )
     return y, estimators.updated(rule, batch_stats, moments)._replace(sync=state)
 

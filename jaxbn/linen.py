@@ -21,10 +21,10 @@ import jax.numpy as jnp
 from flax.linen import dtypes
 
 from jaxbn._core import arguments, groups, moments, reduction
-from jaxbn._layers import accumulation, call, folded, switches
+from jaxbn._layers import accumulation, call, factors, folded, switches
 from jaxbn.estimators import BatchStats, EstimatorOrName
 
-__all__ = ["BatchNorm"]
+__all__ = ["BatchNorm", "ConvBatchNorm"]
 
 SYNC = "batch_sync"
 """The collection for the states of policies of synchronisation."""
@@ -111,6 +111,7 @@ class BatchNorm(nn.BatchNorm):
         mask: jax.typing.ArrayLike | None = None,
         residual: jax.typing.ArrayLike | None = None,
         update_running_average: bool | None = None,
+        factors: arguments.Factors | None = None,
     ) -> jax.Array:
         """Normalises `x`, and updates the running statistics if that is switched on.
 
@@ -120,6 +121,7 @@ class BatchNorm(nn.BatchNorm):
           mask: broadcastable to `x`, True where an element counts for the statistics.
           residual: an array of the shape of `x` that is added before the activation.
           update_running_average: overrides the field of the class.
+          factors: `(inputs, kernel)` whose product is `x`. `ConvBatchNorm` gives them.
 
         Returns:
           `y` of the shape of `x`.
@@ -155,6 +157,7 @@ class BatchNorm(nn.BatchNorm):
             before=self._moments_before() if accumulating else None,
             mask=mask,
             residual=residual,
+            factors=factors,
             dtype=dtypes.canonicalize_dtype(x, scale, bias, dtype=self.dtype),
             initializing=self.is_initializing(),
             path="/".join(self.path),
@@ -239,6 +242,75 @@ class BatchNorm(nn.BatchNorm):
             arguments.check_channels(name, given, shape)
         init = self.scale_init if name == "scale" else self.bias_init
         return self.param(name, init, shape, self.param_dtype)
+
+
+class ConvBatchNorm(nn.Module):
+    """A 1x1 convolution, or a Dense layer, and its Batch Normalization as one.
+
+    It computes `norm(conv(inputs))`. In training, the gradient is computed from the
+    inputs of the convolution instead of its result, so that the result is not kept.
+    This saves memory where the convolution has more features than inputs, such as at
+    the end of a bottleneck block, and changes nothing elsewhere. It costs `2 K / C` of
+    the work of the kernel's gradient, for K inputs and C features.
+
+    In a compact method, both layers keep the names and the parameters that they have
+    without this class, so checkpoints stay as they are.
+
+    Attributes:
+      conv: a `flax.linen.Conv` of kernel size 1 and any strides, or a
+        `flax.linen.Dense`, with `use_bias=False`.
+      norm: a `BatchNorm` of this module. `in_place` must be False. The result is kept
+        all the same in the cases that `factors` of `jaxbn.batch_norm_train` names.
+
+    Example:
+      >>> class Block(nn.Module):
+      ...     @nn.compact
+      ...     def __call__(self, x):
+      ...         conv = nn.Conv(8, (1, 1), use_bias=False)
+      ...         norm = BatchNorm(use_running_average=False, activation="relu")
+      ...         return ConvBatchNorm(conv, norm)(x)
+      >>> variables = Block().init(jax.random.key(0), jnp.ones((2, 4, 4, 3)))
+      >>> jax.tree.map(jnp.shape, variables["params"])
+      {'BatchNorm_0': {'bias': (8,), 'scale': (8,)}, 'Conv_0': {'kernel': (1, 1, 3, 8)}}
+    """
+
+    conv: nn.Conv | nn.Dense
+    norm: BatchNorm
+
+    def __call__(
+        self,
+        inputs: jax.typing.ArrayLike,
+        use_running_average: bool | None = None,
+        *,
+        mask: jax.typing.ArrayLike | None = None,
+        residual: jax.typing.ArrayLike | None = None,
+        update_running_average: bool | None = None,
+    ) -> jax.Array:
+        """Returns the normalised result of the convolution.
+
+        Args:
+          inputs: `[N, ..., K]`.
+          use_running_average: as in `BatchNorm`, and so are the others.
+          mask: broadcastable to the result.
+          residual: an array of the shape of the result.
+          update_running_average: overrides the field of `norm`.
+
+        Returns:
+          `y`, `[N, ..., C]`.
+
+        Raises:
+          ValueError: if `conv` is not as described above, or as in `BatchNorm`.
+        """
+        x = self.conv(inputs)
+        kernel = nn.meta.unbox(self.conv.get_variable("params", "kernel"))
+        return self.norm(
+            x,
+            use_running_average,
+            mask=mask,
+            residual=residual,
+            update_running_average=update_running_average,
+            factors=factors.of_layer(self.conv, inputs, kernel, x),
+        )
 
 
 def _store(variable, value):

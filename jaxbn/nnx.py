@@ -22,10 +22,10 @@ from flax.nnx.nn import dtypes
 from jax.nn import initializers
 
 from jaxbn._core import arguments, groups, reduction, running, training_call
-from jaxbn._layers import accumulation, call, switches
+from jaxbn._layers import accumulation, call, factors, switches
 from jaxbn.estimators import BatchStats, EstimatorOrName
 
-__all__ = ["BatchNorm", "BatchSync", "OwnBatchSync"]
+__all__ = ["BatchNorm", "BatchSync", "ConvBatchNorm", "OwnBatchSync"]
 
 _NO_METADATA: Mapping[str, Any] = MappingProxyType({})
 
@@ -187,6 +187,7 @@ class BatchNorm(nnx.BatchNorm):
         mask: jax.typing.ArrayLike | None = None,
         residual: jax.typing.ArrayLike | None = None,
         update_running_average: bool | None = None,
+        factors: arguments.Factors | None = None,
     ) -> jax.Array:
         """Normalises `x`, and updates the running statistics if that is switched on.
 
@@ -196,6 +197,7 @@ class BatchNorm(nnx.BatchNorm):
           mask: broadcastable to `x`, True where an element counts for the statistics.
           residual: an array of the shape of `x` that is added before the activation.
           update_running_average: overrides the attribute.
+          factors: `(inputs, kernel)` whose product is `x`. `ConvBatchNorm` gives them.
 
         Returns:
           `y` of the shape of `x`.
@@ -233,6 +235,7 @@ class BatchNorm(nnx.BatchNorm):
             before=accumulated.get_value().moments if accumulating else None,
             mask=mask,
             residual=residual,
+            factors=factors,
             dtype=promoted[0].dtype,
             initializing=False,
         )
@@ -282,6 +285,63 @@ class BatchNorm(nnx.BatchNorm):
             self.use_running_average = use_running_average
         if update_running_average is not None:
             self.update_running_average = update_running_average
+
+
+class ConvBatchNorm(nnx.Module):
+    """A 1x1 convolution, or a Linear layer, and its Batch Normalization as one.
+
+    It computes `norm(conv(inputs))` and saves memory as `jaxbn.linen.ConvBatchNorm`
+    does. Made where a model calls its layers, it adds no path to the model's state.
+
+    Args:
+      conv: a `flax.nnx.Conv` of kernel size 1 and any strides, or a `flax.nnx.Linear`,
+        with `use_bias=False`.
+      norm: a `BatchNorm` of this module.
+
+    Example:
+      >>> conv = nnx.Linear(3, 8, use_bias=False, rngs=nnx.Rngs(0))
+      >>> norm = BatchNorm(8, activation="relu", rngs=nnx.Rngs(1))
+      >>> ConvBatchNorm(conv, norm)(jnp.ones((4, 3))).shape
+      (4, 8)
+    """
+
+    def __init__(self, conv: nnx.Conv | nnx.Linear, norm: BatchNorm):
+        self.conv = conv
+        self.norm = norm
+
+    def __call__(
+        self,
+        inputs: jax.typing.ArrayLike,
+        use_running_average: bool | None = None,
+        *,
+        mask: jax.typing.ArrayLike | None = None,
+        residual: jax.typing.ArrayLike | None = None,
+        update_running_average: bool | None = None,
+    ) -> jax.Array:
+        """Returns the normalised result of the convolution.
+
+        Args:
+          inputs: `[N, ..., K]`.
+          use_running_average: as in `BatchNorm`, and so are the others.
+          mask: broadcastable to the result.
+          residual: an array of the shape of the result.
+          update_running_average: overrides the attribute of `norm`.
+
+        Returns:
+          `y`, `[N, ..., C]`.
+
+        Raises:
+          ValueError: if `conv` is not as described above, or as in `BatchNorm`.
+        """
+        x = self.conv(jnp.asarray(inputs))
+        return self.norm(
+            x,
+            use_running_average,
+            mask=mask,
+            residual=residual,
+            update_running_average=update_running_average,
+            factors=factors.of_layer(self.conv, inputs, self.conv.kernel[...], x),
+        )
 
 
 def _shared_and_own(sync: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -135,7 +135,7 @@ def _own_statistics(case: cases.Case) -> bool:
 
 
 def _network(program: Program, case: cases.Case) -> nn.Module:
-    layer, policy = norms.ALL[case.norm]
+    layer, fields = norms.ALL[case.norm]
     options: dict[str, Any] = {}
     if case.style == "shard_map" and case.statistics != "local":
         options["axis_name"] = AXIS
@@ -145,7 +145,6 @@ def _network(program: Program, case: cases.Case) -> nn.Module:
         options["group_size"] = GROUP
     if case.statistics == "local" and case.style == "jit_mesh":
         options["group_size"] = "local"
-    fields: dict[str, Any] = {} if policy is None else {"policy": policy}
     return program.network(
         norm=functools.partial(layer, **options),
         activation=case.activation,

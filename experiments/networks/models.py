@@ -35,6 +35,7 @@ class ConvNorm(nn.Module):
     norm: Norm | None = linen.BatchNorm
     scale_init: Any = nn.initializers.ones
     dtype: Any = None
+    joined: bool = False  # Use `linen.ConvBatchNorm` where it can be.
 
     @nn.compact
     def __call__(self, x, train, residual=None):
@@ -46,14 +47,17 @@ class ConvNorm(nn.Module):
             x = conv(depthwise, window, stride, feature_group_count=channels)(x)
             window = stride = (1, 1)
         last = functools.partial(conv, use_bias=self.norm is None)
-        x = last(self.features, window, stride, feature_group_count=self.groups)(x)
+        last = last(self.features, window, stride, feature_group_count=self.groups)
         if self.norm is None:
+            x = last(x)
             x = x if residual is None else x + residual
             return x if self.activation is None else getattr(nn, self.activation)(x)
         norm = self.norm(
             scale_init=self.scale_init, activation=self.activation, dtype=self.dtype
         )
-        return norm(x, use_running_average=not train, residual=residual)
+        if self.joined and window == (1, 1) and self.groups == 1:
+            return linen.ConvBatchNorm(last, norm)(x, not train, residual=residual)
+        return norm(last(x), use_running_average=not train, residual=residual)
 
 
 class Bottleneck(nn.Module):
@@ -82,11 +86,16 @@ class Network(nn.Module):
     norm: Norm | None = linen.BatchNorm
     activation: str = "relu"
     dtype: Any = None
+    joined: bool = False
 
     @nn.nowrap
     def _conv(self) -> Callable[..., nn.Module]:
         return functools.partial(
-            ConvNorm, norm=self.norm, activation=self.activation, dtype=self.dtype
+            ConvNorm,
+            norm=self.norm,
+            activation=self.activation,
+            dtype=self.dtype,
+            joined=self.joined,
         )
 
 

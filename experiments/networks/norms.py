@@ -5,7 +5,7 @@ All have the fields `scale_init`, `activation`, `dtype` and `axis_name`. They ta
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -112,10 +112,10 @@ def group(groups: int) -> Callable[..., nn.Module]:
 
 
 class Normalisation(NamedTuple):
-    """A layer, and the policy of `nn.remat` if blocks are recomputed."""
+    """A layer, and further fields of the network, such as `policy`."""
 
     layer: Callable[..., nn.Module]
-    policy: Callable[..., Any] | None = None
+    fields: Mapping[str, Any] = {}
 
 
 def _jaxbn(**options: Any) -> Normalisation:
@@ -134,7 +134,8 @@ ALL = {
     "jaxbn": Normalisation(JAXBN),
     "jaxbn, activation outside": Normalisation(functools.partial(Apart, JAXBN)),
     "jaxbn, in_place": _jaxbn(in_place=True),
-    "jaxbn, recomputed": Normalisation(JAXBN, jaxbn.remat_policy),
+    "jaxbn, joined": Normalisation(JAXBN, {"joined": True}),
+    "jaxbn, recomputed": Normalisation(JAXBN, {"policy": jaxbn.remat_policy}),
     "jaxbn, fast variance": _jaxbn(use_fast_variance=True),
     "jaxbn, checked": _jaxbn(variance="checked"),
     "jaxbn, two_pass": _jaxbn(variance="two_pass"),

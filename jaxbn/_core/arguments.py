@@ -15,7 +15,10 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbn._core import affine, reduction, variance
+from jaxbn._core import affine, product, reduction, variance
+
+Factors = tuple[jax.typing.ArrayLike, jax.typing.ArrayLike]
+"""Inputs `[N, ..., K]` and kernel `[K, C]`, whose product is `x`."""
 
 
 class Arrays(NamedTuple):
@@ -144,6 +147,34 @@ def as_residual(
     if jnp.iscomplexobj(residual) and not jnp.iscomplexobj(x):
         raise TypeError(f"`residual` must be real for real `x`, got {residual.dtype}.")
     return residual
+
+
+def as_product(
+    factors: Factors | None,
+    x: jax.Array,
+    feature_axes: tuple[int, ...],
+    in_place: bool,
+) -> product.Product | None:
+    """Returns the factors of `x` in its dtype, or None."""
+    if factors is None:
+        return None
+    inputs, kernel = (jnp.asarray(part, x.dtype) for part in factors)
+    if inputs.ndim != x.ndim or kernel.shape != (inputs.shape[-1], x.shape[-1]):
+        fit = False
+    else:
+        fit = inputs.shape[:-1] == x.shape[:-1] and feature_axes == (x.ndim - 1,)
+    if not fit or jnp.iscomplexobj(x):
+        raise ValueError(
+            "`factors` must be `(inputs, kernel)` with `x = inputs @ kernel`, real, "
+            f"and channels on the last axis, got {inputs.shape} and {kernel.shape} for "
+            f"`x` of {x.dtype}{list(x.shape)}; leave them out."
+        )
+    if in_place:
+        raise ValueError(
+            "`in_place` and `factors` are two ways not to keep `x`, got both; leave "
+            "one of them out."
+        )
+    return product.Product(inputs, kernel)
 
 
 def as_output(

@@ -67,7 +67,7 @@ def from_x(
         dz = _affine_tangent(settings, kept, count, tangents)
         if tangents.residual is not None:
             dz = dz + tangents.residual.astype(dz.dtype)
-        return _times_gain(settings, output, kept, dz)
+        return times_gain(settings, output, kept, dz)
 
 
 def needs_residual(output: affine.Output) -> bool:
@@ -110,7 +110,9 @@ def _affine_tangent(settings, kept, count, tangents):
     return jnp.where(keep, dz + expand(q), 0) + expand(dbias)
 
 
-def _times_gain(settings, output, kept, dz):
+def times_gain(
+    settings: reduction.Settings, output: affine.Output, kept: FromX, dz: jax.Array
+) -> jax.Array:
     """Returns `dz` times the activation's derivative, in the dtype of the output."""
     if output.activation is None:
         return dz.astype(output.dtype)
@@ -206,15 +208,24 @@ def _widened(tangents: Tangents, wide: jnp.dtype) -> tuple[jax.Array, ...]:
 
 
 def _mean_all(settings, mask, count, dx, factor):
-    """Returns the means of dx and Re(conj(factor) * dx) over mask and devices.
-
-    One collective carries both.
-    """
+    """Returns the means of dx and Re(conj(factor) * dx) over mask and devices."""
     if mask is not None:  # This precedes the product; see `_affine_tangent`.
         dx, factor = jnp.where(mask, dx, 0), jnp.where(mask, factor, 0)
     product = (jnp.conj(factor) * dx).real if jnp.iscomplexobj(dx) else factor * dx
     axes = reduction.reduction_axes(dx.ndim, settings.feature_axes)
-    sum_dx, sum_product = jnp.sum(dx, axes), jnp.sum(product, axes)
+    return means(settings, count, jnp.sum(dx, axes), jnp.sum(product, axes))
+
+
+def means(
+    settings: reduction.Settings,
+    count: jax.Array,
+    sum_dx: jax.Array,
+    sum_product: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the means over all devices, from the sums of this device, `[C]`.
+
+    One collective carries both.
+    """
     if settings.devices is not None:
         sums = jnp.stack([sum_dx, sum_product])
         sum_dx, total = collectives.group_sum(sums, settings.devices)

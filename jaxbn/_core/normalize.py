@@ -16,7 +16,15 @@ import jax
 import jax.ad_checkpoint
 import jax.numpy as jnp
 
-from jaxbn._core import affine, barriers, collectives, derivative, moments, reduction
+from jaxbn._core import (
+    affine,
+    barriers,
+    collectives,
+    derivative,
+    moments,
+    product,
+    reduction,
+)
 
 _MOMENTS = "jaxbn.moments"
 
@@ -54,7 +62,7 @@ class _Forward(NamedTuple):
 def normalize(
     settings: reduction.Settings,
     output: affine.Output,
-    x: jax.Array,
+    x: jax.Array | product.Product,
     scale: jax.Array,
     bias: jax.Array,
     mask: jax.Array | None,
@@ -70,7 +78,8 @@ def normalize(
     Args:
       settings: the settings of the moments.
       output: the settings of the output.
-      x: `[N, ..., C]`.
+      x: `[N, ..., C]`, or its factors, which the backward pass keeps instead of `x`.
+        The mask is then the same for all channels.
       scale: `[C]`.
       bias: `[C]`.
       mask: boolean, broadcastable to `x`, or None.
@@ -102,12 +111,15 @@ def _normalize_jvp(settings, output, primals, tangents):
         rule = derivative.from_y
         kept = derivative.FromY(y, mask, center.std, scale, bias, residual)
     else:
-        rule = derivative.from_x
+        is_product = isinstance(x, product.Product)
         shown = None
-        if residual is not None and not derivative.needs_residual(output):
-            shown = None if output.activation is None else y
+        if not derivative.needs_residual(output):
+            if residual is not None or is_product:
+                shown = None if output.activation is None else y
             residual = None
-        kept = derivative.FromX(x, mask, center, scale, bias, residual, shown)
+        rule = product.from_product if is_product else derivative.from_x
+        of_rule = product.FromProduct if is_product else derivative.FromX
+        kept = of_rule(x, mask, center, scale, bias, residual, shown)
     rule = _recomputed(rule, settings, output)
     given = derivative.Tangents(dx, dscale, dbias, dresidual)
     dy = rule(kept, forward.mine.count, given)
@@ -115,6 +127,7 @@ def _normalize_jvp(settings, output, primals, tangents):
 
 
 def _forward(settings, output, x, scale, bias, mask, residual, context) -> _Forward:
+    x = x.value() if isinstance(x, product.Product) else x
     mine, groups = _batch_moments(settings, x, mask)
     center = affine.center_of(mine.mean, mine.var, mine.tail, output.epsilon)
     if output.correct is not None:

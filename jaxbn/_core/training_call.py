@@ -21,6 +21,7 @@ from jaxbn._core import (
     arguments,
     groups,
     normalize,
+    product,
     reduction,
     user_warnings,
     variance,
@@ -79,6 +80,8 @@ class TrainingCall(NamedTuple):
         `axis_name`.
       output: epsilon, activation and dtype of the output.
       x: `[N, ..., C]`.
+      factors: the factors of `x`, or None. Where all workers share statistics, the
+        backward pass keeps them instead of `x`.
       scale: `[C]`.
       bias: `[C]`.
       mask: boolean, of the rank of `x` and broadcastable to it, or None.
@@ -105,6 +108,7 @@ class TrainingCall(NamedTuple):
     residual: jax.Array | None
     running_mean: jax.Array
     running_var: jax.Array
+    factors: product.Product | None = None
     examples: int | None = None
     warns: bool = True
 
@@ -210,7 +214,7 @@ class TrainingCall(NamedTuple):
         """
         expand = affine.expander(self.settings.feature_axes, self.x)
         x = jnp.where(expand(channels), jax.lax.stop_gradient(self.x), self.x)
-        return self._replace(x=x)
+        return self._replace(x=x, factors=None)
 
     def no_moments(self) -> Moments:
         """Returns moments of count 0, `[C]`, which change no running statistics."""
@@ -232,7 +236,7 @@ class TrainingCall(NamedTuple):
         y, moments = normalize.normalize(
             call.settings,
             call.output,
-            call.x,
+            _x_or_factors(call),
             call.scale,
             call.bias,
             call.mask,
@@ -259,6 +263,7 @@ def normalized(
     state: Mapping[str, Any],
     mask: jax.typing.ArrayLike | None,
     residual: jax.typing.ArrayLike | None,
+    factors: arguments.Factors | None = None,
 ) -> Normalized:
     """Checks the arguments and normalises a batch, for functions and layers alike.
 
@@ -272,6 +277,7 @@ def normalized(
       state: the state of the policy `options.sync`; empty if there is none.
       mask: broadcastable to `x`, or None.
       residual: an array of the shape of `x`, or None.
+      factors: `(inputs, kernel)`, whose product is `x`, or None.
 
     Raises:
       ValueError, TypeError: as in `jaxbn.batch_norm_train`.
@@ -311,6 +317,7 @@ def normalized(
         arguments.as_residual(residual, x),
         running_mean,
         running_var,
+        arguments.as_product(factors, x, feature_axes, options.in_place),
         examples,
         warns=not options.initializing,
     )
@@ -379,6 +386,17 @@ def _standardized(call: TrainingCall, mean: jax.Array, var: jax.Array) -> jax.Ar
     )
 
 
+def _x_or_factors(call: TrainingCall) -> jax.Array | product.Product:
+    """Returns the factors of `x` if they suffice for the derivative, otherwise `x`.
+
+    They do not if the mask differs between channels. On a mesh of Explicit axes, JAX
+    rejects sums of products over examples that lie on several devices.
+    """
+    masked = call.mask is not None and call.mask.shape[-1] != 1
+    split = any(jax.typeof(call.x).sharding.spec)
+    return call.x if call.factors is None or masked or split else call.factors
+
+
 def _with_group_axis(call: TrainingCall) -> tuple[TrainingCall, int]:
     """Makes the parts of the batch another channel axis, so that each has statistics.
 
@@ -399,6 +417,7 @@ def _with_group_axis(call: TrainingCall) -> tuple[TrainingCall, int]:
     split = call._replace(
         settings=settings,
         x=x,
+        factors=None,
         scale=jnp.expand_dims(call.scale, position),
         bias=jnp.expand_dims(call.bias, position),
         mask=mask,

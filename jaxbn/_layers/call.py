@@ -109,6 +109,7 @@ def apply(
     before: moments.Moments | None = None,
     mask: jax.typing.ArrayLike | None,
     residual: jax.typing.ArrayLike | None,
+    factors: arguments.Factors | None,
     dtype: jax.typing.DTypeLike,
     initializing: bool,
     path: str = "",
@@ -128,6 +129,7 @@ def apply(
       before: the moments of the passes before this one, or None.
       mask: as in `jaxbn.batch_norm_train`.
       residual: as in `jaxbn.batch_norm_train`.
+      factors: as in `jaxbn.batch_norm_train`.
       dtype: the dtype of the output.
       initializing: True updates nothing, and needs no bound axis name.
       path: the path of the layer in its model, for messages.
@@ -181,6 +183,7 @@ def apply(
         batch_stats.sync,
         mask,
         residual,
+        factors,
     )
     y = normalized.y if y is None else y
     if not moves:

@@ -14,7 +14,7 @@ from jaxbn import linen, nnx
 from jaxbn._core import training_call
 
 # A call of a layer takes these arguments, or the layer makes them.
-OF_A_CALL = {"mask", "residual"}
+OF_A_CALL = {"mask", "residual", "factors"}
 
 # These arguments only a layer has.
 OF_A_LAYER = {

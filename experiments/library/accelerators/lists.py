@@ -8,13 +8,13 @@ from experiments.networks import norms
 OTHER_TPUS = ("v5p:2x2x1", "v6e:2x2", "v4:2x2x1")
 DTYPES = ("bfloat16", "float32")
 
-ALL = (*norms.FOUR, "jaxbn, activation outside", "haiku", "jaxbn, recomputed",
-       "jaxbn, fast variance")  # fmt: skip
-LEAKY = ("flax", "jaxbn", "jaxbn, in_place", "jaxbn, recomputed")
+ONE_LAYER = (*norms.FOUR, "jaxbn, activation outside", "haiku", "jaxbn, fast variance")
+# A single layer has no convolution to join, and no blocks to recompute.
+OF_NETWORKS = ("jaxbn, joined", "jaxbn, recomputed")
+ALL = (*ONE_LAYER, *OF_NETWORKS)
+LEAKY = ("flax", "jaxbn", "jaxbn, in_place")
 TWO = ("flax", "jaxbn")
 STABLE = ("flax", "flax stable", "jaxbn")
-# A single layer has no blocks to recompute.
-ONE_LAYER = tuple(name for name in ALL if name != "jaxbn, recomputed")
 
 
 def all_cases() -> list[cases.Case]:
@@ -45,7 +45,10 @@ def memory_cases() -> list[cases.Case]:
         case
         for target in ("v5e:2x2", "h200")
         for case in _each(
-            LEAKY, target=target, program="resnet50", activation="leaky_relu"
+            (*LEAKY, *OF_NETWORKS),
+            target=target,
+            program="resnet50",
+            activation="leaky_relu",
         )
     ]
 
@@ -58,9 +61,7 @@ def _layers() -> Iterator[cases.Case]:
     for target in OTHER_TPUS:
         yield from _each(norms.FOUR, target=target, program="layer")
     for target in ("v5e:2x2", "h200"):
-        yield from _each(
-            LEAKY[:-1], target=target, program="layer", activation="leaky_relu"
-        )
+        yield from _each(LEAKY, target=target, program="layer", activation="leaky_relu")
 
 
 def _small_networks() -> Iterator[cases.Case]:
@@ -69,7 +70,8 @@ def _small_networks() -> Iterator[cases.Case]:
         for dtype, chosen in (("bfloat16", ALL), ("float32", norms.FOUR)):
             chosen = (*chosen, *norms.FORMS)
             yield from _each(chosen, target=target, program=program, dtype=dtype)
-        yield from _each(LEAKY, target=target, program=program, activation="leaky_relu")
+        leaky = (*LEAKY, *OF_NETWORKS)
+        yield from _each(leaky, target=target, program=program, activation="leaky_relu")
     for target in OTHER_TPUS:
         yield from _each(TWO, target=target, program=program)
 
@@ -102,9 +104,13 @@ def _networks() -> Iterator[cases.Case]:
     for target in ("v5e:2x2", "h200"):
         yield from _each(ALL, target=target, program="resnet50")
         yield from _each(
-            LEAKY, target=target, program="resnet50", activation="leaky_relu"
+            (*LEAKY, *OF_NETWORKS),
+            target=target,
+            program="resnet50",
+            activation="leaky_relu",
         )
-        yield from _each(STABLE, target=target, program="bn_inception")
+        chosen = (*STABLE, "jaxbn, joined")
+        yield from _each(chosen, target=target, program="bn_inception")
         yield from _each(("none", "flax", "jaxbn"), target=target, program="inference")
     for target in OTHER_TPUS:
         yield from _each(STABLE, target=target, program="resnet50")

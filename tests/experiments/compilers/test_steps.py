@@ -20,7 +20,7 @@ def lower(case):
 @pytest.mark.parametrize("norm", norms.ALL)
 @pytest.mark.parametrize("dtype", lists.DTYPES)
 def test_every_normalisation_lowers(norm, dtype, tiny):
-    program = "layer" if norms.ALL[norm].policy is None else "small_network"
+    program = "small_network" if norms.ALL[norm].fields else "layer"
     activation = "leaky_relu" if norm == "jaxbn, in_place" else "relu"
     case = cases.Case(program=program, norm=norm, dtype=dtype, activation=activation)
     text = lower(case).as_text()

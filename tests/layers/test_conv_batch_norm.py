@@ -1,0 +1,168 @@
+"""`ConvBatchNorm` equals its two layers, with their names and their checkpoints."""
+
+import functools
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import jaxbn
+from experiments.compilers.kept import kept
+from jaxbn import linen
+from jaxbn import nnx as jaxbn_nnx
+
+X = np.random.default_rng(0).normal(1, 2, (4, 7, 6, 3)).astype(np.float32)
+CONV = functools.partial(nn.Conv, kernel_size=(1, 1), use_bias=False)
+LAYERS = {
+    "conv": functools.partial(CONV, 8),
+    "strides": functools.partial(CONV, 8, strides=(2, 3)),
+    "one stride": functools.partial(CONV, 8, strides=2, padding="VALID"),
+    "narrowing": functools.partial(CONV, 2),
+    "dense": functools.partial(nn.Dense, 8, use_bias=False),
+    "half precision": functools.partial(CONV, 8, dtype=jnp.bfloat16),
+}
+
+
+class Net(nn.Module):
+    conv: str
+    joined: bool
+    train: bool = True
+
+    @nn.compact
+    def __call__(self, x, mask=None):
+        x = nn.Dense(3)(x)
+        conv = LAYERS[self.conv]()
+        # In half precision, the slope of ReLU at 0 would depend on rounding.
+        activation = "relu" if conv.dtype is None else "gelu"
+        norm = linen.BatchNorm(momentum=0.5, activation=activation, dtype=conv.dtype)
+        if self.joined:
+            y = linen.ConvBatchNorm(conv, norm)(x, not self.train, mask=mask)
+        else:
+            y = norm(conv(x), not self.train, mask=mask)
+        return nn.Dense(2)(y)
+
+
+class NNXNet(nnx.Module):
+    def __init__(self, joined, rngs):
+        self.joined = joined
+        self.conv = nnx.Conv(3, 8, (1, 1), strides=2, use_bias=False, rngs=rngs)
+        self.norm = jaxbn_nnx.BatchNorm(8, activation="relu", rngs=rngs)
+        self.linear = nnx.Linear(8, 16, use_bias=False, rngs=rngs)
+        self.last = jaxbn_nnx.BatchNorm(16, rngs=rngs)
+
+    def __call__(self, x):
+        if self.joined:
+            x = jaxbn_nnx.ConvBatchNorm(self.conv, self.norm)(x)
+            return jaxbn_nnx.ConvBatchNorm(self.linear, self.last)(x)
+        return self.last(self.linear(self.norm(self.conv(x))))
+
+
+def gradient(net, variables, x, **arguments):
+    """Returns the gradient in parameters and input, and the new statistics."""
+
+    def loss(params, x):
+        y, new = net.apply(
+            {**variables, "params": params}, x, mutable=["batch_stats"], **arguments
+        )
+        return jnp.sum(jnp.sin(y.astype(jnp.float32))), new
+
+    return jax.jit(jax.grad(loss, (0, 1), has_aux=True))(variables["params"], x)
+
+
+def nets(conv, **fields):
+    return [Net(conv, joined, **fields) for joined in (True, False)]
+
+
+@pytest.mark.parametrize("conv", LAYERS)
+def test_equals_the_two_layers(conv):
+    joined, apart = nets(conv)
+    variables = apart.init(jax.random.key(0), X)
+    chex.assert_trees_all_equal(joined.init(jax.random.key(0), X), variables)
+    actual, expected = (gradient(net, variables, X) for net in (joined, apart))
+    # A few roundings, and a gradient that is 0 has those of its terms.
+    tolerance = 2e-2 if conv == "half precision" else 2e-5
+
+    def check(actual, expected):
+        difference = np.linalg.norm(actual - expected)
+        assert difference <= tolerance * (np.linalg.norm(expected) + 1)
+
+    jax.tree.map(check, actual, expected)
+
+
+@pytest.mark.parametrize("conv", ["strides", "dense"])
+def test_a_mask(conv):
+    joined, apart = nets(conv)
+    variables = apart.init(jax.random.key(0), X)
+    mask = np.arange(4)[:, None, None, None] < 3
+    actual, expected = (
+        gradient(net, variables, X, mask=mask) for net in (joined, apart)
+    )
+    chex.assert_trees_all_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_less_is_kept():
+    sizes = []
+    for net in nets("conv"):
+        variables = net.init(jax.random.key(0), X)
+        rest = {"batch_stats": variables["batch_stats"]}
+
+        def apply(params, net=net, rest=rest):
+            return net.apply({"params": params, **rest}, X, mutable=["batch_stats"])[0]
+
+        large = kept(apply, variables["params"])
+        sizes.append(sum(leaf.shape == (4, 7, 6, 8) for leaf in large))
+    assert sizes == [1, 2]
+
+
+def test_inference_and_tools():
+    joined, apart = nets("conv", train=False)
+    variables = apart.init(jax.random.key(0), X)
+    expected = apart.apply(variables, X)
+    np.testing.assert_array_equal(joined.apply(variables, X), expected)
+    folded, report = jaxbn.fold(joined, variables, X, lambda net, x: net(x))
+    assert {row.outcome for row in report.layers} == {"folded"}
+    np.testing.assert_allclose(joined.apply(folded, X), expected, rtol=1e-5, atol=1e-5)
+    training, _ = nets("conv")
+    run = jaxbn.freeze(lambda variables, x: training.apply(variables, x))
+    np.testing.assert_array_equal(run(variables, X), expected)
+
+
+def test_nnx():
+    results = []
+    for joined in (True, False):
+        net = NNXNet(joined, nnx.Rngs(0))
+
+        @nnx.jit
+        def step(net, x):
+            return nnx.grad(lambda net, x: jnp.sum(jnp.sin(net(x))), argnums=(0, 1))(
+                net, x
+            )
+
+        gradients = step(net, X)
+        results.append(nnx.to_pure_dict(nnx.state((gradients[0], net))))
+        results[-1] = (nnx.to_pure_dict(nnx.state(net)), gradients[1], gradients[0])
+    chex.assert_trees_all_close(*results, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kernel_size": (3, 3)}, r"kernel_size=\(3, 3\)"),
+        ({"use_bias": True}, "use_bias=True"),
+        ({"padding": ((1, 1), (1, 1))}, "padding or dilation"),
+        ({"precision": "highest"}, "precision='highest'"),
+    ],
+)
+def test_convolutions_that_are_no_product(options, message):
+    conv = (
+        CONV(8, **options)
+        if "kernel_size" not in options
+        else nn.Conv(8, use_bias=False, **options)
+    )
+    layer = linen.ConvBatchNorm(conv, linen.BatchNorm(use_running_average=False))
+    with pytest.raises(ValueError, match=f"`conv` must be a Dense .*{message}"):
+        layer.init(jax.random.key(0), X)
