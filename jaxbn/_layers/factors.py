@@ -1,5 +1,6 @@
 """The factors of the result of a 1x1 convolution or a Dense layer."""
 
+import math
 from typing import Any
 
 import jax
@@ -32,7 +33,8 @@ def of_layer(
 
     Returns:
       The inputs at the positions that the strides select, and the kernel `[K, C]`. None
-      if K is at least C, because keeping the inputs instead of `x` then saves nothing.
+      where keeping them instead of `x` saves nothing: K is at least C, or the batch has
+      so few positions that `x` is not much larger than the kernel.
 
     Raises:
       ValueError: if the result is not a product of the inputs and the kernel.
@@ -58,6 +60,7 @@ def of_layer(
             + ", ".join(f"{name}={value!r}" for name, value in wrong.items())
             + "; call convolution and `BatchNorm` one after the other."
         )
-    if inputs.shape[-1] >= x.shape[-1] or jnp.iscomplexobj(x):
+    *positions, k = inputs.shape
+    if k >= x.shape[-1] or 4 * k > math.prod(positions) or jnp.iscomplexobj(x):
         return None
     return inputs, kernel.reshape(kernel.shape[-2:])

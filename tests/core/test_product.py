@@ -109,11 +109,14 @@ class OfFloat64Test(chex.TestCase):
 )
 def test_any_shape(shape, features, seed):
     args, dy = make_factors(tuple(shape), features, seed)
-    for actual, expected in zip(
-        gradients(joined, args, dy), gradients(apart, args, dy), strict=True
-    ):
-        # Two examples in one channel give gradients that cancel to a few roundings.
-        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+    with jax.enable_x64(True):
+        args, dy = jax.tree.map(lambda part: jnp.asarray(part, float), (args, dy))
+        chex.assert_trees_all_close(
+            gradients(joined, args, dy),
+            gradients(textbook, args, dy),
+            rtol=1e-6,  # A variance near 0 magnifies rounding.
+            atol=1e-6,
+        )
 
 
 @pytest.mark.parametrize(("activation", "has_residual"), OUTPUTS)
@@ -160,6 +163,20 @@ def test_a_mask_of_elements_keeps_x():
     chex.assert_trees_all_close(
         gradients(joined, args, dy, mask=mask), gradients(apart, args, dy, mask=mask)
     )
+
+
+@pytest.mark.parametrize("ratio", [1, 100])
+def test_a_large_mean(ratio):
+    """Sums over `x` cancel, to the rounding of `x` and not of `x - mean`."""
+    (inputs, kernel, scale, bias), dy = make_factors((4096, 16), 64)
+    args = inputs + 2 * ratio / 4, np.abs(kernel), scale, bias
+    with jax.enable_x64(True):
+        wide = tuple(np.float64(a) for a in args)
+        expected = gradients(textbook, wide, np.float64(dy))
+    x = wide[0] @ wide[1]
+    assert np.median(x.mean(0) / x.std(0)) > ratio / 2
+    for actual, wanted in zip(gradients(joined, args, dy), expected, strict=True):
+        assert error(actual, wanted) < 5e-6 * ratio
 
 
 def test_half_precision_is_as_exact_as_two_layers():
