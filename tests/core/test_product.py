@@ -1,15 +1,19 @@
 """The op on the factors of `x`: the same results as on `x`, which is not kept."""
 
+from unittest import mock
+
 import chex
 import hypothesis
 import hypothesis.strategies as st
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxbn
 from experiments.compilers.kept import kept
+from jaxbn._core import product
 from tests.op import make_batch, plain, train
 from tests.styles import DEVICES
 
@@ -149,12 +153,25 @@ def test_content_outside_the_mask_reaches_no_gradient(content):
     np.testing.assert_array_equal(actual[0][4:], 0)
     for ours, theirs in zip((actual[0][:4], *actual[1:]), expected, strict=True):
         assert error(ours, theirs) < 2e-6
-    # So it is in second derivatives.
+    # In second derivatives too.
     second = jax.jit(
         jax.grad(lambda x: jnp.sum(gradients(joined, (x, *args[1:]), dy, mask=mask)[1]))
     )(inputs)
     np.testing.assert_array_equal(second[4:], 0)
     assert np.all(np.isfinite(second))
+
+
+def test_a_loss_that_reads_content_outside_the_mask():
+    """Elements that are not finite are the bias, whose gradient they reach."""
+    args, dy = make_factors()
+    mask = np.arange(6)[:, None, None] < 4
+    inputs = np.where(np.arange(6)[:, None, None] == 5, np.nan, args[0])
+    args = inputs, *args[1:]
+    actual, expected = (gradients(f, args, dy, mask=mask) for f in (joined, apart))
+    for ours, theirs in zip(actual[2:], expected[2:], strict=True):
+        assert error(ours, theirs) < 2e-6
+    # The kernel of a layer of its own receives NaN here.
+    assert np.all(np.isfinite(actual[1]))
 
 
 def test_a_mask_of_elements_keeps_x():
@@ -177,6 +194,44 @@ def test_a_large_mean(ratio):
     assert np.median(x.mean(0) / x.std(0)) > ratio / 2
     for actual, wanted in zip(gradients(joined, args, dy), expected, strict=True):
         assert error(actual, wanted) < 5e-6 * ratio
+
+
+def test_the_products_of_a_tpu():
+    """On a TPU they are convolutions."""
+    rng = np.random.default_rng(0)
+    for shape in ((4, 5, 3), (4, 5, 6, 3), (2, 3, 4, 5, 3)):
+        left, kernel = rng.normal(size=shape), rng.normal(size=(3, 7))
+        right = rng.normal(size=(*shape[:-1], 7))
+        for function, factors in (
+            (product.multiplied, (left, kernel)),
+            (product.inner, (left, right)),
+        ):
+            factors = [jnp.asarray(part, jnp.float32) for part in factors]
+            run = jax.jit(lambda *a, function=function: function(*a, None))
+            on_tpu = jax.export.export(run, platforms=["tpu"])(*factors)
+            assert "convolution" in on_tpu.mlir_module()
+            with mock.patch.object(jax.lax, "platform_dependent", _for_tpu):
+                actual = function(*factors, None)
+            np.testing.assert_allclose(actual, run(*factors), rtol=1e-5, atol=1e-5)
+
+
+def _for_tpu(*args, tpu, default):
+    return tpu(*args)
+
+
+def test_x_is_not_computed_again():
+    """Its sign is that of the output."""
+    args, dy = make_factors((256, 16), 64)
+
+    def flops(activation):
+        def loss(*args):
+            return jnp.sum(joined(*args, activation=activation) * dy)
+
+        compiled = jax.jit(jax.grad(loss, range(4))).lower(*args).compile()
+        return compiled.cost_analysis()["flops"]
+
+    product_of_x = 2 * 256 * 16 * 64
+    assert flops("relu") - flops(None) < product_of_x / 2 < flops("gelu") - flops(None)
 
 
 def test_half_precision_is_as_exact_as_two_layers():

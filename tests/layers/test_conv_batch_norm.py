@@ -104,18 +104,46 @@ def test_a_mask(conv):
     chex.assert_trees_all_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_less_is_kept():
-    sizes = []
-    for net in nets("conv"):
-        variables = net.init(jax.random.key(0), X)
+def sizes(apply, params, shape):
+    """Returns the number of kept arrays of a shape."""
+    return sum(leaf.shape == shape for leaf in kept(apply, params))
+
+
+@pytest.mark.parametrize(
+    ("conv", "images", "features", "saved"),
+    [
+        ("conv", X, 8, 1),
+        ("dense", X, 8, 1),
+        ("narrowing", X, 2, 0),
+        ("conv", X[:, :2, :1], 8, 0),  # Eight positions, less than 4 K.
+    ],
+)
+def test_less_is_kept(conv, images, features, saved):
+    found = []
+    for net in nets(conv):
+        variables = net.init(jax.random.key(0), images)
         rest = {"batch_stats": variables["batch_stats"]}
 
         def apply(params, net=net, rest=rest):
-            return net.apply({"params": params, **rest}, X, mutable=["batch_stats"])[0]
+            variables = {"params": params, **rest}
+            return net.apply(variables, images, mutable=["batch_stats"])[0]
 
-        large = kept(apply, variables["params"])
-        sizes.append(sum(leaf.shape == (4, 7, 6, 8) for leaf in large))
-    assert sizes == [1, 2]
+        shape = (*images.shape[:-1], features)
+        found.append(sizes(apply, variables["params"], shape))
+    joined, apart = found
+    assert apart - joined == saved
+
+
+def test_less_is_kept_in_nnx():
+    found = []
+    for joined in (True, False):
+        graph, params, rest = nnx.split(NNXNet(joined, nnx.Rngs(0)), nnx.Param, ...)
+
+        def apply(params, graph=graph, rest=rest):
+            return nnx.merge(graph, params, rest, copy=True)(X)
+
+        found.append(sizes(apply, params, (4, 4, 3, 16)))
+    assert found == [0, 1]
 
 
 def test_inference_and_tools():
@@ -143,8 +171,7 @@ def test_nnx():
             )
 
         gradients = step(net, X)
-        results.append(nnx.to_pure_dict(nnx.state((gradients[0], net))))
-        results[-1] = (nnx.to_pure_dict(nnx.state(net)), gradients[1], gradients[0])
+        results.append((nnx.to_pure_dict(nnx.state(net)), gradients))
     chex.assert_trees_all_close(*results, rtol=1e-4, atol=1e-4)
 
 
