@@ -75,16 +75,16 @@ _AIMS = (
 def headline(rows: Sequence[Row]) -> str:
     """Returns a short table of the costs of the normalisations relative to Flax."""
     header = ["platform", "what is compared", "Flax, default", "Flax, stable",
-              "**jaxbn**", "scale and bias only"]  # fmt: skip
+              "**jaxbn**", "**with `ConvBatchNorm`**", "scale and bias only"]  # fmt: skip
     lines = []
     for title, case in _HEADLINE:
         costs = [
             _ratio(rows, dataclasses.replace(case, norm=norm), compare.over_flax)
-            for norm in ("flax", "flax stable", case.norm, "none")
+            for norm in ("flax", "flax stable", case.norm, "jaxbn, joined", "none")
         ]
         if costs[2] is not None:
             cells = ["" if cost is None else f"{cost:.2f}" for cost in costs]
-            cells[2] = f"**{cells[2]}**"
+            cells[2:4] = [cell and f"**{cell}**" for cell in cells[2:4]]
             lines.append([targets.NAMES[case.target], title, *cells])
     return output.markdown(header, lines) if lines else ""
 
