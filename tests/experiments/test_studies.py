@@ -29,7 +29,7 @@ IMAGENET = (
 # Options that make a study short.
 OPTIONS = {
     "accelerators": "--quick --platform tpu --network layer --no-memory",
-    "accuracy": "--elements 40 50",
+    "accuracy": "--quick --elements 40 50",
     "batch_size": (
         "--quick --epochs 2 --batch-sizes 20 --examples 40 --hidden 10 --seeds 1"
     ),

@@ -75,7 +75,8 @@ _AIMS = (
 def headline(rows: Sequence[Row]) -> str:
     """Returns a short table of the costs of the normalisations relative to Flax."""
     header = ["platform", "what is compared", "Flax, default", "Flax, stable",
-              "**jaxbn**", "**with `ConvBatchNorm`**", "scale and bias only"]  # fmt: skip
+              "**jaxbn**", "**with `ConvBatchNorm`**",
+              "scale and bias only"]  # fmt: skip
     lines = []
     for title, case in _HEADLINE:
         costs = [

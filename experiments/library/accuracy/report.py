@@ -1,6 +1,6 @@
 """The tables of the study, from its JSON alone."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from experiments.framework import output
@@ -27,4 +27,25 @@ def table(result: Mapping[str, Any]) -> str:
         ]  # fmt: skip
         header = ["dtype", "elements", "dy", "mean / std", *names]
         parts.append(f"`{quantity}`:\n\n" + output.markdown(header, rows))
+    parts += _forms(result["forms"])
     return "\n\n".join(parts) + "\n"
+
+
+def _forms(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    names = list(dict.fromkeys(row["form"] for row in rows))
+    found = {(row["dtype"], row["ratio"], row["form"]): row for row in rows}
+    cases = dict.fromkeys((row["dtype"], row["ratio"]) for row in rows)
+    yield "The largest relative error of the variance, by the form that computes it."
+    for order, title in (("cpu", "XLA:CPU"), ("tpu", "Sums in the order of a TPU")):
+        lines = [
+            [dtype, f"{ratio:.0f}"]
+            + [
+                f"{found[dtype, ratio, name][order]:.1e}"
+                if (dtype, ratio, name) in found
+                else ""
+                for name in names
+            ]
+            for dtype, ratio in cases
+        ]
+        header = ["dtype", "mean / std", *names]
+        yield f"{title}:\n\n" + output.markdown(header, lines)

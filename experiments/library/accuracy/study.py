@@ -1,4 +1,4 @@
-"""Measures errors of output and gradients at a large mean, with Flax and PyTorch.
+"""Measures errors of output, gradients and variance at a large mean.
 
 The input of one layer is `x = ratio + N(0, 1)` per channel, rounded to its dtype. The
 reference is computed in float64 from the rounded values. Expected: the error of the
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.framework import options, study
-from experiments.library.accuracy import figure, report
+from experiments.library.accuracy import figure, forms, report
 from jaxbn import linen
 
 # Beyond a mean of 100 a bfloat16 cannot represent deviations of 1.
@@ -26,7 +26,7 @@ CHANNELS = 4
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Accuracy(study.Study):
-    """Measures errors of output and gradients at a large mean (1 minute)."""
+    """Measures errors of output, gradients and variance at a large mean (2 minutes)."""
 
     name = "accuracy"
     small: ClassVar = {"elements": (4096,)}
@@ -40,7 +40,7 @@ class Accuracy(study.Study):
         options.check_at_least(self, elements=2)
 
     def measure(self) -> dict[str, Any]:
-        """Returns a row for every batch."""
+        """Returns a row for every batch, and one for every form of the variance."""
         rows = [
             errors(elements, ratio, mean, dtype)
             for dtype, ratios in RATIOS.items()
@@ -48,7 +48,8 @@ class Accuracy(study.Study):
             for mean in (0.0, 1.0)
             for ratio in ratios
         ]
-        return {"rows": rows}
+        shapes = forms.SMALL if self.quick else forms.SHAPES
+        return {"rows": rows, "forms": list(forms.rows(shapes))}
 
 
 def errors(elements: int, ratio: float, mean: float, dtype: str) -> dict[str, Any]:
