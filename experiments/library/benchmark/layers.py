@@ -69,8 +69,9 @@ def _shapes() -> tuple[tuple[int, ...], ...]:
 def compare(
     shape: tuple[int, ...], dtype: str, rounds: int, names=tuple(peers.PEERS)
 ) -> dict[str, Any]:
-    """Times the named peers and the limit relative to jaxbn, by kind of program."""
-    made, missing = {peers.LIMIT: peers.limits(shape, dtype)}, {}
+    """Times the named peers and references over jaxbn, by kind of program."""
+    made = {name: make(shape, dtype) for name, make in peers.REFERENCES.items()}
+    missing = {}
     for name in names:
         try:
             made[name] = peers.PEERS[name](shape, dtype)

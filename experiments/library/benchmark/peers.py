@@ -29,8 +29,8 @@ from jaxbn import linen
 class Programs(NamedTuple):
     """The programs of a peer, without arguments; each returns once it is done."""
 
-    forward: Callable[[], Any]
-    both: Callable[[], Any]
+    forward: Callable[[], Any] | None = None
+    both: Callable[[], Any] | None = None
     inference: Callable[[], Any] | None = None
 
 
@@ -226,11 +226,29 @@ def limits(shape, dtype) -> Programs:
     )
 
 
+def multiply_add(shape, dtype) -> Programs:
+    """Returns the least program of inference: one multiply-add in float32.
+
+    It shows what XLA itself needs for the loop and the conversions.
+    """
+    x = jnp.asarray(make_batch(shape, dtype)[0], dtype)
+
+    full = (1,) * (len(shape) - 1) + shape[-1:]
+    scale, bias = (part.reshape(full) for part in _affine(shape))
+
+    def inference(x, scale, bias):
+        return (x.astype(jnp.float32) * scale + bias).astype(x.dtype)
+
+    return Programs(inference=_ready(inference, x, scale, bias))
+
+
 def _affine(shape) -> tuple[jax.Array, jax.Array]:
     return jnp.ones(shape[-1]), jnp.zeros(shape[-1])
 
 
 LIMIT = "streaming limit"
+MULTIPLY_ADD = "a x + b in XLA"
+REFERENCES = {LIMIT: limits, MULTIPLY_ADD: multiply_add}
 PEERS: dict[str, Callable[[tuple[int, ...], str], Programs]] = {
     "jaxbn": functools.partial(_linen, linen.BatchNorm),
     "flax.linen": functools.partial(_linen, nn.BatchNorm),

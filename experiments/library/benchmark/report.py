@@ -48,8 +48,10 @@ def _dtypes(result: Mapping[str, Any]) -> list[str]:
 def _names(result: Mapping[str, Any]) -> list[str]:
     """Returns the columns: the limit and the peers that were measured."""
     rows = [row for dtype in _dtypes(result) for row in result["layers"][dtype]]
-    measured = {name for row in rows for name in row["both"]["over_jaxbn"]}
-    names = [peers.LIMIT, *(name for name in peers.PEERS if name != "jaxbn")]
+    measured = {
+        name for row in rows for part in _TITLES for name in row[part]["over_jaxbn"]
+    }
+    names = [*peers.REFERENCES, *peers.PEERS]
     return [name for name in names if name in measured]
 
 
