@@ -152,7 +152,10 @@ def _kept(net, variables, x) -> int:
 
 
 def model_step(model: Callable[..., nn.Module], rounds: int) -> dict[str, Any]:
-    """Measures a training step with jaxbn, with Flax and without normalisation."""
+    """Measures a training step with jaxbn, with Flax and without normalisation.
+
+    "jaxbn, joined" is jaxbn with `ConvBatchNorm`.
+    """
     images, size = (8, 64) if jax.default_backend() == "cpu" else (256, 224)
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal((images, size, size, 3)), jnp.float32)
@@ -163,10 +166,11 @@ def model_step(model: Callable[..., nn.Module], rounds: int) -> dict[str, Any]:
         cross_entropy = optax.softmax_cross_entropy_with_integer_labels
         return {"loss": cross_entropy(logits, batch["y"])}
 
-    layers = {"jaxbn": norms.JAXBN, "flax.linen": norms.FLAX, "none": norms.NONE}
+    layers = {"jaxbn": norms.JAXBN, "jaxbn, joined": norms.JAXBN,
+              "flax.linen": norms.FLAX, "none": norms.NONE}  # fmt: skip
     states, steps, taken = {}, {}, {name: [] for name in layers}
     for name, norm in layers.items():
-        net = model(classes=10, norm=norm)
+        net = model(classes=10, norm=norm, joined=name == "jaxbn, joined")
         init = jax.jit(functools.partial(net.init, train=False))
         states[name] = training.TrainState.create(
             net.apply, init(jax.random.key(0), batch["x"]), optax.sgd(0.0)
