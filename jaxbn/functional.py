@@ -130,9 +130,9 @@ def batch_norm_train(
         `group_size`; if groups overlap, differ in size or leave a device out; if
         `group_size` does not divide the devices or the batch; if `residual` does not
         have the shape of `x`; if `factors` do not fit `x`, or come with `in_place`; if
-        `activation` is unknown or cannot be undone
-        `in_place`; if `variance` or the name of an estimator is unknown; if `momentum`
-        or `unbiased` is given beside an estimator that ignores it.
+        `activation` is unknown or cannot be undone `in_place`; if `variance` or the
+        name of an estimator is unknown; if `momentum` or `unbiased` is given beside an
+        estimator that ignores it.
       TypeError: if `batch_stats` is not a `BatchStats` of this estimator; if `x` is
         complex and its running mean is not; if `x` is real and `scale`, `bias` or
         `residual` is not; if `x` is complex and there is an `activation`; if `epsilon`

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from flax.linen import dtypes
 
 from jaxbn._core import arguments, groups, moments, reduction
-from jaxbn._layers import accumulation, call, factors, folded, switches
+from jaxbn._layers import accumulation, call, conv_batch_norm, folded, switches
 from jaxbn.estimators import BatchStats, EstimatorOrName
 
 __all__ = ["BatchNorm", "ConvBatchNorm"]
@@ -249,18 +249,22 @@ class ConvBatchNorm(nn.Module):
 
     It computes `norm(conv(inputs))`. In training, the gradient is computed from the
     inputs of the convolution instead of its result, so that the result is not kept.
-    This saves memory where the convolution has more features than inputs, such as at
-    the end of a bottleneck block, and changes nothing elsewhere. It costs `2 K / C` of
-    the work of the kernel's gradient, for K inputs and C features.
+    This saves memory where the convolution has more output channels, C, than input
+    channels, K, such as at the end of a bottleneck block. The extra work is `2 K / C`
+    times the work of the kernel's gradient.
 
-    In a compact method, both layers keep the names and the parameters that they have
-    without this class, so checkpoints stay as they are.
+    The result is kept as without this class if C is at most K, if the batch has less
+    than 4 K positions, and in the cases that `factors` of `jaxbn.batch_norm_train`
+    names.
+
+    Both layers keep the names and the parameters that they have without this class, so
+    checkpoints stay as they are. Make it in a compact method, or declare it in `setup`
+    after both layers.
 
     Attributes:
       conv: a `flax.linen.Conv` of kernel size 1 and any strides, or a
         `flax.linen.Dense`, with `use_bias=False`.
-      norm: a `BatchNorm` of this module. `in_place` must be False. The result is kept
-        all the same in the cases that `factors` of `jaxbn.batch_norm_train` names.
+      norm: a `BatchNorm` of this module, with `in_place=False`.
 
     Example:
       >>> class Block(nn.Module):
@@ -299,17 +303,30 @@ class ConvBatchNorm(nn.Module):
           `y`, `[N, ..., C]`.
 
         Raises:
-          ValueError: if `conv` is not as described above, or as in `BatchNorm`.
+          ValueError, TypeError: if `conv` or `norm` is not as described above, or as in
+            `BatchNorm`.
         """
-        x = self.conv(inputs)
-        kernel = nn.meta.unbox(self.conv.get_variable("params", "kernel"))
+        x, factors = self.conv(inputs), None
+        is_inference = nn.merge_param(
+            "use_running_average", self.norm.use_running_average, use_running_average
+        )
+        if not is_inference:
+            factors = conv_batch_norm.factors(
+                self.conv,
+                self.norm,
+                inputs,
+                nn.meta.unbox(self.conv.get_variable("params", "kernel")),
+                x,
+                convs=(nn.Conv, nn.Dense),
+                promote_dtype=dtypes.promote_dtype,
+            )
         return self.norm(
             x,
             use_running_average,
             mask=mask,
             residual=residual,
             update_running_average=update_running_average,
-            factors=factors.of_layer(self.conv, inputs, kernel, x),
+            factors=factors,
         )
 
 

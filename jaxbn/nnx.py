@@ -22,7 +22,7 @@ from flax.nnx.nn import dtypes
 from jax.nn import initializers
 
 from jaxbn._core import arguments, groups, reduction, running, training_call
-from jaxbn._layers import accumulation, call, factors, switches
+from jaxbn._layers import accumulation, call, conv_batch_norm, switches
 from jaxbn.estimators import BatchStats, EstimatorOrName
 
 __all__ = ["BatchNorm", "BatchSync", "ConvBatchNorm", "OwnBatchSync"]
@@ -296,7 +296,7 @@ class ConvBatchNorm(nnx.Module):
     Args:
       conv: a `flax.nnx.Conv` of kernel size 1 and any strides, or a `flax.nnx.Linear`,
         with `use_bias=False`.
-      norm: a `BatchNorm` of this module.
+      norm: a `BatchNorm` of this module, with `in_place=False`.
 
     Example:
       >>> conv = nnx.Linear(3, 8, use_bias=False, rngs=nnx.Rngs(0))
@@ -331,16 +331,29 @@ class ConvBatchNorm(nnx.Module):
           `y`, `[N, ..., C]`.
 
         Raises:
-          ValueError: if `conv` is not as described above, or as in `BatchNorm`.
+          ValueError, TypeError: if `conv` or `norm` is not as described above, or as in
+            `BatchNorm`.
         """
-        x = self.conv(jnp.asarray(inputs))
+        x, factors = self.conv(jnp.asarray(inputs)), None
+        if use_running_average is None:
+            use_running_average = self.norm.use_running_average
+        if use_running_average is False:
+            factors = conv_batch_norm.factors(
+                self.conv,
+                self.norm,
+                inputs,
+                self.conv.kernel[...],
+                x,
+                convs=(nnx.Conv, nnx.Linear),
+                promote_dtype=dtypes.promote_dtype,
+            )
         return self.norm(
             x,
             use_running_average,
             mask=mask,
             residual=residual,
             update_running_average=update_running_average,
-            factors=factors.of_layer(self.conv, inputs, self.conv.kernel[...], x),
+            factors=factors,
         )
 
 

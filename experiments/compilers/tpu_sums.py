@@ -1,8 +1,8 @@
 """Evaluates a function with sums in the order in which a TPU adds.
 
 A TPU adds the rows of an array into eight accumulators per lane, one row after the
-other, and then adds the accumulators. XLA:CPU adds in another order, so that a form of
-the variance that loses nothing there may do so on a TPU.
+other, and then adds the accumulators. XLA:CPU adds in another order. A form of the
+variance that is exact on a CPU may therefore lose digits on a TPU.
 """
 
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import core
 
 ACCUMULATORS = 8
 
@@ -44,11 +45,8 @@ def _evaluate(jaxpr: Any, consts: Any, args: Any) -> list[jax.Array]:
     values = dict(zip(jaxpr.constvars, consts, strict=True))
     values |= dict(zip(jaxpr.invars, args, strict=True))
     for equation in jaxpr.eqns:
-        # A literal has its value; a variable is a key.
-        inputs = [getattr(a, "val", None) for a in equation.invars]
         inputs = [
-            values[a] if known is None else known
-            for a, known in zip(equation.invars, inputs, strict=True)
+            a.val if isinstance(a, core.Literal) else values[a] for a in equation.invars
         ]
         results = _applied(equation, inputs)
         values |= dict(zip(equation.outvars, results, strict=True))
@@ -62,6 +60,8 @@ def _applied(equation: Any, inputs: list[Any]) -> list[Any]:
     if name == "cond":
         branch = params["branches"][int(inputs[0])]
         return _evaluate(branch.jaxpr, branch.consts, inputs[1:])
+    if name in ("scan", "while"):
+        raise NotImplementedError(f"A loop, {name}, is not evaluated in this order.")
     inner = params.get("jaxpr", params.get("call_jaxpr"))
     if inner is not None:
         closed = hasattr(inner, "consts")

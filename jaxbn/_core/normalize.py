@@ -105,24 +105,28 @@ def _normalize_jvp(settings, output, primals, tangents):
         correct = functools.partial(_corrected, output, forward.mine, context)
         _, (dscale, dbias) = jax.jvp(correct, (scale, bias), (dscale, dbias))
     center, scale, bias, y = forward.center, forward.scale, forward.bias, forward.y
+    count = forward.mine.count
     if output.in_place:
         if not _is_read_again(output, residual):
             y = barriers.rounded(y)  # The backward pass reads it.
         rule = derivative.from_y
         kept = derivative.FromY(y, mask, center.std, scale, bias, residual)
     else:
-        is_product = isinstance(x, product.Product)
         shown = None
         if not derivative.needs_residual(output):
-            if residual is not None or is_product:
-                shown = None if output.activation is None else y
+            known = residual is None and not isinstance(x, product.Product)
+            shown = None if known or output.activation is None else y
             residual = None
-        rule = product.from_product if is_product else derivative.from_x
-        of_rule = product.FromProduct if is_product else derivative.FromX
-        kept = of_rule(x, mask, center, scale, bias, residual, shown)
+        if isinstance(x, product.Product):
+            rule = product.from_product
+            center = product.center_of_products(settings, x, mask, center, count)
+            kept = product.FromProduct(x, mask, center, scale, bias, residual, shown)
+        else:
+            rule = derivative.from_x
+            kept = derivative.FromX(x, mask, center, scale, bias, residual, shown)
     rule = _recomputed(rule, settings, output)
     given = derivative.Tangents(dx, dscale, dbias, dresidual)
-    dy = rule(kept, forward.mine.count, given)
+    dy = rule(kept, count, given)
     return (y, forward.groups), (dy, jax.tree.map(jnp.zeros_like, forward.groups))
 
 

@@ -12,21 +12,19 @@ contain what the rule of `derivative` takes from `x`. With `G = inputs^T inputs`
 per channel, with `p` and `q` as in `derivative`. The transpose takes one product
 `D = inputs^T dz`, `[K, C]`, from which follow the gradients of kernel and scale. The
 gradient of the inputs is `dz @ (slope * kernel)^T`, plus the inputs times a `[K, K]`
-matrix. The rule therefore costs `2 K / C` of the work of the kernel's gradient more
-than that of two layers, and saves `x`, which is `C / K` times the size of the inputs.
+matrix. The extra work is `2 K / C` times the work of the kernel's gradient. The rule
+does not store `x`, which is `C / K` times as large as the inputs.
 
-Where the mean of `x` is large, `sum(x * dx)` cancels. The gradients then have the
-rounding of `x` and not of `x - mean`: a relative error of up to 5e-6 times |mean|/std
-in float32.
+Where the mean of `x` is large, `sum(x * dx)` cancels. The relative error of the
+gradients is then up to 5e-6 times |mean|/std in float32.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxbn._core import affine, derivative, reduction
+from jaxbn._core import affine, collectives, derivative, reduction
 
 
 class Product(NamedTuple):
@@ -72,7 +70,15 @@ def from_product(
         dz = _affine_tangent(settings, kept, count, tangents)
         if tangents.residual is not None:
             dz = dz + tangents.residual.astype(dz.dtype)
-        known = derivative.FromX(kept.product.value(), *kept[1:])
+        known = derivative.FromX(
+            kept.product.value(),
+            kept.mask,
+            kept.center,
+            kept.scale,
+            kept.bias,
+            kept.residual,
+            kept.y,
+        )
         return derivative.times_gain(settings, output, known, dz)
 
 
@@ -94,19 +100,15 @@ def _affine_tangent(settings, kept, count, tangents):
     )
     keep, counted, dcounted = None, inputs, dinputs
     if mask is not None:
-        # Elsewhere the result is the bias if it is not finite.
+        # Outside the mask, a result that is not finite was replaced by the bias.
         keep = mask | jnp.all(jnp.isfinite(inputs), -1, keepdims=True)
         inputs, dinputs = (jnp.where(keep, part, 0) for part in (inputs, dinputs))
         counted, dcounted = (jnp.where(mask, part, 0) for part in (inputs, dinputs))
 
-    def summed(positions: jax.Array) -> jax.Array:
-        return jnp.sum(positions, range(positions.ndim - 1))
-
-    small = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-    sum_dx = small(summed(dcounted), kernel) + small(summed(counted), dkernel)
+    sum_dx = _small(_summed(dcounted), kernel) + _small(_summed(counted), dkernel)
     gram = inner(counted, counted, narrow)
     dgram = inner(counted, dcounted, narrow)
-    by_k = small(dgram, kernel) + small(gram, dkernel)
+    by_k = _small(dgram, kernel) + _small(gram, dkernel)
     sum_x_dx = jnp.sum(kernel * by_k, 0)
     mean_dx, mean_x_dx = derivative.means(settings, count, sum_dx, sum_x_dx)
     mean_product = mean_x_dx - mean * mean_dx - tail * mean_dx
@@ -120,6 +122,40 @@ def _affine_tangent(settings, kept, count, tangents):
     if keep is None:
         return dz + expand(q)
     return jnp.where(keep, dz + expand(q - dbias), 0) + expand(dbias)
+
+
+def center_of_products(
+    settings: reduction.Settings,
+    product: Product,
+    mask: jax.Array | None,
+    center: affine.Center,
+    count: jax.Array,
+) -> affine.Center:
+    """Returns the centre of half-precision `x` before `x` is rounded.
+
+    The sums of the rule are those of the products. They have another mean than the
+    rounded `x`, which would matter where `dy` has a large mean. This takes a collective
+    of `[C]` numbers if the settings name devices.
+    """
+    if product.inputs.dtype == center.std.dtype:
+        return center
+    inputs, kernel = (part.astype(center.std.dtype) for part in product)
+    if mask is not None:
+        inputs = jnp.where(mask, inputs, 0)
+    total = _small(_summed(inputs), kernel)
+    if settings.devices is not None:
+        total = collectives.group_sum(total, settings.devices)
+    mean = jnp.where(jnp.isinf(center.std), 0, total / jnp.maximum(count, 1))
+    return center._replace(mean=mean, tail=jnp.zeros_like(mean))
+
+
+def _summed(positions: jax.Array) -> jax.Array:
+    return jnp.sum(positions, range(positions.ndim - 1))
+
+
+def _small(left: jax.Array, right: jax.Array) -> jax.Array:
+    """Returns a product of arrays of channels, without a loss of precision."""
+    return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
 
 
 def multiplied(
@@ -161,7 +197,7 @@ def inner(left: jax.Array, right: jax.Array, dtype: jnp.dtype | None) -> jax.Arr
 
 
 def _by_platform(dot, convolution, left, right):
-    """Returns a product, as a convolution where a TPU multiplies images.
+    """Computes a product. For images on a TPU it uses a convolution.
 
     The convolutions of a TPU arrange images in another order than its products of
     matrices do, and the images would be copied.

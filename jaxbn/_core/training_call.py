@@ -21,12 +21,12 @@ from jaxbn._core import (
     arguments,
     groups,
     normalize,
-    product,
     reduction,
     user_warnings,
     variance,
 )
 from jaxbn._core.moments import Moments, count_per_channel
+from jaxbn._core.product import Product
 
 PER_WORKER = ("own", "sent")
 """The entries of a policy's state that have a row for each worker, `[workers, C]`."""
@@ -80,8 +80,8 @@ class TrainingCall(NamedTuple):
         `axis_name`.
       output: epsilon, activation and dtype of the output.
       x: `[N, ..., C]`.
-      factors: the factors of `x`, or None. Where all workers share statistics, the
-        backward pass keeps them instead of `x`.
+      factors: the factors of `x`, which the backward pass keeps instead of `x`, or
+        None. With a policy it is None.
       scale: `[C]`.
       bias: `[C]`.
       mask: boolean, of the rank of `x` and broadcastable to it, or None.
@@ -108,7 +108,7 @@ class TrainingCall(NamedTuple):
     residual: jax.Array | None
     running_mean: jax.Array
     running_var: jax.Array
-    factors: product.Product | None = None
+    factors: Product | None = None
     examples: int | None = None
     warns: bool = True
 
@@ -214,7 +214,7 @@ class TrainingCall(NamedTuple):
         """
         expand = affine.expander(self.settings.feature_axes, self.x)
         x = jnp.where(expand(channels), jax.lax.stop_gradient(self.x), self.x)
-        return self._replace(x=x, factors=None)
+        return self._replace(x=x)
 
     def no_moments(self) -> Moments:
         """Returns moments of count 0, `[C]`, which change no running statistics."""
@@ -307,6 +307,7 @@ def normalized(
         activation=options.activation,
         in_place=options.in_place,
     )
+    product = arguments.as_product(factors, x, feature_axes, options.in_place)
     call = TrainingCall(
         settings,
         output,
@@ -317,7 +318,8 @@ def normalized(
         arguments.as_residual(residual, x),
         running_mean,
         running_var,
-        arguments.as_product(factors, x, feature_axes, options.in_place),
+        # A policy may replace `x`, and then they would not be its factors.
+        product if options.sync is None else None,
         examples,
         warns=not options.initializing,
     )
@@ -386,7 +388,7 @@ def _standardized(call: TrainingCall, mean: jax.Array, var: jax.Array) -> jax.Ar
     )
 
 
-def _x_or_factors(call: TrainingCall) -> jax.Array | product.Product:
+def _x_or_factors(call: TrainingCall) -> jax.Array | Product:
     """Returns the factors of `x` if they suffice for the derivative, otherwise `x`.
 
     They do not if the mask differs between channels. On a mesh of Explicit axes, JAX

@@ -5,6 +5,7 @@ import functools
 import chex
 import flax.linen as nn
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -175,21 +176,83 @@ def test_nnx():
     chex.assert_trees_all_close(*results, rtol=1e-4, atol=1e-4)
 
 
+class WeightStandardised(nn.Conv):
+    """A convolution of another kernel than its parameter."""
+
+
+def rounded(*arrays, dtype):
+    return arrays
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"kernel_size": (3, 3)}, r"kernel_size=\(3, 3\)"),
         ({"use_bias": True}, "use_bias=True"),
-        ({"padding": ((1, 1), (1, 1))}, "padding or dilation"),
+        ({"padding": ((1, 1), (1, 1))}, "padding="),
+        ({"strides": 3, "padding": 1}, "padding=1"),  # It keeps the size.
+        ({"input_dilation": (1, 2), "padding": ((0, 0), (0, 0))}, "input_dilation="),
         ({"precision": "highest"}, "precision='highest'"),
+        ({"promote_dtype": rounded}, "promote_dtype="),
+        ({"feature_group_count": 3, "features": 9}, "feature_group_count=3"),
     ],
 )
 def test_convolutions_that_are_no_product(options, message):
-    conv = (
-        CONV(8, **options)
-        if "kernel_size" not in options
-        else nn.Conv(8, use_bias=False, **options)
-    )
-    layer = linen.ConvBatchNorm(conv, linen.BatchNorm(use_running_average=False))
+    options = {"features": 8, "kernel_size": (1, 1), "use_bias": False} | options
+    norm = linen.BatchNorm(use_running_average=False)
+    layer = linen.ConvBatchNorm(nn.Conv(**options), norm)
     with pytest.raises(ValueError, match=f"`conv` must be a Dense .*{message}"):
         layer.init(jax.random.key(0), X)
+
+
+def test_layers_that_may_compute_something_else():
+    norm = linen.BatchNorm(use_running_average=False)
+    conv = WeightStandardised(8, (1, 1), use_bias=False)
+    with pytest.raises(TypeError, match=r"Conv or Dense of Flax itself, .* got Weight"):
+        linen.ConvBatchNorm(conv, norm).init(jax.random.key(0), X)
+    flax = nn.BatchNorm(use_running_average=False)
+    with pytest.raises(TypeError, match="`norm` must be a `BatchNorm` of jaxbn"):
+        linen.ConvBatchNorm(CONV(8), flax).init(jax.random.key(0), X)
+    norm = linen.BatchNorm(use_running_average=False, in_place=True)
+    with pytest.raises(ValueError, match="must have `in_place=False`"):
+        linen.ConvBatchNorm(CONV(8), norm).init(jax.random.key(0), X)
+    conv = nnx.LoRALinear(3, 8, lora_rank=2, use_bias=False, rngs=nnx.Rngs(0))
+    layer = jaxbn_nnx.ConvBatchNorm(conv, jaxbn_nnx.BatchNorm(8, rngs=nnx.Rngs(0)))
+    with pytest.raises(TypeError, match="Conv or Linear of Flax itself"):
+        layer(X)
+
+
+def test_a_folded_nnx_model():
+    model = NNXNet(True, nnx.Rngs(0))
+    model.eval()
+    expected = model(X)
+    folded, report = jaxbn.fold(model, None, X, lambda model, x: model(x))
+    assert {row.outcome for row in report.layers} == {"folded"}
+    np.testing.assert_allclose(folded(X), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_channels_in_front():
+    """Channels of `norm` that are not the features of `conv`."""
+    norm = linen.BatchNorm(use_running_average=False, axis=1)
+    layer = linen.ConvBatchNorm(CONV(8), norm)
+    y, variables = layer.init_with_output(jax.random.key(0), X)
+    expected = norm.apply(
+        {name: tree["norm"] for name, tree in variables.items()},
+        CONV(8).apply({"params": variables["params"]["conv"]}, X),
+        mutable=["batch_stats"],
+    )[0]
+    np.testing.assert_allclose(y, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("conv", ["conv", "dense"])
+def test_symbolic_sizes(conv):
+    net = nets(conv)[0]
+    variables = net.init(jax.random.key(0), X)
+    step = jax.jit(lambda variables, x: gradient(net, variables, x))
+    size, height = jax.export.symbolic_shape("b, h", constraints=["h >= 4"])
+    x = jax.ShapeDtypeStruct((size, height, 6, 3), jnp.float32)
+    exported = jax.export.export(step)(variables, x)
+    chex.assert_trees_all_close(
+        exported.call(variables, X), step(variables, X), rtol=1e-4, atol=1e-4
+    )

@@ -50,6 +50,7 @@ class FoldedBatchNorm(nnx.Module):
         mask: jax.typing.ArrayLike | None = None,
         residual: jax.typing.ArrayLike | None = None,
         update_running_average: bool | None = None,
+        factors: Any = None,
     ) -> jax.Array:
         """Returns the output of the layer in evaluation.
 
@@ -59,11 +60,12 @@ class FoldedBatchNorm(nnx.Module):
           mask: ignored, as evaluation does not need it.
           residual: an array of the shape of `x`, added before the activation.
           update_running_average: must not be True.
+          factors: ignored, as evaluation does not need them.
 
         Raises:
           ValueError: if it is called for training.
         """
-        del mask
+        del mask, factors
         if use_running_average is None:
             use_running_average = self.use_running_average
         x = jnp.asarray(x)
