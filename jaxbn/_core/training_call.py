@@ -80,8 +80,6 @@ class TrainingCall(NamedTuple):
         `axis_name`.
       output: epsilon, activation and dtype of the output.
       x: `[N, ..., C]`.
-      factors: the factors of `x`, which the backward pass keeps instead of `x`, or
-        None. With a policy it is None.
       scale: `[C]`.
       bias: `[C]`.
       mask: boolean, of the rank of `x` and broadcastable to it, or None.
@@ -90,6 +88,8 @@ class TrainingCall(NamedTuple):
       running_var: `[C]`.
       examples: the examples of each worker if parts of the batch are workers, or None.
       warns: True if one value per channel causes a warning.
+      factors: the factors of `x`, which the backward pass keeps instead of `x`, or
+        None. With a policy it is None.
 
     Example:
       >>> class Pairs:  # A policy by which two workers share statistics.
@@ -108,9 +108,9 @@ class TrainingCall(NamedTuple):
     residual: jax.Array | None
     running_mean: jax.Array
     running_var: jax.Array
-    factors: Product | None = None
     examples: int | None = None
     warns: bool = True
+    factors: Product | None = None
 
     @property
     def workers(self) -> int:
@@ -318,10 +318,10 @@ def normalized(
         arguments.as_residual(residual, x),
         running_mean,
         running_var,
-        # A policy may replace `x`, and then they would not be its factors.
-        product if options.sync is None else None,
         examples,
         warns=not options.initializing,
+        # A policy may replace `x`, and then they would not be its factors.
+        factors=product if options.sync is None else None,
     )
     if options.sync is None:
         return Normalized(*call._by_options())

@@ -291,7 +291,7 @@ def test_the_summary_is_that_of_the_rows():
     ]
     text = report.table({"rows": rows})
     title = "ResNet-50, parameters cast to bfloat16: cycles"
-    assert f"| TPU v5e | {title} | 1.00 |  | **0.78** | 0.50 |" in text
+    assert f"| TPU v5e | {title} | 1.00 |  | **0.78** |  | 0.50 |" in text
     assert "| ResNet-50, v5e, cast | 0.78 | 0.780 | met |" in text
     itself = "ResNet-50, v5e, cast: the normalisation itself"
     assert f"| {itself} | 0.5 | 0.560 | missed |" in text
