@@ -542,7 +542,7 @@ def test_networks_to_rounding(name):
     from experiments.networks import models
 
     net = {
-        "ResNet50": lambda: models.ResNet50(blocks=(1, 2, 1, 1)),
+        "ResNet50": lambda: models.ResNet50(blocks=(1, 2)),
         "SmallNetwork": lambda: models.SmallNetwork(
             classes=10, blocks=((16, 2), (16, 1))
         ),

@@ -124,7 +124,7 @@ def test_sweep_rows_are_not_made_twice(tmp_path, monkeypatch):
 
 
 ROOT = pathlib.Path(__file__).parents[3]
-SHORT = "--seeds 2 --steps 2000 --record-every 50 --checkpoint-every 100"
+SHORT = "--seeds 2 --steps 1000 --record-every 50 --checkpoint-every 100"
 
 
 class TestImages:
