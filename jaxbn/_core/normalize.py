@@ -105,7 +105,6 @@ def _normalize_jvp(settings, output, primals, tangents):
         correct = functools.partial(_corrected, output, forward.mine, context)
         _, (dscale, dbias) = jax.jvp(correct, (scale, bias), (dscale, dbias))
     center, scale, bias, y = forward.center, forward.scale, forward.bias, forward.y
-    count = forward.mine.count
     if output.in_place:
         if not _is_read_again(output, residual):
             y = barriers.rounded(y)  # The backward pass reads it.
@@ -119,14 +118,13 @@ def _normalize_jvp(settings, output, primals, tangents):
             residual = None
         if isinstance(x, product.Product):
             rule = product.from_product
-            center = product.center_of_products(settings, x, mask, center, count)
             kept = product.FromProduct(x, mask, center, scale, bias, residual, shown)
         else:
             rule = derivative.from_x
             kept = derivative.FromX(x, mask, center, scale, bias, residual, shown)
     rule = _recomputed(rule, settings, output)
     given = derivative.Tangents(dx, dscale, dbias, dresidual)
-    dy = rule(kept, count, given)
+    dy = rule(kept, forward.mine.count, given)
     return (y, forward.groups), (dy, jax.tree.map(jnp.zeros_like, forward.groups))
 
 

@@ -86,7 +86,6 @@ def _affine_tangent(settings, kept, count, tangents):
     """Returns the tangent of `x_hat * scale + bias`."""
     (inputs, kernel), mask, center, scale, bias, *_ = kept
     narrow, wide = inputs.dtype, affine.wide_dtype(inputs, scale, bias)
-    mean, tail, std = center
     inputs, kernel, dinputs, dkernel, dscale, dbias, scale = (
         part.astype(wide)
         for part in (
@@ -105,7 +104,12 @@ def _affine_tangent(settings, kept, count, tangents):
         inputs, dinputs = (jnp.where(keep, part, 0) for part in (inputs, dinputs))
         counted, dcounted = (jnp.where(mask, part, 0) for part in (inputs, dinputs))
 
-    sum_dx = _small(_summed(dcounted), kernel) + _small(_summed(counted), dkernel)
+    sum_inputs = _summed(counted)
+    mean, tail, std = center
+    if narrow != wide:
+        mean = _mean(settings, center, count, _small(sum_inputs, kernel))
+        tail = jnp.zeros_like(mean)
+    sum_dx = _small(_summed(dcounted), kernel) + _small(sum_inputs, dkernel)
     gram = inner(counted, counted, narrow)
     dgram = inner(counted, dcounted, narrow)
     by_k = _small(dgram, kernel) + _small(gram, dkernel)
@@ -124,29 +128,16 @@ def _affine_tangent(settings, kept, count, tangents):
     return jnp.where(keep, dz + expand(q - dbias), 0) + expand(dbias)
 
 
-def center_of_products(
-    settings: reduction.Settings,
-    product: Product,
-    mask: jax.Array | None,
-    center: affine.Center,
-    count: jax.Array,
-) -> affine.Center:
-    """Returns the centre of half-precision `x` before `x` is rounded.
+def _mean(settings, center, count, total):
+    """Returns the mean of the products, from their sum on this device.
 
-    The sums of the rule are those of the products. They have another mean than the
-    rounded `x`, which would matter where `dy` has a large mean. This takes a collective
-    of `[C]` numbers if the settings name devices.
+    It is not the mean of half-precision `x`, which is rounded. The difference would
+    matter where `dy` has a large mean. This takes a collective of `[C]` numbers if the
+    settings name devices.
     """
-    if product.inputs.dtype == center.std.dtype:
-        return center
-    inputs, kernel = (part.astype(center.std.dtype) for part in product)
-    if mask is not None:
-        inputs = jnp.where(mask, inputs, 0)
-    total = _small(_summed(inputs), kernel)
     if settings.devices is not None:
         total = collectives.group_sum(total, settings.devices)
-    mean = jnp.where(jnp.isinf(center.std), 0, total / jnp.maximum(count, 1))
-    return center._replace(mean=mean, tail=jnp.zeros_like(mean))
+    return jnp.where(jnp.isinf(center.std), 0, total / jnp.maximum(count, 1))
 
 
 def _summed(positions: jax.Array) -> jax.Array:
