@@ -1,4 +1,4 @@
-"""What `ConvBatchNorm` of Linen and that of NNX share."""
+"""Finds the factors of `x` for `ConvBatchNorm` of Linen and of NNX."""
 
 import math
 from collections.abc import Callable
