@@ -69,8 +69,9 @@ def total_megabytes(row: Mapping[str, Any]) -> float:
 
     Arrays that are updated in place count once.
     """
-    parts = row["temporary_MB"], row["argument_MB"], row["output_MB"]
-    return sum(parts) - row["aliased_MB"]
+    # `sum` rounds differently from Python 3.12 on.
+    total = row["temporary_MB"] + row["argument_MB"] + row["output_MB"]
+    return total - row["aliased_MB"]
 
 
 def bounds(points: Mapping[int, Point]) -> tuple[int, int | None]:
