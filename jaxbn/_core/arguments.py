@@ -159,10 +159,11 @@ def as_product(
     if factors is None:
         return None
     inputs, kernel = (jnp.asarray(part, x.dtype) for part in factors)
-    if inputs.ndim != x.ndim or kernel.shape != (inputs.shape[-1], x.shape[-1]):
-        fit = False
-    else:
-        fit = inputs.shape[:-1] == x.shape[:-1] and feature_axes == (x.ndim - 1,)
+    fit = (
+        feature_axes == (x.ndim - 1,)
+        and inputs.shape[:-1] == x.shape[:-1]
+        and kernel.shape == (*inputs.shape[-1:], x.shape[-1])
+    )
     if not fit or jnp.iscomplexobj(x):
         raise ValueError(
             "`factors` must be `(inputs, kernel)` with `x = inputs @ kernel`, real, "

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import jaxbn
+from experiments.compilers import hlo
 from experiments.compilers.kept import kept
 from jaxbn._core import product
 from tests.op import make_batch, plain, train
@@ -184,9 +185,9 @@ def test_a_mask_of_elements_keeps_x():
 
 @pytest.mark.parametrize("ratio", [1, 100])
 def test_a_large_mean(ratio):
-    """Sums over `x` cancel, to the rounding of `x` and not of `x - mean`."""
+    """The bound of the module's docstring in float32."""
     (inputs, kernel, scale, bias), dy = make_factors((4096, 16), 64)
-    args = inputs + 2 * ratio / 4, np.abs(kernel), scale, bias
+    args = inputs + ratio / 2, np.abs(kernel), scale, bias
     with jax.enable_x64(True):
         wide = tuple(np.float64(a) for a in args)
         expected = gradients(textbook, wide, np.float64(dy))
@@ -324,6 +325,29 @@ def test_eight_devices_equal_one(style, masked, dtype):
     limit = 2e-6 if dtype == jnp.float32 else 1e-2
     for actual, wanted in zip((inputs, *params), expected, strict=True):
         assert error(actual, wanted) < limit
+
+
+@pytest.mark.parametrize("style", ["jit", "shard_map"])
+def test_no_more_collectives_than_two_layers(style):
+    args, dy = make_factors((16, 3, 4), 6)
+    mesh = jax.make_mesh((DEVICES,), ("d",), (jax.sharding.AxisType.Auto,))
+    specs = P("d"), P(), P("d")
+
+    def count(function):
+        def loss(inputs, params, dy):
+            axis_name = "d" if style == "shard_map" else None
+            return jnp.sum(function(inputs, *params, axis_name=axis_name) * dy)
+
+        step = jax.grad(loss, (0, 1))
+        if style == "shard_map":
+            step = jax.shard_map(
+                step, mesh=mesh, in_specs=specs, out_specs=(P("d"), P())
+            )
+        shardings = tuple(jax.NamedSharding(mesh, spec) for spec in specs)
+        lowered = jax.jit(step, in_shardings=shardings).lower(args[0], args[1:], dy)
+        return len(hlo.collectives(lowered.compile().as_text()))
+
+    assert 0 < count(joined) <= count(apart)
 
 
 def test_parts_of_the_batch_keep_x():
