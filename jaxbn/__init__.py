@@ -45,10 +45,20 @@ __all__ = [
     "testing",
     "training",
     "unfreeze",
+    "variants",
 ]
 
 # These are imported when they are used, so that `import jaxbn` needs no Flax.
-_MODULES = ("convert", "linen", "nnx", "parallel", "sync", "testing", "training")
+_MODULES = (
+    "convert",
+    "linen",
+    "nnx",
+    "parallel",
+    "sync",
+    "testing",
+    "training",
+    "variants",
+)
 _FUNCTIONS = {
     "accumulate": "jaxbn.models",
     "diagnose": "jaxbn.models",

@@ -93,6 +93,7 @@ def init_batch_stats(
     *,
     estimator: EstimatorOrName = "ema",
     sync: Any = None,
+    variant: Any = None,
 ) -> BatchStats:
     """Returns running statistics before the first batch: mean 0, variance 1, as Flax.
 
@@ -101,9 +102,11 @@ def init_batch_stats(
       dtype: the dtype of the mean; the variance has the real dtype that belongs to it.
       estimator: the estimator of the training calls.
       sync: the policy of synchronisation of the training calls, or None.
+      variant: the variant of the training calls, or None.
 
     Raises:
-      ValueError, TypeError: if `estimator` is no estimator or `sync` no policy.
+      ValueError, TypeError: if `estimator` is no estimator, `sync` no policy or
+        `variant` no variant.
 
     Example:
       >>> init_batch_stats(2).var
@@ -112,18 +115,44 @@ def init_batch_stats(
       {'weight': Array([0., 0.], dtype=float32)}
     """
     stats = as_estimator(estimator).init(shape, dtype)
-    if sync is None:
-        return stats
-    arguments.check_policy(sync)
-    return stats._replace(sync=sync.init(stats.mean.shape, jnp.dtype(dtype)))
+    return with_first_state(stats, sync, variant, dtype)
 
 
-def ema(momentum: jax.typing.ArrayLike = MOMENTUM, unbiased: bool = True) -> Estimator:
+def with_first_state(
+    batch_stats: BatchStats, sync: Any, variant: Any, dtype: jax.typing.DTypeLike
+) -> BatchStats:
+    """Returns the statistics with the first state of a policy or of a variant.
+
+    Args:
+      batch_stats: the statistics without a state.
+      sync: a policy, or None.
+      variant: a variant, or None.
+      dtype: the dtype of the moments.
+    """
+    arguments.check_sync_and_variant(sync, variant)
+    shape, dtype = batch_stats.mean.shape, jnp.dtype(dtype)
+    if sync is not None:
+        return batch_stats._replace(sync=sync.init(shape, dtype))
+    if variant is None:
+        return batch_stats
+    state = variant.init(shape, dtype)
+    messages = {name: state.pop(name) for name in running.MESSAGES if name in state}
+    return batch_stats._replace(sync=messages, variant=state)
+
+
+def ema(
+    momentum: jax.typing.ArrayLike = MOMENTUM,
+    unbiased: bool = True,
+    per_group: bool = False,
+) -> Estimator:
     """Returns the exponential moving average from mean 0 and variance 1, as in Flax.
 
     Args:
       momentum: weight of the OLD value, in [0, 1].
       unbiased: update the variance with `var * m / (m - 1)`; `m` counts the batch.
+      per_group: if parts of `group_size` examples are normalised apart, make one step
+        for each part, one after the other, instead of one for the whole batch (Hoffer
+        et al., arXiv:1705.08741). The same holds for groups of several devices.
 
     Example:
       >>> ones = jnp.ones(1)
@@ -135,7 +164,7 @@ def ema(momentum: jax.typing.ArrayLike = MOMENTUM, unbiased: bool = True) -> Est
     References:
       Ioffe and Szegedy, arXiv:1502.03167, Section 3.1 and Algorithm 2.
     """
-    return _Ema(_as_setting(momentum), unbiased)
+    return _Ema(_as_setting(momentum), unbiased, per_group)
 
 
 def debiased(
@@ -283,10 +312,17 @@ def updated(
       estimator: the estimator.
       batch_stats: the statistics before the batch.
       moments: the moments of the batch, `[C]`, or of each of its groups, `[groups, C]`.
-        Groups are merged: the statistics are those of all groups together.
+        Groups are merged: the statistics are those of all groups together. An estimator
+      with a true attribute `per_group` is updated by one group after the other.
     """
     with jax.named_scope("jaxbn.running"):
         if moments.mean.ndim > batch_stats.mean.ndim:
+            if getattr(estimator, "per_group", False):
+
+                def step(old, group):
+                    return estimator.update(old, group), None
+
+                return jax.lax.scan(step, batch_stats, moments)[0]
             moments = moments_lib.merge_rows(moments)
         return estimator.update(batch_stats, moments)
 
@@ -309,6 +345,7 @@ def _as_operand(momentum: Any) -> Any:
 class _Ema:
     momentum: Any
     unbiased: bool
+    per_group: bool = False
 
     def init(self, shape: Shape, dtype: jax.typing.DTypeLike) -> BatchStats:
         return running.new_batch_stats(shape, dtype)

@@ -14,18 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxbn import estimators
-from jaxbn._core import (
-    arguments,
-    groups,
-    moments,
-    normalize,
-    reduction,
-    running,
-    training_call,
-)
-from jaxbn._core import (
-    variance as variance_lib,
-)
+from jaxbn._core import arguments, groups, moments, normalize, reduction, running
+from jaxbn._core import call as call_lib
+from jaxbn._core import variance as variance_lib
 
 __all__ = ["batch_moments", "batch_norm_inference", "batch_norm_train"]
 
@@ -51,6 +42,7 @@ def batch_norm_train(
     variance: reduction.Variance = "auto",
     estimator: estimators.EstimatorOrName = "ema",
     sync: Any = None,
+    variant: Any = None,
     factors: arguments.Factors | None = None,
 ) -> tuple[jax.Array, estimators.BatchStats]:
     """Normalises a batch by its own statistics and updates the running statistics.
@@ -64,7 +56,7 @@ def batch_norm_train(
       scale: `[C]`, or None for 1.
       bias: `[C]`, or None for 0.
       batch_stats: running statistics, made by `jaxbn.init_batch_stats` with the same
-        `estimator` and `sync`. Half precision is widened.
+        `estimator`, `sync` and `variant`. Half precision is widened.
       axis: channel axis or axes of `x`; all others are reduced. With several, `C`
         stands for their sizes, in ascending order of the axes.
       momentum: weight of the OLD running statistics.
@@ -108,12 +100,14 @@ def batch_norm_train(
       sync: a policy of `jaxbn.sync`. It decides how devices share statistics or,
         without an axis name, how parts of `group_size` examples do. Default: devices
         along `axis_name` share them exactly, parts do not share them.
+      variant: a relative of Batch Normalization from `jaxbn.variants`, instead of
+        `sync`.
       factors: `(inputs, kernel)` of shapes `[N, ..., K]` and `[K, C]` whose product
         `inputs @ kernel` is `x`. The gradient goes to them, and the backward pass keeps
         them instead of `x`. That saves memory where K is less than C, and costs
         `2 K / C` of the work of the kernel's gradient. `x` is kept all the same with a
-        mask that differs between channels, with `group_size` examples or a policy of
-        `sync`, and where a mesh of Explicit axes splits `x`.
+        mask that differs between channels, with `group_size` examples, and where a
+        mesh of Explicit axes splits `x`.
 
     Returns:
       `y` of the shape of `x`, and the new `BatchStats`. Its shapes are unchanged, and
@@ -162,7 +156,7 @@ def batch_norm_train(
     rule = estimators.as_estimator(estimator, momentum, unbiased)
     estimators.check_batch_stats(rule, batch_stats)
     batch_stats = running.widened(batch_stats)
-    options = training_call.Options(
+    options = call_lib.Options(
         axis=axis,
         epsilon=epsilon,
         axis_name=axis_name,
@@ -173,20 +167,13 @@ def batch_norm_train(
         dtype=dtype,
         variance=variance,
         sync=sync,
+        variant=variant,
     )
-    y, moments, state = training_call.normalized(
-        options,
-        x,
-        scale,
-        bias,
-        batch_stats.mean,
-        batch_stats.var,
-        batch_stats.sync,
-        mask,
-        residual,
-        factors,
+    call = call_lib.checked(
+        options, x, scale, bias, batch_stats, mask, residual, factors
     )
-    return y, estimators.updated(rule, batch_stats, moments)._replace(sync=state)
+    y, moments, batch_stats = call_lib.normalized(options, call, batch_stats)
+    return y, estimators.updated(rule, batch_stats, moments)
 
 
 def batch_norm_inference(
@@ -200,11 +187,13 @@ def batch_norm_inference(
     residual: jax.typing.ArrayLike | None = None,
     activation: str | None = None,
     dtype: jax.typing.DTypeLike | None = None,
+    mask: jax.typing.ArrayLike | None = None,
+    variant: Any = None,
 ) -> jax.Array:
     """Normalises by the running statistics: a fixed affine map of every channel.
 
     The map is computed in float32 or wider. Statistics are never rounded to half
-    precision.
+    precision. Some variants also use statistics of `x`.
 
     Args:
       x: `[N, ..., C]`; integers are promoted to float32.
@@ -216,6 +205,8 @@ def batch_norm_inference(
       residual: as in `batch_norm_train`.
       activation: as in `batch_norm_train`.
       dtype: the dtype of `y`. Default: the dtype of `x`.
+      mask: as in `batch_norm_train`, for variants that use statistics of `x`.
+      variant: the variant of the training calls, or one for inference alone.
 
     Returns:
       `y` of the shape of `x`.
@@ -237,6 +228,17 @@ def batch_norm_inference(
             f"`batch_stats` must be a `BatchStats`, got {type(batch_stats).__name__}; "
             "make one with `init_batch_stats`, or with `BatchStats(mean, var)`."
         )
+    if arguments.infers(variant):
+        options = call_lib.Options(
+            axis=axis,
+            epsilon=epsilon,
+            activation=activation,
+            dtype=dtype,
+            variant=variant,
+            initializing=True,
+        )
+        call = call_lib.checked(options, x, scale, bias, batch_stats, mask, residual)
+        return variant.infer(call, running.state_of(batch_stats))
     mean, var = batch_stats.mean, batch_stats.var
     x, scale, bias, feature_axes = arguments.as_arrays(x, scale, bias, mean, var, axis)
     residual = arguments.as_residual(residual, x)

@@ -76,6 +76,8 @@ class BatchNorm(nn.BatchNorm):
       sync: a policy of `jaxbn.sync` by which workers share statistics. Workers are the
         devices along `axis_name`, or parts of `group_size` examples. The collection
         `batch_sync` holds the state of the policy.
+      variant: a relative of Batch Normalization from `jaxbn.variants`. It may keep
+        further variables beside `mean` and `var`.
 
     Example:
       >>> layer, x = BatchNorm(momentum=0.9), jnp.arange(8.0)[:, None]
@@ -101,6 +103,7 @@ class BatchNorm(nn.BatchNorm):
     update_running_average: bool | None = dataclasses.field(default=None, kw_only=True)
     estimator: EstimatorOrName = dataclasses.field(default="ema", kw_only=True)
     sync: Any = dataclasses.field(default=None, kw_only=True)
+    variant: Any = dataclasses.field(default=None, kw_only=True)
 
     @nn.compact
     def __call__(
@@ -173,12 +176,14 @@ class BatchNorm(nn.BatchNorm):
     def _variables(self, on, shape, x_dtype) -> Any:
         """Returns `BatchStats` with a Flax variable in the place of every array.
 
-        The state of the policy is left out in inference, which does not need it.
+        The state of the policy or variant is left out in inference, which does not need
+        it.
         """
         new = functools.partial(call.init_batch_stats, self, shape, x_dtype)
         entries = jax.eval_shape(new)
         training = on.update_running_average or not on.use_running_average
-        synced = entries.sync if training or self.is_initializing() else ()
+        if not (training or self.is_initializing() or arguments.infers(self.variant)):
+            entries = entries._replace(sync={}, variant={})
 
         def of_layer(name, read):
             return self.variable("batch_stats", name, lambda: read(new())[name])
@@ -190,7 +195,11 @@ class BatchNorm(nn.BatchNorm):
             of_layer("mean", BatchStats._asdict),
             of_layer("var", BatchStats._asdict),
             {name: of_layer(name, lambda stats: stats.extra) for name in entries.extra},
-            {name: of_policy(name) for name in synced},
+            {name: of_policy(name) for name in entries.sync},
+            {
+                name: of_layer(name, lambda stats: stats.variant)
+                for name in entries.variant
+            },
         )
         return BatchStats(*variables)
 

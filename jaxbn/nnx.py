@@ -21,7 +21,8 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from jax.nn import initializers
 
-from jaxbn._core import arguments, groups, reduction, running, training_call
+from jaxbn._core import arguments, groups, reduction, running
+from jaxbn._core.call import PER_WORKER
 from jaxbn._layers import accumulation, call, conv_batch_norm, switches
 from jaxbn.estimators import BatchStats, EstimatorOrName
 
@@ -133,6 +134,7 @@ class BatchNorm(nnx.BatchNorm):
         update_running_average: bool | None = None,
         estimator: EstimatorOrName = "ema",
         sync: Any = None,
+        variant: Any = None,
     ):
         self.num_features = num_features
         self.use_running_average = use_running_average
@@ -159,11 +161,12 @@ class BatchNorm(nnx.BatchNorm):
         self.frozen = switches.Frozen()  # Set by `jaxbn.freeze`.
         self.estimator = estimator
         self.sync = sync
+        self.variant = variant
 
         shape = call.as_channels(num_features)
         stats = call.init_batch_stats(self, shape, jnp.dtype(param_dtype))
         self.mean, self.var = nnx.BatchStat(stats.mean), nnx.BatchStat(stats.var)
-        for name, value in stats.extra.items():
+        for name, value in {**stats.extra, **stats.variant}.items():
             setattr(self, name, nnx.BatchStat(value))
         if stats.sync:
             shared, own = _shared_and_own(stats.sync)
@@ -248,12 +251,15 @@ class BatchNorm(nnx.BatchNorm):
     @property
     def batch_stats(self) -> BatchStats:
         """The running statistics, with the state of the policy, as arrays."""
-        shapes = jax.eval_shape(lambda: call.estimator(self).init(1, jnp.float32))
-        extra = {name: getattr(self, name)[...] for name in shapes.extra}
+        shapes = jax.eval_shape(lambda: call.init_batch_stats(self, (1,), jnp.float32))
+        extra, variant = (
+            {name: getattr(self, name)[...] for name in names}
+            for names in (shapes.extra, shapes.variant)
+        )
         found = (getattr(self, name, None) for name in ("batch_sync", "own_batch_sync"))
         values = [variable.get_value() for variable in found if variable is not None]
         sync = {name: part for value in values for name, part in value.items()}
-        return BatchStats(self.mean[...], self.var[...], extra, sync)
+        return BatchStats(self.mean[...], self.var[...], extra, sync, variant)
 
     def store(self, batch_stats: BatchStats) -> None:
         """Sets the running statistics and the state of the policy.
@@ -359,14 +365,14 @@ class ConvBatchNorm(nnx.Module):
 
 def _shared_and_own(sync: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Splits a policy's state into entries for all workers and entries per worker."""
-    own = {name: sync[name] for name in sync if name in training_call.PER_WORKER}
+    own = {name: sync[name] for name in sync if name in PER_WORKER}
     return {name: sync[name] for name in sync if name not in own}, own
 
 
 def _store(layer: BatchNorm, batch_stats: BatchStats) -> None:
     """Sets the statistics; `nnx.tabulate` would list it if it were a method."""
-    stats = {"mean": batch_stats.mean, "var": batch_stats.var, **batch_stats.extra}
-    for name, value in stats.items():
+    mean, var, extra, _, variant = batch_stats
+    for name, value in {"mean": mean, "var": var, **extra, **variant}.items():
         variable = getattr(layer, name)
         if variable[...].dtype == value.dtype:
             variable[...] = value

@@ -25,6 +25,7 @@ ROOMS = (
     "convert",
     "parallel",
     "training",
+    "variants",
     "testing",
 )
 EXPERIMENT_ROOMS = ("framework", "data", "networks", "compilers")
@@ -40,7 +41,7 @@ CORE = (
     "affine",
     "derivative",
     "normalize",
-    "training_call",
+    "call",
 )
 
 

@@ -54,7 +54,7 @@ CASES = [
     )
     for style in STYLES
     for name in POLICIES
-    # These two call every method of a `TrainingCall` that needs a collective.
+    # These two call every method of a `Call` that needs a collective.
     if style in ("jit", "shard_map") or name in ("every other", "stale")
 ]
 STEP = training.make_train_step(loss_fn)

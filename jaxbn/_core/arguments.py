@@ -270,20 +270,53 @@ def check_variance(form: str) -> None:
         raise ValueError(f"`variance` must be one of {known}, got {form!r}.")
 
 
+def check_sync_and_variant(sync: Any, variant: Any) -> None:
+    """Checks that one of both is None and that the other one is what it should be.
+
+    Raises:
+      ValueError: if both are given.
+      TypeError: if `sync` is no policy or `variant` no variant.
+    """
+    if sync is not None and variant is not None:
+        raise ValueError(
+            "`sync` and `variant` both decide which statistics normalise, got "
+            f"{sync!r} and {variant!r}; leave one of them out."
+        )
+    if sync is not None:
+        check_policy(sync)
+    if variant is not None:
+        _check_methods("variant", "jaxbn.variants.Renorm()", variant)
+
+
+def infers(variant: Any) -> bool:
+    """Returns whether a variant has an inference of its own.
+
+    Raises:
+      TypeError: if it is no variant.
+    """
+    check_sync_and_variant(None, variant)
+    return getattr(variant, "infer", None) is not None
+
+
 def check_policy(policy: Any) -> None:
     """Checks that an object is a policy of synchronisation.
 
     Raises:
       TypeError: if it lacks a method of `jaxbn.sync.Policy`, or cannot be hashed.
     """
-    complete = all(callable(getattr(policy, n, None)) for n in ("init", "normalize"))
-    if not complete or isinstance(policy, type):
+    _check_methods("sync", "jaxbn.sync.Stale()", policy)
+
+
+def _check_methods(option: str, example: str, value: Any) -> None:
+    complete = all(callable(getattr(value, n, None)) for n in ("init", "normalize"))
+    if not complete or isinstance(value, type):
+        kind = "policy" if option == "sync" else "variant"
         raise TypeError(
-            f"`sync` must be a policy such as `jaxbn.sync.Stale()`, got {policy!r}."
+            f"`{option}` must be a {kind} such as `{example}`, got {value!r}."
         )
     try:
-        hash(policy)
+        hash(value)
     except TypeError as error:
         raise TypeError(
-            f"`sync` must be hashable, got {policy!r}; make it a frozen dataclass."
+            f"`{option}` must be hashable, got {value!r}; make it a frozen dataclass."
         ) from error

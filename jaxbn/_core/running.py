@@ -17,6 +17,9 @@ from jaxbn._core import reduction, user_warnings
 
 Shape = int | Sequence[int]
 
+MESSAGES = ("sent", "received", "everyone")
+"""The entries of a state that are in `BatchStats.sync` also for a variant."""
+
 
 class BatchStats(NamedTuple):
     """The running statistics of a layer: all that a training call reads and returns.
@@ -27,23 +30,39 @@ class BatchStats(NamedTuple):
       extra: further arrays of the estimator by name, such as `weight`. The default
         estimator has none.
       sync: the state of the policy of synchronisation; see `jaxbn.sync.Policy`. Most
-        policies have none.
+        policies have none. Messages that a variant sends are here too.
+      variant: the other arrays of a variant, by name; see `jaxbn.variants.Variant`.
 
     Example:
       >>> batch_stats = BatchStats(mean=jnp.zeros(3), var=jnp.ones(3))
-      >>> batch_stats.extra, batch_stats.sync
-      ({}, {})
+      >>> batch_stats.extra, batch_stats.sync, batch_stats.variant
+      ({}, {}, {})
     """
 
     mean: jax.Array
     var: jax.Array
     extra: Mapping[str, Any] = {}
     sync: Mapping[str, Any] = {}
+    variant: Mapping[str, Any] = {}
 
 
 def new_batch_stats(shape: Shape, dtype: jax.typing.DTypeLike) -> BatchStats:
     """Returns mean 0 and variance 1."""
     return BatchStats(jnp.zeros(shape, dtype), jnp.ones(shape, jnp.finfo(dtype).dtype))
+
+
+def state_of(batch_stats: BatchStats) -> dict[str, Any]:
+    """Returns the state of the policy or variant of a layer, as one dict."""
+    return {**batch_stats.variant, **batch_stats.sync}
+
+
+def with_state(batch_stats: BatchStats, state: Mapping[str, Any]) -> BatchStats:
+    """Returns the statistics with a new state of the policy or variant."""
+    sync, variant = (
+        {name: state[name] for name in old}
+        for old in (batch_stats.sync, batch_stats.variant)
+    )
+    return batch_stats._replace(sync=sync, variant=variant)
 
 
 def of_batch(
@@ -89,8 +108,9 @@ def where_usable(usable: jax.Array, new: BatchStats, old: BatchStats) -> BatchSt
         by_slot = new.ndim > usable.ndim
         return jnp.where(usable[..., None] if by_slot else usable, new, old)
 
-    kept = jax.tree.map(choose, new._replace(sync={}), old._replace(sync={}))
-    return jax.lax.stop_gradient(kept)._replace(sync=old.sync)
+    new, mine = (each._replace(sync={}, variant={}) for each in (new, old))
+    kept = jax.lax.stop_gradient(jax.tree.map(choose, new, mine))
+    return kept._replace(sync=old.sync, variant=old.variant)
 
 
 def widened(batch_stats: BatchStats, *, carried: bool = True) -> BatchStats:
@@ -154,5 +174,5 @@ def as_complex(estimator: Any, batch_stats: BatchStats) -> BatchStats:
     def widen(leaf: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
         return leaf + 0j if jnp.iscomplexobj(like) else leaf
 
-    like = like._replace(sync=batch_stats.sync)
+    like = like._replace(sync=batch_stats.sync, variant=batch_stats.variant)
     return jax.tree.map(widen, batch_stats, like)

@@ -287,7 +287,7 @@ def _is_of_a_layer(tree: Any) -> bool:
 def as_variables(accumulated: Accumulated) -> dict[str, Any]:
     """Returns the variables that a Linen layer writes into the collection."""
     stats = accumulated.batch_stats
-    moved = {"mean": stats.mean, "var": stats.var, **stats.extra}
+    moved = {"mean": stats.mean, "var": stats.var, **stats.extra, **stats.variant}
     return {
         "moments": tuple(accumulated.moments),
         "moved": moved,

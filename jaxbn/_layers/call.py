@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbn import estimators, functional
-from jaxbn._core import arguments, moments, reduction, running, training_call
+from jaxbn._core import arguments, moments, reduction, running
+from jaxbn._core import call as call_lib
 from jaxbn._layers import accumulation
 from jaxbn._layers.switches import Switches
 from jaxbn.estimators import BatchStats
@@ -37,6 +38,7 @@ class LayerFields(Protocol):
     variance: Any
     estimator: Any
     sync: Any
+    variant: Any
 
 
 class Result(NamedTuple):
@@ -81,7 +83,8 @@ def estimator(layer: LayerFields) -> estimators.Estimator:
 def init_batch_stats(
     layer: LayerFields, shape: tuple[int, ...], x_dtype: jnp.dtype
 ) -> BatchStats:
-    """Returns the running statistics of a new layer, and the state of its policy.
+    """Returns the running statistics of a new layer, and the state of its policy
+    or variant.
 
     Their dtype is float32, or `param_dtype` if `force_float32_reductions` is False. For
     complex inputs the mean is complex.
@@ -90,11 +93,8 @@ def init_batch_stats(
     if jnp.issubdtype(x_dtype, jnp.complexfloating):
         dtype = jnp.promote_types(dtype, jnp.complex64)
     stats = estimator(layer).init(shape, dtype)
-    if layer.sync is None:
-        return stats
-    arguments.check_policy(layer.sync)
-    sync_dtype = reduction.reduction_dtype(x_dtype)
-    return stats._replace(sync=layer.sync.init(shape, jnp.dtype(sync_dtype)))
+    dtype = reduction.reduction_dtype(x_dtype)
+    return estimators.with_first_state(stats, layer.sync, layer.variant, dtype)
 
 
 def apply(
@@ -166,6 +166,8 @@ def apply(
             residual=residual,
             activation=layer.activation,
             dtype=dtype,
+            mask=mask,
+            variant=layer.variant,
         )
         if not on.update_running_average:
             return Result(y)
@@ -173,33 +175,22 @@ def apply(
     options = _options(layer, dtype, initializing)
     if accumulating and batch_stats.sync:
         options = options._replace(sync=None, group_size=None)
-    normalized = training_call.normalized(
-        options,
-        x,
-        scale,
-        bias,
-        batch_stats.mean,
-        batch_stats.var,
-        batch_stats.sync,
-        mask,
-        residual,
-        factors,
+    checked = call_lib.checked(
+        options, x, scale, bias, batch_stats, mask, residual, factors
     )
-    y = normalized.y if y is None else y
+    trained, found, batch_stats = call_lib.normalized(options, checked, batch_stats)
+    y = trained if y is None else y
     if not moves:
         return Result(y)
     if accumulating:
-        accumulated = accumulation.add(
-            rule, batch_stats, before, normalized.moments, path
-        )
+        accumulated = accumulation.add(rule, batch_stats, before, found, path)
         return Result(y, accumulated=accumulated)
-    moved = estimators.updated(rule, batch_stats, normalized.moments)
-    return Result(y, moved._replace(sync=normalized.state))
+    return Result(y, estimators.updated(rule, batch_stats, found))
 
 
 def _options(
     layer: LayerFields, dtype: jax.typing.DTypeLike, initializing: bool
-) -> training_call.Options:
+) -> call_lib.Options:
     """Returns the options of a call in training."""
     variance = layer.variance
     if layer.use_fast_variance:
@@ -209,7 +200,7 @@ def _options(
                 "well; leave one of them out."
             )
         variance = "fast"
-    options = training_call.Options(
+    options = call_lib.Options(
         axis=layer.axis,
         epsilon=layer.epsilon,
         activation=layer.activation,
@@ -226,4 +217,5 @@ def _options(
         axis_index_groups=layer.axis_index_groups,
         group_size=layer.group_size,
         sync=layer.sync,
+        variant=layer.variant,
     )

@@ -66,12 +66,13 @@ def factors(
     inputs = inputs[(..., *(slice(None, None, step) for step in steps), slice(None))]
     *positions, k = inputs.shape
     known = all(isinstance(size, int) for size in positions)
-    if known and math.prod(positions) < _POSITIONS * k:
-        return None
     channels = arguments.as_feature_axes(norm.axis, x.ndim)
     # Symbolic sizes may be equal although JAX cannot decide it.
     same = tuple(positions) == x.shape[:-1] and channels == (x.ndim - 1,)
-    if k >= x.shape[-1] or jnp.iscomplexobj(x) or not same:
+    if jnp.iscomplexobj(x) or not same:
+        return None
+    few = known and math.prod(positions) < _POSITIONS * k
+    if (few or k >= x.shape[-1]) and not getattr(norm.variant, "needs_factors", False):
         return None
     return inputs, kernel.reshape(kernel.shape[-2:])
 

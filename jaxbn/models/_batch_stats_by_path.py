@@ -2,8 +2,8 @@
 
 A pair has the names `mean` and `var` side by side, in any container that JAX knows:
 `BatchStats`, dict, FrozenDict, list, tuple or an NNX state. Its values may be boxed.
-The state of a layer consists of its pair and the other arrays that an estimator keeps
-beside the pair. The state of a policy is not part of it.
+The state of a layer consists of its pair and the other arrays that an estimator or a
+variant keeps beside the pair. The state of a policy is not part of it.
 """
 
 from collections.abc import Callable
@@ -15,6 +15,8 @@ from flax import nnx
 
 # Parameters beside a pair in the state of an NNX model, and in a dict made of it.
 _PARAMETERS = ("scale", "bias")
+# The fields of `BatchStats` with the arrays that an estimator or a variant keeps.
+_BESIDE_A_PAIR = tuple(map(jax.tree_util.GetAttrKey, ("extra", "variant")))
 
 
 def reset_batch_stats(tree: Any) -> Any:
@@ -86,9 +88,8 @@ def _states(tree: Any) -> dict[tuple[str, ...], dict[str, int]]:
     for place, (keys, _) in enumerate(jax.tree_util.tree_leaves_with_path(tree)):
         if place in others or any(map(_is_of_policy, keys)):
             continue
-        # The arrays in `BatchStats.extra` belong to the layer, as its mean and variance
-        # do.
-        names = [key for key in keys if key != jax.tree_util.GetAttrKey("extra")]
+        # These arrays belong to the layer, as its mean and variance do.
+        names = [key for key in keys if key not in _BESIDE_A_PAIR]
         path = tuple(jax.tree_util.keystr((key,), simple=True) for key in names)
         if path and path[-1] == "value":  # A box, such as an NNX variable, holds it.
             path = path[:-1]

@@ -17,8 +17,8 @@ exchange messages after the step, the training step has to do four things. The s
 `jaxbn.training` do them, and `jaxbn/sync/_exchange.py` explains them.
 """
 
-from jaxbn._core.training_call import Normalized as Normalized
-from jaxbn._core.training_call import TrainingCall as TrainingCall
+from jaxbn._core.call import Call as Call
+from jaxbn._core.call import Normalized as Normalized
 from jaxbn.sync._exchange import exchange as exchange
 from jaxbn.sync._exchange import messages_of as messages_of
 from jaxbn.sync._exchange import scale_messages as scale_messages
@@ -31,12 +31,12 @@ from jaxbn.sync._policy import State as State
 from jaxbn.sync._stale import Stale as Stale
 
 __all__ = [
+    "Call",
     "FrozenAfter",
     "Normalized",
     "Policy",
     "Stale",
     "State",
-    "TrainingCall",
     "exchange",
     "for_workers",
     "messages_of",

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jaxbn._core.training_call import Normalized, TrainingCall
+from jaxbn._core.call import Call, Normalized
 from jaxbn.sync._policy import State
 
 
@@ -42,7 +42,7 @@ class FrozenAfter:
         """Returns a step counter."""
         return {"step": jnp.zeros((), jnp.int32)}
 
-    def normalize(self, call: TrainingCall, state: State) -> Normalized:
+    def normalize(self, call: Call, state: State) -> Normalized:
         """Normalises by the moments of all workers, or by the running statistics."""
 
         def frozen():

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jaxbn._core import reduction
-from jaxbn._core.training_call import PER_WORKER
+from jaxbn._core.call import PER_WORKER
 
 
 def for_workers(tree: Any, workers: int) -> Any:

@@ -4,7 +4,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 
-from jaxbn._core.training_call import Normalized, TrainingCall
+from jaxbn._core.call import Call, Normalized
 
 State = dict[str, Any]
 """The state of one layer: a dict of arrays, or of dicts of arrays. The functional form
@@ -51,7 +51,7 @@ class Policy(Protocol):
         """
         ...
 
-    def normalize(self, call: TrainingCall, state: State) -> Normalized:
+    def normalize(self, call: Call, state: State) -> Normalized:
         """Returns the output of a layer in training, its moments and the new state.
 
         Args:

@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxbn._core import moments as moments_lib
+from jaxbn._core.call import Call, Normalized
 from jaxbn._core.moments import Moments, merge_moments
-from jaxbn._core.training_call import Normalized, TrainingCall
 from jaxbn.sync._policy import State
 
 
@@ -98,7 +98,7 @@ class Stale:
             "received": dict.fromkeys(sums, all_zero),
         }
 
-    def normalize(self, call: TrainingCall, state: State) -> Normalized:
+    def normalize(self, call: Call, state: State) -> Normalized:
         """Normalises by the worker's own moments, merged with the remembered ones."""
         known = _received(jax.lax.stop_gradient(state), self.memory)
         others = without(known.everyone, known.own)

@@ -11,7 +11,7 @@ import pytest
 
 import jaxbn
 from jaxbn import linen, nnx
-from jaxbn._core import training_call
+from jaxbn._core import call
 
 # A call of a layer takes these arguments, or the layer makes them.
 OF_A_CALL = {"mask", "residual", "factors"}
@@ -64,7 +64,7 @@ def test_all_are_passed_on():
     """
     made_of = {"momentum", "unbiased", "estimator"}
     more = {"force_float32_reductions", "initializing"}
-    options = set(training_call.Options._fields)
+    options = set(call.Options._fields)
     assert options - more == set(KEYWORDS) - made_of
 
 

@@ -19,6 +19,6 @@ class Exact:
         """Returns an empty state."""
         return {}
 
-    def normalize(self, call: sync.TrainingCall, state: sync.State) -> sync.Normalized:
+    def normalize(self, call: sync.Call, state: sync.State) -> sync.Normalized:
         """Normalises by the moments of all workers."""
         return sync.Normalized(*call.by_all())

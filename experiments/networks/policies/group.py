@@ -27,6 +27,6 @@ class Group:
         """Returns an empty state."""
         return {}
 
-    def normalize(self, call: sync.TrainingCall, state: sync.State) -> sync.Normalized:
+    def normalize(self, call: sync.Call, state: sync.State) -> sync.Normalized:
         """Normalises by the moments of each group."""
         return sync.Normalized(*call.by_groups(self.size))

@@ -20,6 +20,6 @@ class Local:
         """Returns an empty state."""
         return {}
 
-    def normalize(self, call: sync.TrainingCall, state: sync.State) -> sync.Normalized:
+    def normalize(self, call: sync.Call, state: sync.State) -> sync.Normalized:
         """Normalises by the moments of each worker."""
         return sync.Normalized(*call.by_groups(1))

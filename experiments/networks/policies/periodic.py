@@ -37,7 +37,7 @@ class Periodic:
         step = {"step": jnp.zeros((), jnp.int32)}
         return step | (last if self.between == "frozen" else {})
 
-    def normalize(self, call: sync.TrainingCall, state: sync.State) -> sync.Normalized:
+    def normalize(self, call: sync.Call, state: sync.State) -> sync.Normalized:
         """Normalises by the moments of all workers, or as `between` says."""
         last = {name: part for name, part in state.items() if name != "step"}
 

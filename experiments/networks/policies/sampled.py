@@ -35,7 +35,7 @@ class Sampled:
         """Returns an empty state."""
         return {}
 
-    def normalize(self, call: sync.TrainingCall, state: sync.State) -> sync.Normalized:
+    def normalize(self, call: sync.Call, state: sync.State) -> sync.Normalized:
         """Masks all but the first examples, and normalises by the moments of all."""
         here = call.x.shape[call.axis]  # A device has the examples of one worker.
         each = call.examples or here

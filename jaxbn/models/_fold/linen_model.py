@@ -10,6 +10,7 @@ import numpy as np
 from flax import core
 
 from jaxbn import linen
+from jaxbn._core import arguments
 from jaxbn._layers import accumulation, folded, switches
 from jaxbn._layers import call as call_lib
 from jaxbn.models import _freeze, _hooks, _layers_by_path
@@ -117,6 +118,9 @@ def _layers_of(
         if _layers_by_path.is_flax(layer_call.layer):
             left[path] = "it is Flax's; import `BatchNorm` from `jaxbn.linen`"
             return layer_call.proceed()
+        if arguments.infers(layer_call.layer.variant):
+            left[path] = merge.NOT_CONSTANT
+            return layer_call.proceed()
         stats, params = (
             _at(given.get(name, {}), path) for name in ("batch_stats", "params")
         )
@@ -166,8 +170,9 @@ def _linen_layer(module: linen.BatchNorm, path: str, stats, params) -> _LinenLay
     promoted = jnp.result_type(*dtypes) if dtypes else jnp.dtype(bool)
     seen = LayerInModel(path, module.axis, affine)
     names = [("params", name) for name in ("scale", "bias")]
-    state = call_lib.estimator(module).init(1, jnp.float32)
-    names += [("batch_stats", name) for name in ("mean", "var", *state.extra)]
+    state = call_lib.init_batch_stats(module, (1,), jnp.dtype(jnp.float32))
+    stats = ("mean", "var", *state.extra, *state.variant)
+    names += [("batch_stats", name) for name in stats]
     why = _IN_A_LOOP
     if type(module).__call__ is not linen.BatchNorm.__call__:
         why = f"`{type(module).__name__}` reads its variables itself, or {why}"

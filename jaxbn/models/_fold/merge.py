@@ -26,6 +26,9 @@ _WORDS = {
     "left": "left as it is",
 }
 
+NOT_CONSTANT = "its variant normalises by statistics of the input as well"
+"""The reason why a layer with such a variant cannot be folded."""
+
 
 class FoldedLayer(NamedTuple):
     """The result for one layer."""

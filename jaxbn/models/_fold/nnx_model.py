@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxbn._core import arguments
 from jaxbn._layers import folded
 from jaxbn.models import _layers_by_path
 from jaxbn.models._fold import merge
@@ -149,6 +150,8 @@ def _why_not(node: Any) -> str:
         return "it is Flax's; import `BatchNorm` from `jaxbn.nnx`"
     if isinstance(node, BatchNorm) and type(node).__call__ is not BatchNorm.__call__:
         return f"`{type(node).__name__}` has a `__call__` of its own"
+    if isinstance(node, BatchNorm) and arguments.infers(node.variant):
+        return merge.NOT_CONSTANT
     return ""
 
 

@@ -1,9 +1,9 @@
-"""One call of Batch Normalization in training, from its options to its moments.
+"""One call of Batch Normalization, from its options to its moments.
 
-`normalized` checks the options and the arrays once, which gives a `TrainingCall`. It
-has a method for each choice of the statistics that normalise: those of all workers,
-those of groups of workers, given ones, or ones that a policy computes. A policy of
-`jaxbn.sync` chooses among the methods.
+`checked` checks the options and the arrays once, which gives a `Call`. It has a method
+for each choice of the statistics that normalise: those of all workers, those of groups
+of workers, given ones, or ones that are computed from them. A policy of `jaxbn.sync` or
+a variant of `jaxbn.variants` chooses among the methods.
 
 Workers are the devices along a mapped axis or, without an axis name, parts of the batch
 with `group_size` examples each.
@@ -19,9 +19,11 @@ import jax.numpy as jnp
 from jaxbn._core import (
     affine,
     arguments,
+    collectives,
     groups,
     normalize,
     reduction,
+    running,
     user_warnings,
     variance,
 )
@@ -46,6 +48,7 @@ class Options(NamedTuple):
     variance: reduction.Variance = "auto"
     force_float32_reductions: bool = True  # False: moments in the dtype of x.
     sync: Any = None  # A policy, or None.
+    variant: Any = None  # A variant, or None.
     initializing: bool = False  # True: a layer initialises, without warnings.
 
 
@@ -55,7 +58,7 @@ class Normalized(NamedTuple):
     Attributes:
       y: the output, of the shape of `x`.
       moments: `[C]` each, or `[groups, C]`; they update the running statistics.
-      state: the new state of the policy; empty if it has none.
+      state: the new state of the policy or variant; empty if it has none.
 
     Example:
       >>> class Exact:  # A policy that shares statistics in every step.
@@ -70,10 +73,10 @@ class Normalized(NamedTuple):
     state: Mapping[str, Any] = {}
 
 
-class TrainingCall(NamedTuple):
-    """The checked arguments of a call in training, and the ways to normalise it.
+class Call(NamedTuple):
+    """The checked arguments of a call, and the ways to normalise it.
 
-    A policy may replace arguments with `call._replace`, such as the mask.
+    A policy or a variant may replace arguments with `call._replace`, such as the mask.
 
     Attributes:
       settings: the channel axes, the form of the variance, and the devices along
@@ -89,7 +92,7 @@ class TrainingCall(NamedTuple):
       examples: the examples of each worker if parts of the batch are workers, or None.
       warns: True if one value per channel causes a warning.
       factors: the factors of `x`, which the backward pass keeps instead of `x`, or
-        None. With a policy it is None.
+        None. With a policy it is None; a variant that replaces `x` sets it to None.
 
     Example:
       >>> class Pairs:  # A policy by which two workers share statistics.
@@ -130,7 +133,7 @@ class TrainingCall(NamedTuple):
         Returns:
           `y`, of the shape of `x`, and these moments, `[C]` each.
         """
-        return self._replace(examples=None)._by_options()
+        return self._replace(examples=None).by_options()
 
     def by_groups(self, size: int) -> tuple[jax.Array, Moments]:
         """Normalises by the moments of groups of `size` neighbouring workers.
@@ -155,15 +158,30 @@ class TrainingCall(NamedTuple):
         else:
             devices = groups.as_devices(devices.axis_name, None, size)
             call = self._replace(settings=self.settings._replace(devices=devices))
-        y, moments = call._by_options()
+        y, moments = call.by_options()
         if moments.mean.ndim == self.scale.ndim:
             moments = jax.tree.map(lambda part: part[None], moments)
         return y, moments
 
     def by_statistics(self, mean: jax.Array, var: jax.Array) -> jax.Array:
-        """Returns `y` by given statistics, `[C]`; no gradient flows through them."""
-        mean, var = jax.lax.stop_gradient((mean, var))
+        """Returns `y` by given statistics, `[C]`; the gradient flows through them."""
         return _standardized(self, mean, var)
+
+    def moments(self) -> Moments:
+        """Returns the moments of all workers, `[C]`; the gradient flows through."""
+        mine = collectives.sync_moments(self.settings, self.x, self.mask).mine
+        return count_per_channel(mine)
+
+    def over(self, axis_name: reduction.AxisName | None) -> "Call":
+        """Returns a call whose workers are the devices along an axis.
+
+        Raises:
+          ValueError: if the axis is not bound, or `x` is not split over it.
+        """
+        devices = groups.as_devices(axis_name, None, None)
+        groups.check_split(self.x, devices)
+        settings = self.settings._replace(devices=devices)
+        return self._replace(settings=settings, examples=None)
 
     def by(self, merge: Callable[[Moments], tuple[Moments, Any]]) -> tuple[Any, Any]:
         """Normalises by moments that `merge` computes from each worker's own moments.
@@ -206,7 +224,7 @@ class TrainingCall(NamedTuple):
         y = _standardized(call, used.mean, used.var)
         return y.reshape(self.x.shape), other
 
-    def without_gradient_in(self, channels: jax.Array) -> "TrainingCall":
+    def without_gradient_in(self, channels: jax.Array) -> "Call":
         """Returns a call that stops the gradient to `x` where `channels` is True.
 
         Args:
@@ -216,6 +234,22 @@ class TrainingCall(NamedTuple):
         x = jnp.where(expand(channels), jax.lax.stop_gradient(self.x), self.x)
         return self._replace(x=x)
 
+    def check_no_groups(self, name: str) -> None:
+        """Checks that the statistics are those of the whole batch, on all devices.
+
+        Args:
+          name: the variant that needs this, for the message.
+
+        Raises:
+          ValueError: if groups of devices or of examples are normalised apart.
+        """
+        devices = self.settings.devices
+        if self.examples is not None or (devices is not None and devices.groups):
+            raise ValueError(
+                f"`{name}` needs the statistics of the whole batch, got "
+                "`group_size` or `axis_index_groups`; leave them out."
+            )
+
     def no_moments(self) -> Moments:
         """Returns moments of count 0, `[C]`, which change no running statistics."""
         dtype = self.settings.dtype or reduction.reduction_dtype(self.x.dtype)
@@ -223,24 +257,39 @@ class TrainingCall(NamedTuple):
         real = jnp.zeros_like(mean, reduction.real_dtype(dtype))
         return Moments(real, mean, real, mean)
 
-    def _by_options(self) -> tuple[jax.Array, Moments]:
+    def by_options(
+        self, correct: affine.Correct | None = None, context: Any = None
+    ) -> tuple[jax.Array, Moments]:
         """Normalises by the groups of the options, or by the whole batch.
+
+        Args:
+          correct: a function of the moments and of `context`. It returns two constants
+            of each channel, `gain` and `shift`, and then scale and bias are applied to
+            `gain * x_hat + shift`. No gradient flows through it. Calls with the same
+            function share a trace, so define it at the top of a module.
+          context: arrays of shape `[C]` or `[]`.
 
         Returns:
           `y`, of the shape of `x`, and the moments: `[C]` each, or `[groups, C]` where
           there are groups of devices or parts of the batch.
         """
         call, position = _with_group_axis(self)
+        if self.examples is not None:  # Every part has the same context.
+            context = jax.tree.map(
+                lambda part: jnp.expand_dims(part, position) if part.ndim else part,
+                context,
+            )
         if self.warns:
             _warn_of_single_values(call.x, call.settings)
         y, moments = normalize.normalize(
             call.settings,
-            call.output,
+            call.output._replace(correct=correct),
             _x_or_factors(call),
             call.scale,
             call.bias,
             call.mask,
             call.residual,
+            context,
         )
         moments = jax.tree.map(lambda part: jnp.moveaxis(part, position, 0), moments)
         return y.reshape(self.x.shape), moments
@@ -253,28 +302,24 @@ class TrainingCall(NamedTuple):
             )
 
 
-def normalized(
+def checked(
     options: Options,
     x: jax.typing.ArrayLike,
     scale: jax.typing.ArrayLike | None,
     bias: jax.typing.ArrayLike | None,
-    running_mean: jax.Array,
-    running_var: jax.Array,
-    state: Mapping[str, Any],
+    batch_stats: running.BatchStats,
     mask: jax.typing.ArrayLike | None,
     residual: jax.typing.ArrayLike | None,
     factors: arguments.Factors | None = None,
-) -> Normalized:
-    """Checks the arguments and normalises a batch, for functions and layers alike.
+) -> Call:
+    """Returns the checked arguments of a call, for functions and layers alike.
 
     Args:
       options: the options of the call.
       x: `[N, ..., C]`.
       scale: `[C]` or None.
       bias: `[C]` or None.
-      running_mean: `[C]`.
-      running_var: `[C]`.
-      state: the state of the policy `options.sync`; empty if there is none.
+      batch_stats: the running statistics.
       mask: broadcastable to `x`, or None.
       residual: an array of the shape of `x`, or None.
       factors: `(inputs, kernel)`, whose product is `x`, or None.
@@ -283,7 +328,7 @@ def normalized(
       ValueError, TypeError: as in `jaxbn.batch_norm_train`.
     """
     arrays = arguments.as_arrays(
-        x, scale, bias, running_mean, running_var, options.axis
+        x, scale, bias, batch_stats.mean, batch_stats.var, options.axis
     )
     x, feature_axes = arrays.x, arrays.feature_axes
     arguments.check_variance(options.variance)
@@ -308,7 +353,7 @@ def normalized(
         in_place=options.in_place,
     )
     product = arguments.as_product(factors, x, feature_axes, options.in_place)
-    call = TrainingCall(
+    return Call(
         settings,
         output,
         x,
@@ -316,51 +361,73 @@ def normalized(
         arrays.bias,
         arguments.as_mask(mask, x.shape),
         arguments.as_residual(residual, x),
-        running_mean,
-        running_var,
+        *jax.lax.stop_gradient((batch_stats.mean, batch_stats.var)),
         examples,
         warns=not options.initializing,
         # A policy may replace `x`, and then they would not be its factors.
         factors=product if options.sync is None else None,
     )
-    if options.sync is None:
-        return Normalized(*call._by_options())
-    return _by_policy(options.sync, call, state)
 
 
-def _by_policy(policy: Any, call: TrainingCall, state: Mapping[str, Any]) -> Normalized:
-    """Checks the policy and its state, and normalises by it.
+def normalized(
+    options: Options, call: Call, batch_stats: running.BatchStats
+) -> tuple[jax.Array, Moments, running.BatchStats]:
+    """Normalises a batch in training by its options, its policy or its variant.
 
-    The new state gets the dtypes of the old one.
+    Args:
+      options: the options of the call.
+      call: the result of `checked` for them.
+      batch_stats: the running statistics, with the state of the policy or variant.
+
+    Returns:
+      `y`, the moments that update the running statistics, and `batch_stats` with the
+      new state. Its arrays have the dtypes of the old ones.
+
+    Raises:
+      ValueError, TypeError: as in `jaxbn.batch_norm_train`.
     """
-    arguments.check_policy(policy)
+    arguments.check_sync_and_variant(options.sync, options.variant)
+    chosen = options.variant if options.sync is None else options.sync
+    if chosen is None:
+        return *call.by_options(), batch_stats
+    if options.sync is not None:
+        _check_sync(options.sync, call)
+    state = running.state_of(batch_stats)
+    by_example = options.sync is not None and call.examples is not None
+    _check_state(chosen, call, state, rows=call.workers if by_example else 1)
+    y, moments, new = chosen.normalize(call, state)
+    new = jax.tree.map(lambda part, old: part.astype(old.dtype), new, state)
+    return y, moments, running.with_state(batch_stats, new)
+
+
+def _check_sync(policy: Any, call: Call) -> None:
     if call.settings.devices is not None and call.settings.devices.groups is not None:
         raise ValueError(
             "`sync` decides which devices share statistics, got `axis_index_groups` or "
             "`group_size` as well; leave them out."
         )
+
+
+def _check_state(chosen: Any, call: Call, state: Mapping[str, Any], rows: int) -> None:
+    """Checks that a state is that of a policy or variant, with a row per worker."""
     shape = tuple(call.x.shape[a] for a in call.settings.feature_axes)
-    expected = jax.eval_shape(lambda: policy.init(shape, jnp.dtype(jnp.float32)))
+    expected = jax.eval_shape(lambda: chosen.init(shape, jnp.dtype(jnp.float32)))
     if jax.tree.structure(state) != jax.tree.structure(expected):
         raise ValueError(
-            f"The state of {policy!r} must be one that its `init` returns, got "
+            f"The state of {chosen!r} must be one that its `init` returns, got "
             f"{jax.tree.structure(state)}; make the statistics with "
-            "`init_batch_stats(shape, sync=...)`, or let Flax create a new collection "
-            "`batch_sync`."
+            "`init_batch_stats(shape, sync=...)` or `variant=...`, or let Flax create "
+            "the variables, such as those of the collection `batch_sync`."
         )
-    rows = 1 if call.examples is None else call.workers
     for name in PER_WORKER:
         for leaf in jax.tree.leaves(state.get(name)):
             if leaf.shape[0] != rows:
                 raise ValueError(
-                    f"The state of {policy!r} must have a row for each of the {rows} "
+                    f"The state of {chosen!r} must have a row for each of the {rows} "
                     f"workers here, got {leaf.shape[0]}; make it with "
                     "`jaxbn.sync.for_workers`, and split it over the devices with "
                     "`jaxbn.sync.partition_specs`."
                 )
-    y, moments, new = policy.normalize(call, state)
-    new = jax.tree.map(lambda part, old: part.astype(old.dtype), new, state)
-    return Normalized(y, moments, new)
 
 
 def _warn_of_single_values(x: jax.Array, settings: reduction.Settings) -> None:
@@ -374,7 +441,7 @@ def _warn_of_single_values(x: jax.Array, settings: reduction.Settings) -> None:
         user_warnings.single_value()
 
 
-def _standardized(call: TrainingCall, mean: jax.Array, var: jax.Array) -> jax.Array:
+def _standardized(call: Call, mean: jax.Array, var: jax.Array) -> jax.Array:
     return normalize.standardize(
         call.output,
         call.settings.feature_axes,
@@ -388,7 +455,7 @@ def _standardized(call: TrainingCall, mean: jax.Array, var: jax.Array) -> jax.Ar
     )
 
 
-def _x_or_factors(call: TrainingCall) -> jax.Array | Product:
+def _x_or_factors(call: Call) -> jax.Array | Product:
     """Returns the factors of `x` if they suffice for the derivative, otherwise `x`.
 
     They do not if the mask differs between channels. On a mesh of Explicit axes, JAX
@@ -399,7 +466,7 @@ def _x_or_factors(call: TrainingCall) -> jax.Array | Product:
     return call.x if call.factors is None or masked or split else call.factors
 
 
-def _with_group_axis(call: TrainingCall) -> tuple[TrainingCall, int]:
+def _with_group_axis(call: Call) -> tuple[Call, int]:
     """Makes the parts of the batch another channel axis, so that each has statistics.
 
     Returns:

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxbn
 from jaxbn._core import affine, reduction
-from jaxbn._core.training_call import TrainingCall
+from jaxbn._core.call import Call
 from tests import reference
 
 RNG = np.random.default_rng(0)
@@ -23,7 +24,7 @@ def make_call(x=X, mask=None, examples: int | None = EXAMPLES, **output):
     out = affine.Output(1e-5, jnp.dtype(jnp.float32), **output)
     mask = None if mask is None else jnp.asarray(mask)
     arrays = (jnp.asarray(array) for array in (x, SCALE, BIAS))
-    return TrainingCall(settings, out, *arrays, mask, None, MEAN, VAR, examples)
+    return Call(settings, out, *arrays, mask, None, MEAN, VAR, examples)
 
 
 def by_own(call):
@@ -80,14 +81,29 @@ def test_moments_of_no_examples():
         np.testing.assert_array_equal(part, np.zeros(2, np.float32), strict=True)
 
 
-def test_given_statistics_have_no_gradient():
+def test_the_gradient_flows_through_given_statistics():
     def y(mean, var):
         return make_call().by_statistics(mean, var)
 
     right = (X - np.asarray(MEAN)) / np.sqrt(np.asarray(VAR) + 1e-5) * SCALE + BIAS
     np.testing.assert_allclose(y(MEAN, VAR), right, rtol=1e-5, atol=1e-6)
-    grads = jax.grad(lambda *stats: jnp.sum(y(*stats)), (0, 1))(MEAN, VAR)
-    assert not np.any(grads)
+    dmean, dvar = jax.grad(lambda *stats: jnp.sum(y(*stats) * DY), (0, 1))(MEAN, VAR)
+    std, weighted = np.sqrt(np.asarray(VAR) + 1e-5), SCALE * DY
+    np.testing.assert_allclose(dmean, -np.sum(weighted, (0, 1)) / std, rtol=1e-4)
+    product = np.sum(weighted * (X - np.asarray(MEAN)), (0, 1))
+    np.testing.assert_allclose(dvar, -product / (2 * std**3), rtol=1e-4)
+
+
+def test_no_gradient_reaches_the_running_statistics():
+    def loss(mean, var):
+        stats = jaxbn.BatchStats(mean, var, sync={"step": jnp.ones((), jnp.int32)})
+        policy = jaxbn.sync.FrozenAfter(0)
+        return jnp.sum(
+            jaxbn.batch_norm_train(X, SCALE, BIAS, stats, sync=policy)[0] * DY
+        )
+
+    stats = jnp.asarray(MEAN), jnp.asarray(VAR)
+    assert not np.any(jax.grad(loss, (0, 1))(*stats))
 
 
 def test_channels_without_gradient():

@@ -1,0 +1,262 @@
+"""Batch Normalization with statistics of its own for each domain.
+
+A layer for each domain normalises the examples of that domain; the mask hides the
+others. The layers are `BatchNorm` layers, so all options and tools work on them.
+"""
+
+import dataclasses
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxbn import linen
+from jaxbn import nnx as jaxbn_nnx
+from jaxbn._core import arguments, reduction
+
+Domain = int | jax.Array
+"""The domain of a whole batch, or of every example, `[N]`, as integers."""
+
+
+def _by_domain(
+    layers: Sequence[Callable[..., jax.Array]],
+    axis: int | Sequence[int],
+    x: jax.Array,
+    domain: Domain,
+    mask: jax.typing.ArrayLike | None,
+) -> jax.Array:
+    """Normalises every example by the layer of its domain.
+
+    Args:
+      layers: one function of `x` and `mask` for each domain.
+      axis: channel axis or axes of `x`.
+      x: `[N, ..., C]`.
+      domain: an int, or an array `[N]` or `[]`.
+      mask: broadcastable to `x`, or None.
+    """
+    if isinstance(domain, int):
+        if not 0 <= domain < len(layers):
+            raise ValueError(
+                f"`domain` must lie in [0, {len(layers)}), got {domain}; `domains` of "
+                "the layer is their number."
+            )
+        return layers[domain](x, mask)
+    domain = jnp.asarray(domain)
+    feature_axes = arguments.as_feature_axes(axis, x.ndim)
+    batch_axis = reduction.reduction_axes(x.ndim, feature_axes)[0]
+    if (
+        domain.shape not in ((), (x.shape[batch_axis],))
+        or domain.dtype.kind not in "iu"
+    ):
+        raise ValueError(
+            "`domain` must be an int or an integer array of shape "
+            f"{(x.shape[batch_axis],)}, one index per example, got {domain.dtype}"
+            f"{list(domain.shape)}."
+        )
+    domain = domain.reshape([-1 if a == batch_axis else 1 for a in range(x.ndim)])
+    mask = arguments.as_mask(mask, x.shape)
+    results = []
+    for index, layer in enumerate(layers):
+        here = domain == index
+        results.append(layer(x, here if mask is None else here & mask))
+    y = results[0]
+    for index, result in enumerate(results[1:], 1):
+        y = jnp.where(domain == index, result, y)
+    return y
+
+
+def as_number(domains: Any) -> int:
+    """Returns the number of domains.
+
+    Raises:
+      ValueError: if it is not a positive integer.
+    """
+    try:
+        number = operator.index(domains)
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise ValueError(
+            f"`domains` must be an integer of at least 1, got {domains!r}."
+        )
+    return number
+
+
+class DomainBatchNorm(linen.BatchNorm):
+    """Batch Normalization with statistics for each domain, for Flax Linen.
+
+    Every domain has its own running statistics, and its own scale and bias unless they
+    are `shared`. In training the examples of a domain are normalised by themselves
+    alone. If `domain` is an int, the layer costs as much as one `BatchNorm`, otherwise
+    as much as one per domain.
+
+    The layers `domain_0`, `domain_1` and so on are of `jaxbn.linen.BatchNorm`, with the
+    options of this layer. With `shared`, scale and bias belong to this layer.
+
+    Attributes:
+      domains: the number of domains.
+      shared: one scale and bias for all domains.
+
+    Example:
+      >>> layer = DomainBatchNorm(use_running_average=False, domains=2, shared=True)
+      >>> x, domain = jnp.ones((4, 3)), jnp.array([0, 1, 1, 0])
+      >>> variables = layer.init(jax.random.key(0), x, domain=domain)
+      >>> sorted(variables["params"]), sorted(variables["batch_stats"])
+      (['bias', 'scale'], ['domain_0', 'domain_1'])
+
+    References:
+      Chang et al., Domain-Specific Batch Normalization, arXiv:1906.03950. Xie et al.,
+      Adversarial Examples Improve Image Recognition (AdvProp), arXiv:1911.09665. Wu and
+      Johnson, arXiv:2105.07576, Section 5, for `shared`.
+    """
+
+    domains: int = dataclasses.field(default=2, kw_only=True)
+    shared: bool = dataclasses.field(default=False, kw_only=True)
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.typing.ArrayLike,
+        use_running_average: bool | None = None,
+        *,
+        domain: Domain,
+        mask: jax.typing.ArrayLike | None = None,
+        residual: jax.typing.ArrayLike | None = None,
+        update_running_average: bool | None = None,
+    ) -> jax.Array:
+        """Normalises every example by the statistics of its domain.
+
+        Args:
+          x: `[N, ..., C]`.
+          use_running_average: as in `BatchNorm`, and so are all but `domain`.
+          domain: an int for the whole batch, or an integer array `[N]`. Examples with
+            an index of no domain count for none, and are normalised as if they were of
+            domain 0.
+          mask: broadcastable to `x`.
+          residual: an array of the shape of `x`.
+          update_running_average: overrides the field.
+
+        Returns:
+          `y` of the shape of `x`.
+
+        Raises:
+          ValueError: if `domain` does not fit, and as in `BatchNorm`.
+        """
+        x = jnp.asarray(x)
+        names = {field.name for field in dataclasses.fields(linen.BatchNorm)}
+        options = {name: getattr(self, name) for name in names - {"parent", "name"}}
+        if self.shared:
+            shape = tuple(
+                x.shape[a] for a in arguments.as_feature_axes(self.axis, x.ndim)
+            )
+            for name in ("scale", "bias"):
+                if getattr(self, f"use_{name}"):
+                    self._param(name, shape)
+        kind = _SharesParameters if self.shared else linen.BatchNorm
+        layers = [
+            kind(**options, name=f"domain_{index}")
+            for index in range(as_number(self.domains))
+        ]
+
+        def of(layer: linen.BatchNorm) -> Callable[..., jax.Array]:
+            return lambda x, mask: layer(
+                x,
+                use_running_average,
+                mask=mask,
+                residual=residual,
+                update_running_average=update_running_average,
+            )
+
+        if self.is_initializing():  # All domains get their variables.
+            domain = jnp.zeros((), jnp.int32)
+        return _by_domain(list(map(of, layers)), self.axis, x, domain, mask)
+
+
+class _SharesParameters(linen.BatchNorm):
+    """A layer that uses the scale and the bias of its parent."""
+
+    @nn.nowrap
+    def _param(self, name, shape):
+        parent: Any = self.parent
+        return nn.meta.unbox(parent.get_variable("params", name))
+
+
+class NnxDomainBatchNorm(nnx.Module):
+    """Batch Normalization with statistics for each domain, for Flax NNX.
+
+    See `DomainBatchNorm`. The attribute `layers` holds one `jaxbn.nnx.BatchNorm` for
+    each domain. With `shared` all have the scale and the bias of the first.
+
+    Args:
+      num_features: the size of the channel axis.
+      domains: the number of domains.
+      shared: one scale and bias for all domains.
+      rngs: random keys for scales and biases.
+      **options: options of `jaxbn.nnx.BatchNorm`.
+
+    Example:
+      >>> layer = NnxDomainBatchNorm(3, 2, rngs=nnx.Rngs(0))
+      >>> layer(jnp.ones((4, 3)), domain=jnp.array([0, 1, 1, 0])).shape
+      (4, 3)
+    """
+
+    def __init__(
+        self,
+        num_features: int | Sequence[int],
+        domains: int,
+        *,
+        shared: bool = False,
+        rngs: nnx.Rngs | None = None,
+        **options: Any,
+    ):
+        layers = [
+            jaxbn_nnx.BatchNorm(num_features, rngs=rngs, **options)
+            for _ in range(as_number(domains))
+        ]
+        if shared:
+            for layer in layers[1:]:
+                layer.scale, layer.bias = layers[0].scale, layers[0].bias
+        self.layers = nnx.List(layers)
+
+    def __call__(
+        self,
+        x: jax.typing.ArrayLike,
+        use_running_average: bool | None = None,
+        *,
+        domain: Domain,
+        mask: jax.typing.ArrayLike | None = None,
+        residual: jax.typing.ArrayLike | None = None,
+        update_running_average: bool | None = None,
+    ) -> jax.Array:
+        """Normalises every example by the statistics of its domain.
+
+        Args:
+          x: `[N, ..., C]`.
+          use_running_average: as in `DomainBatchNorm`, and so are all others.
+          domain: an int, or an integer array `[N]`.
+          mask: broadcastable to `x`.
+          residual: an array of the shape of `x`.
+          update_running_average: overrides the attribute.
+
+        Returns:
+          `y` of the shape of `x`.
+
+        Raises:
+          ValueError: as in `DomainBatchNorm`.
+        """
+
+        def of(layer: jaxbn_nnx.BatchNorm) -> Callable[..., jax.Array]:
+            return lambda x, mask: layer(
+                x,
+                use_running_average,
+                mask=mask,
+                residual=residual,
+                update_running_average=update_running_average,
+            )
+
+        layers = list(map(of, self.layers))
+        return _by_domain(layers, self.layers[0].axis, jnp.asarray(x), domain, mask)
