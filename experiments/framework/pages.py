@@ -50,8 +50,9 @@ def results(root: pathlib.Path) -> list[pathlib.Path]:
 
 
 def readmes(root: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields every README that may quote a table."""
+    """Yields every README, and every page of the guide, that may quote a table."""
     yield root / "README.md"
+    yield from sorted(root.glob("jaxbn/guide/*.md"))
     yield from sorted(root.glob("experiments/**/README.md"))
 
 

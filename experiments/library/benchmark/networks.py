@@ -156,7 +156,7 @@ def model_step(model: Callable[..., nn.Module], rounds: int) -> dict[str, Any]:
 
     "jaxbn, joined" is jaxbn with `ConvBatchNorm`.
     """
-    images, size = (8, 64) if jax.default_backend() == "cpu" else (256, 224)
+    images, size = (8, 128) if jax.default_backend() == "cpu" else (256, 224)
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal((images, size, size, 3)), jnp.float32)
     batch = {"x": x, "y": jnp.arange(images) % 10}

@@ -40,7 +40,7 @@ _QUICK = ("float32", "bfloat16", "traffic")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Benchmark(study.Study):
-    """Compares speed and memory with every peer that is installed (10 minutes)."""
+    """Compares speed and memory with every peer that is installed (25 minutes)."""
 
     name = "benchmark"
     report = staticmethod(report.table)
