@@ -312,8 +312,8 @@ def updated(
       estimator: the estimator.
       batch_stats: the statistics before the batch.
       moments: the moments of the batch, `[C]`, or of each of its groups, `[groups, C]`.
-        Groups are merged: the statistics are those of all groups together. An estimator
-      with a true attribute `per_group` is updated by one group after the other.
+          Groups are merged: the statistics are those of all groups together. An
+        estimator with a true attribute `per_group` is updated by one after the other.
     """
     with jax.named_scope("jaxbn.running"):
         if moments.mean.ndim > batch_stats.mean.ndim:
@@ -322,7 +322,11 @@ def updated(
                 def step(old, group):
                     return estimator.update(old, group), None
 
-                return jax.lax.scan(step, batch_stats, moments)[0]
+                moments = jax.tree.map(reduction.with_whole_rows, moments)
+                start = jax.tree.map(
+                    lambda leaf: reduction.varying_as(leaf, moments.mean), batch_stats
+                )
+                return jax.lax.scan(step, start, moments)[0]
             moments = moments_lib.merge_rows(moments)
         return estimator.update(batch_stats, moments)
 

@@ -153,6 +153,7 @@ def batch_norm_train(
       Ioffe and Szegedy, arXiv:1502.03167, Algorithm 1; for convolutions, Section 3.2.
       Rota Bulo, Porzi and Kontschieder, arXiv:1712.02616, for `in_place`.
     """
+    unbiased = arguments.is_unbiased(unbiased, variant)
     rule = estimators.as_estimator(estimator, momentum, unbiased)
     estimators.check_batch_stats(rule, batch_stats)
     batch_stats = running.widened(batch_stats)

@@ -1,31 +1,30 @@
 """Checks the options of studies."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 
 def check_at_least(config: Any, **least: float) -> None:
-    """Checks lower bounds of numbers, or of every number of a tuple.
+    """Checks lower bounds of numbers, or of all numbers of tuples.
 
     Raises:
       ValueError: if an option is wrong; the message says what it must be.
     """
     for name, bound in least.items():
         value = getattr(config, name)
-        numbers = value if isinstance(value, tuple) else (value,)
-        if not numbers or not all(bound <= number for number in numbers):
+        if not _all(value, lambda number, bound=bound: bound <= number):
             raise ValueError(f"`{name}` must be at least {bound}, got {value}.")
 
 
 def check_positive(config: Any, *names: str) -> None:
-    """Checks that numbers are positive and finite.
+    """Checks that numbers, or all numbers of tuples, are positive and finite.
 
     Raises:
       ValueError: if an option is wrong; the message says what it must be.
     """
     for name in names:
         value = getattr(config, name)
-        if not 0 < value < float("inf"):
+        if not _all(value, lambda number: 0 < number < float("inf")):
             raise ValueError(f"`{name}` must be positive and finite, got {value}.")
 
 
@@ -38,18 +37,26 @@ def check_among(config: Any, known: Iterable[Any], *names: str) -> None:
     known = tuple(known)
     for name in names:
         value = getattr(config, name)
-        chosen = value if isinstance(value, tuple) else (value,)
-        if not chosen or not set(chosen) <= set(known):
+        if not _all(value, lambda each: each in known):
             raise ValueError(f"`{name}` must be among {known}, got {value!r}.")
 
 
 def check_weights(config: Any, *names: str) -> None:
-    """Checks that numbers, such as the weights of averages, lie in [0, 1].
+    """Checks that numbers, or all numbers of tuples, lie in [0, 1], as weights do.
 
     Raises:
       ValueError: if an option is wrong; the message says what it must be.
     """
     for name in names:
         value = getattr(config, name)
-        if not 0 <= value <= 1:
+        if not _all(value, lambda number: 0 <= number <= 1):
             raise ValueError(f"`{name}` must lie in [0, 1], got {value}.")
+
+
+def _all(value: Any, holds: Callable[[Any], bool]) -> bool:
+    """Returns whether a condition holds for a value, or for each one of a tuple.
+
+    It does not hold for an empty tuple.
+    """
+    values = value if isinstance(value, tuple) else (value,)
+    return bool(values) and all(map(holds, values))

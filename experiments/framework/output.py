@@ -117,9 +117,9 @@ def plain(values: Any, digits: int = 4) -> Any:
     return values
 
 
-def spread(seeds: np.ndarray) -> str:
+def spread(seeds: np.ndarray, digits: int = 4) -> str:
     """Returns the mean over seeds and half of their range, as text."""
-    return f"{seeds.mean():.4f} ± {np.ptp(seeds) / 2:.4f}"
+    return f"{seeds.mean():.{digits}f} ± {np.ptp(seeds) / 2:.{digits}f}"
 
 
 def markdown(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:

@@ -13,7 +13,7 @@ import jax
 from flax.linen import dtypes
 
 import jaxbn
-from jaxbn import linen
+from jaxbn import linen, variants
 
 
 class Apart(nn.Module):
@@ -136,6 +136,7 @@ ALL = {
     "jaxbn, in_place": _jaxbn(in_place=True),
     "jaxbn, joined": Normalisation(JAXBN, {"joined": True}),
     "jaxbn, recomputed": Normalisation(JAXBN, {"policy": jaxbn.remat_policy}),
+    "jaxbn, renorm": _jaxbn(variant=variants.Renorm()),
     "jaxbn, fast variance": _jaxbn(use_fast_variance=True),
     "jaxbn, checked": _jaxbn(variance="checked"),
     "jaxbn, two_pass": _jaxbn(variance="two_pass"),

@@ -298,6 +298,14 @@ def infers(variant: Any) -> bool:
     return getattr(variant, "infer", None) is not None
 
 
+def is_unbiased(unbiased: bool, variant: Any) -> bool:
+    """Returns whether the running variance gets the factor m / (m - 1).
+
+    A variant that does not subtract the mean has no use for it.
+    """
+    return unbiased and getattr(variant, "subtracts_mean", True)
+
+
 def check_policy(policy: Any) -> None:
     """Checks that an object is a policy of synchronisation.
 

@@ -412,10 +412,19 @@ def _check_state(chosen: Any, call: Call, state: Mapping[str, Any], rows: int) -
     """Checks that a state is that of a policy or variant, with a row per worker."""
     shape = tuple(call.x.shape[a] for a in call.settings.feature_axes)
     expected = jax.eval_shape(lambda: chosen.init(shape, jnp.dtype(jnp.float32)))
-    if jax.tree.structure(state) != jax.tree.structure(expected):
+    shapes, needed = (
+        {
+            name: jax.tree.map(jnp.shape, part)
+            for name, part in each.items()
+            if name not in PER_WORKER
+        }
+        for each in (state, expected)
+    )
+    same = jax.tree.structure(state) == jax.tree.structure(expected)
+    if not same or shapes != needed:
         raise ValueError(
-            f"The state of {chosen!r} must be one that its `init` returns, got "
-            f"{jax.tree.structure(state)}; make the statistics with "
+            f"The state of {chosen!r} must be one that its `init` returns, of shapes "
+            f"{needed}, got {shapes}; make the statistics with "
             "`init_batch_stats(shape, sync=...)` or `variant=...`, or let Flax create "
             "the variables, such as those of the collection `batch_sync`."
         )

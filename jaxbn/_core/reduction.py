@@ -68,6 +68,15 @@ def split_as_channels(
     return _resharded(array, jax.P(*(sharding.spec[a] for a in feature_axes)))
 
 
+def with_whole_rows(array: jax.Array) -> jax.Array:
+    """Returns `array` with its first axis not split over devices.
+
+    This matters only on a mesh of Explicit axes.
+    """
+    spec = jax.typeof(array).sharding.spec
+    return _resharded(array, jax.P(None, *spec[1:]))
+
+
 def split_as(array: jax.Array, other: jax.Array) -> jax.Array:
     """Returns `array` split over devices as `other`, which has the same shape.
 

@@ -77,7 +77,8 @@ def as_channels(num_features: int | Sequence[int]) -> tuple[int, ...]:
 
 def estimator(layer: LayerFields) -> estimators.Estimator:
     """Returns the estimator of a layer, which updates its running statistics."""
-    return estimators.as_estimator(layer.estimator, layer.momentum, layer.unbiased)
+    unbiased = arguments.is_unbiased(layer.unbiased, layer.variant)
+    return estimators.as_estimator(layer.estimator, layer.momentum, unbiased)
 
 
 def init_batch_stats(
@@ -167,7 +168,7 @@ def apply(
             activation=layer.activation,
             dtype=dtype,
             mask=mask,
-            variant=layer.variant,
+            variant=None if initializing else layer.variant,
         )
         if not on.update_running_average:
             return Result(y)

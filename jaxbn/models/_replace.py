@@ -8,6 +8,8 @@ from types import TracebackType
 from typing import Any
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from jaxbn import estimators, linen
@@ -109,22 +111,40 @@ def _with_options(norm: Any, options: dict[str, Any]) -> BatchNorm:
     names -= set(estimators.ignored_options(options.get("estimator", "ema")))
     given = {name: getattr(norm, name) for name in names if hasattr(norm, name)}
     new = BatchNorm(**{**given, **options}, rngs=nnx.Rngs(0))
-    same = _same_state(norm, new)
-    # Another estimator cannot use the further state of the old one, so it begins with a
-    # new state. This has the shape of the statistics, because `nnx.vmap` may have
-    # stacked the layers.
-    mean = norm.mean[...]
-    first = call.estimator(new).init(mean.shape, mean.dtype)
-    begun = {} if same else first.extra
+    begun = _begun(norm, new)
     for name, value in begun.items():
         getattr(new, name).set_value(value)
-    for name, value in vars(norm).items():
+    for name in set(vars(norm)) - set(begun):
         variable = isinstance(getattr(new, name, None), nnx.Variable)
-        if variable and value is not None and name not in begun:
-            setattr(new, name, value)
+        if variable and getattr(norm, name) is not None:
+            setattr(new, name, getattr(norm, name))
     if isinstance(norm, BatchNorm):
         new.frozen = norm.frozen
     return new
+
+
+def _begun(norm: Any, new: BatchNorm) -> dict[str, Any]:
+    """Returns the first values of the variables that cannot be those of the old layer.
+
+    Another estimator, policy or variant cannot use the state of the old one. A state
+    has the shape of the statistics, because `nnx.vmap` may have stacked the layers.
+    """
+    mean = norm.mean[...]
+    begun: dict[str, Any] = {}
+    if not _same_state(norm, new):
+        begun |= call.estimator(new).init(mean.shape, mean.dtype).extra
+    if (getattr(norm, "variant", None), getattr(norm, "sync", None)) != (
+        new.variant,
+        new.sync,
+    ):
+        stack = mean.shape[: mean.ndim - new.mean[...].ndim]
+        for name in ("batch_sync", "own_batch_sync", *new.batch_stats.variant):
+            if hasattr(new, name):
+                value = getattr(new, name).get_value()
+                begun[name] = jax.tree.map(
+                    lambda leaf: jnp.broadcast_to(leaf, (*stack, *leaf.shape)), value
+                )
+    return begun
 
 
 def _same_state(old: Any, new: BatchNorm) -> bool:

@@ -25,15 +25,16 @@ class CrossIteration(Variant):
 
     The gradient flows through the moments of this batch alone. The running statistics
     follow this batch alone. The layer needs the inputs of the linear layer: wrap both
-    in `ConvBatchNorm`, or give `factors` to the call.
+    in `ConvBatchNorm`, or give `factors` to the call. Several passes before one update
+    (`jaxbn.accumulate`) leave only the last one among the batches.
 
     Attributes:
       inputs: the number of input channels of the linear layer, the rows of its kernel.
       window: the number of batches, this one included. 1 is Batch Normalization.
 
     Raises:
-      ValueError: if `inputs` or `window` is below 1, or if a call has no `factors` or a
-        mask that differs between channels.
+      ValueError: if `inputs` or `window` is below 1; if a call has no `factors`, or a
+        mask that differs between channels; if a mesh of Explicit axes splits `x`.
 
     Example:
       >>> state = CrossIteration(inputs=5, window=4).init((3,), jnp.dtype(jnp.float32))
@@ -52,10 +53,9 @@ class CrossIteration(Variant):
 
     def __post_init__(self) -> None:
         for name in ("inputs", "window"):
-            if not getattr(self, name) >= 1:
-                raise ValueError(
-                    f"`{name}` must be at least 1, got {getattr(self, name)}."
-                )
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` must be an int of at least 1, got {value}.")
 
     def init(self, shape: tuple[int, ...], dtype: jnp.dtype) -> State:
         """Returns empty slots, one for each earlier batch."""
@@ -85,6 +85,11 @@ class CrossIteration(Variant):
             )
         if call.mask is not None and call.mask.shape[-1] != 1:
             raise ValueError("`mask` must be the same for all channels.")
+        if any(jax.typeof(call.x).sharding.spec):
+            raise ValueError(
+                "`x` must not be split over Explicit axes of a mesh, because products "
+                "over examples are rejected there; make a mesh of Auto axes."
+            )
         now = call.moments()
         dtype = now.mean.dtype
         kernel = jax.lax.stop_gradient(factors.kernel).astype(dtype)

@@ -5,6 +5,7 @@ others. The layers are `BatchNorm` layers, so all options and tools work on them
 """
 
 import dataclasses
+import functools
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +14,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.linen import dtypes
 
+import jaxbn
 from jaxbn import linen
 from jaxbn import nnx as jaxbn_nnx
 from jaxbn._core import arguments, reduction
@@ -69,6 +72,43 @@ def _by_domain(
     return y
 
 
+def _without_affine(x: jax.Array) -> dict[str, Any]:
+    """Returns the options of the layers of the domains if scale and bias are shared."""
+    return {
+        "use_scale": False,
+        "use_bias": False,
+        "activation": None,
+        "in_place": False,
+        "dtype": reduction.reduction_dtype(x.dtype),
+    }
+
+
+def _shared_affine(
+    x_hat: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    residual: jax.typing.ArrayLike | None,
+    *,
+    axis: int | Sequence[int],
+    activation: str | None,
+    dtype: Any,
+) -> jax.Array:
+    """Applies a scale and a bias, a residual and an activation to `x_hat`."""
+    shape = [x_hat.shape[a] for a in arguments.as_feature_axes(axis, x_hat.ndim)]
+    identity = jaxbn.BatchStats(jnp.zeros(shape, x_hat.dtype), jnp.ones(shape))
+    return jaxbn.batch_norm_inference(
+        x_hat,
+        scale,
+        bias,
+        identity,
+        axis=axis,
+        epsilon=0.0,
+        residual=residual,
+        activation=activation,
+        dtype=dtype,
+    )
+
+
 def as_number(domains: Any) -> int:
     """Returns the number of domains.
 
@@ -95,7 +135,9 @@ class DomainBatchNorm(linen.BatchNorm):
     as much as one per domain.
 
     The layers `domain_0`, `domain_1` and so on are of `jaxbn.linen.BatchNorm`, with the
-    options of this layer. With `shared`, scale and bias belong to this layer.
+    options of this layer. With `shared`, scale and bias belong to this layer, which
+    applies them after the normalisation. The backward pass then keeps one more array of
+    the size of `x`.
 
     Attributes:
       domains: the number of domains.
@@ -149,16 +191,9 @@ class DomainBatchNorm(linen.BatchNorm):
         x = jnp.asarray(x)
         names = {field.name for field in dataclasses.fields(linen.BatchNorm)}
         options = {name: getattr(self, name) for name in names - {"parent", "name"}}
-        if self.shared:
-            shape = tuple(
-                x.shape[a] for a in arguments.as_feature_axes(self.axis, x.ndim)
-            )
-            for name in ("scale", "bias"):
-                if getattr(self, f"use_{name}"):
-                    self._param(name, shape)
-        kind = _SharesParameters if self.shared else linen.BatchNorm
+        inner = _without_affine(x) if self.shared else {}
         layers = [
-            kind(**options, name=f"domain_{index}")
+            linen.BatchNorm(**{**options, **inner}, name=f"domain_{index}")
             for index in range(as_number(self.domains))
         ]
 
@@ -167,29 +202,34 @@ class DomainBatchNorm(linen.BatchNorm):
                 x,
                 use_running_average,
                 mask=mask,
-                residual=residual,
+                residual=None if self.shared else residual,
                 update_running_average=update_running_average,
             )
 
         if self.is_initializing():  # All domains get their variables.
             domain = jnp.zeros((), jnp.int32)
-        return _by_domain(list(map(of, layers)), self.axis, x, domain, mask)
-
-
-class _SharesParameters(linen.BatchNorm):
-    """A layer that uses the scale and the bias of its parent."""
-
-    @nn.nowrap
-    def _param(self, name, shape):
-        parent: Any = self.parent
-        return nn.meta.unbox(parent.get_variable("params", name))
+        y = _by_domain(list(map(of, layers)), self.axis, x, domain, mask)
+        if not self.shared:
+            return y
+        shape = tuple(x.shape[a] for a in arguments.as_feature_axes(self.axis, x.ndim))
+        scale = self._param("scale", shape) if self.use_scale else None
+        bias = self._param("bias", shape) if self.use_bias else None
+        return _shared_affine(
+            y,
+            scale,
+            bias,
+            residual,
+            axis=self.axis,
+            activation=self.activation,
+            dtype=dtypes.canonicalize_dtype(x, scale, bias, dtype=self.dtype),
+        )
 
 
 class NnxDomainBatchNorm(nnx.Module):
     """Batch Normalization with statistics for each domain, for Flax NNX.
 
     See `DomainBatchNorm`. The attribute `layers` holds one `jaxbn.nnx.BatchNorm` for
-    each domain. With `shared` all have the scale and the bias of the first.
+    each domain. With `shared`, scale and bias are those of this module.
 
     Args:
       num_features: the size of the channel axis.
@@ -213,14 +253,16 @@ class NnxDomainBatchNorm(nnx.Module):
         rngs: nnx.Rngs | None = None,
         **options: Any,
     ):
-        layers = [
-            jaxbn_nnx.BatchNorm(num_features, rngs=rngs, **options)
-            for _ in range(as_number(domains))
-        ]
+        make = functools.partial(jaxbn_nnx.BatchNorm, num_features, rngs=rngs)
+        layer = make(**options)
+        self.scale = layer.scale if shared else nnx.data(None)
+        self.bias = layer.bias if shared else nnx.data(None)
+        self.shared = shared
+        self.axis, self.activation = layer.axis, layer.activation
+        self.dtype, self.promote_dtype = layer.dtype, layer.promote_dtype
         if shared:
-            for layer in layers[1:]:
-                layer.scale, layer.bias = layers[0].scale, layers[0].bias
-        self.layers = nnx.List(layers)
+            options |= _without_affine(jnp.zeros((), layer.mean[...].dtype))
+        self.layers = nnx.List([make(**options) for _ in range(as_number(domains))])
 
     def __call__(
         self,
@@ -254,9 +296,22 @@ class NnxDomainBatchNorm(nnx.Module):
                 x,
                 use_running_average,
                 mask=mask,
-                residual=residual,
+                residual=None if self.shared else residual,
                 update_running_average=update_running_average,
             )
 
-        layers = list(map(of, self.layers))
-        return _by_domain(layers, self.layers[0].axis, jnp.asarray(x), domain, mask)
+        x, layers = jnp.asarray(x), list(map(of, self.layers))
+        y = _by_domain(layers, self.axis, x, domain, mask)
+        if not self.shared:
+            return y
+        scale, bias = (None if p is None else p[...] for p in (self.scale, self.bias))
+        promoted = self.promote_dtype((x, scale, bias), dtype=self.dtype)
+        return _shared_affine(
+            y,
+            scale,
+            bias,
+            residual,
+            axis=self.axis,
+            activation=self.activation,
+            dtype=promoted[0].dtype,
+        )

@@ -84,7 +84,8 @@ def filter_response_norm(
             value = jnp.expand_dims(jnp.asarray(value), others)
         arrays.append(value)
     mask = arguments.as_mask(mask, x.shape)
-    apply = functools.partial(_apply, others[1:], axis_name, dtype or x.dtype)
+    dtype = arguments.as_output(x, epsilon=0.0, dtype=dtype, activation=None).dtype
+    apply = functools.partial(_apply, others[1:], axis_name, dtype)
     # `prevent_cse` would keep XLA from fusing the sums with their operands.
     policy = jax.checkpoint_policies.save_only_these_names(_SQUARE)
     return jax.checkpoint(apply, policy=policy, prevent_cse=False)(x, mask, *arrays)
@@ -192,6 +193,7 @@ class NnxFilterResponseNorm(nnx.Module):
       axis_name: axis over which the positions are split.
       dtype: the dtype of the result. Default: that of the input.
       param_dtype: the dtype of the parameters.
+      rngs: not needed; layers of NNX are usually given them.
 
     Example:
       >>> NnxFilterResponseNorm(3)(jnp.ones((2, 4, 4, 3))).shape
@@ -209,7 +211,10 @@ class NnxFilterResponseNorm(nnx.Module):
         axis_name: Any = None,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs | None = None,
     ):
+        del rngs
+
         def param(value: float) -> nnx.Param:
             return nnx.Param(jnp.full(num_features, value, param_dtype))
 

@@ -10,11 +10,14 @@ def ghost(size: int, momentum: float = 0.9, unbiased: bool = True) -> dict[str, 
 
     Parts of `size` examples are normalised apart, and the running statistics make one
     step for each part. With `group_size` alone they make one step for the whole batch,
-    by the moments of the whole batch.
+    by the moments of the whole batch. Several passes before one update
+    (`jaxbn.accumulate`) make one step. With an `axis_name` the parts are `size`
+    devices, as for `group_size`.
 
     Args:
       size: the number of examples of each part; it must divide the batch.
-      momentum: weight of the OLD running statistics in the step of each part.
+      momentum: weight of the OLD running statistics in the step of each part. The
+        default is the paper's.
       unbiased: as in `jaxbn.batch_norm_train`.
 
     Returns:

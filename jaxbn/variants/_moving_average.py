@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxbn._core import affine, collectives, reduction
 from jaxbn._core.call import Call, Normalized
 from jaxbn._core.moments import Moments
-from jaxbn.variants._variant import Variant
+from jaxbn.variants._variant import Variant, next_step
 
 
 def centralize(kernel: jax.Array) -> jax.Array:
@@ -44,7 +44,8 @@ class MovingAverage(Variant):
     The averages are over the last `window` steps, this one included. The mean is not
     subtracted: centralise the weights of the layer before (`centralize`). The running
     variance is the average of `mean(x^2)`, and the running mean is 0. The paper takes
-    `momentum=0.98` and `unbiased=False`.
+    `momentum=0.98`. Several passes before one update (`jaxbn.accumulate`) leave only
+    the last one in the averages.
 
     The average of the backward pass needs the steps of `jaxbn.training`, or
     `jaxbn.sync.exchange` after a step of your own, because sums of the backward pass
@@ -69,6 +70,8 @@ class MovingAverage(Variant):
       Normalization, arXiv:2001.06838, Section 4.
     """
 
+    subtracts_mean = False
+
     window: int = 16
     r_max: float = 5.0
     warmup_steps: int = 1000
@@ -76,7 +79,8 @@ class MovingAverage(Variant):
     def __post_init__(self) -> None:
         for name, least in (("window", 1), ("r_max", 1), ("warmup_steps", 0)):
             value = getattr(self, name)
-            if not value >= least:
+            whole = name == "r_max" or isinstance(value, int)
+            if not whole or not value >= least:
                 raise ValueError(f"`{name}` must be at least {least}, got {value}.")
 
     def init(self, shape: tuple[int, ...], dtype: jnp.dtype) -> dict[str, Any]:
@@ -96,11 +100,20 @@ class MovingAverage(Variant):
     def normalize(self, call: Call, state: Any) -> Normalized:
         """Normalises by the average of the squares over the last steps."""
         call.check_no_groups("MovingAverage")
+        spec = jax.typeof(call.x).sharding.spec
+        if any(spec[a] for a in call.settings.feature_axes if a < len(spec)):
+            raise ValueError(
+                "The channels must not be split over Explicit axes of a mesh, got "
+                f"{spec}; make a mesh of Auto axes."
+            )
+        if jnp.iscomplexobj(call.x):
+            raise TypeError(f"`MovingAverage` is for real inputs, got {call.x.dtype}.")
         before = jax.lax.stop_gradient(state)
         found = jax.lax.stop_gradient(call.moments())
         square = found.var + jnp.square(found.mean)
+        usable = jnp.all(jnp.isfinite(square) & (found.count > 0))
         steps, count = before["steps"], before["everyone"]["count"]
-        average = _average(before["squares"], steps, square)
+        average = _average(before["squares"], steps, square, usable)
         products, count, is_new = _with_received(before, count)
 
         std = jnp.sqrt(average + call.output.epsilon)
@@ -123,13 +136,11 @@ class MovingAverage(Variant):
             jnp.zeros_like(average), average
         )
 
-        finite = jnp.isfinite(square) & (found.count > 0)
-        kept = jnp.where(finite, square, average)
-        kept = jnp.where(jnp.isfinite(kept), kept, call.running_var)
+        pushed = _pushed(before["squares"], square)
         calls = jnp.where(is_new, 0, before["sent"]["count"]) + 1
         new = {
-            "steps": jnp.minimum(steps, jnp.iinfo(jnp.int32).max - 1) + 1,
-            "squares": _pushed(before["squares"], kept),
+            "steps": next_step(steps, usable),
+            "squares": jnp.where(usable, pushed, before["squares"]),
             "everyone": {"product": products, "count": count},
             "sent": {
                 # Zeros, whose cotangent is passed on to the given message.
@@ -142,10 +153,17 @@ class MovingAverage(Variant):
         return Normalized(y, used, new)
 
 
-def _average(window: jax.Array, steps: jax.Array, now: jax.Array) -> jax.Array:
-    """Returns the average of this step and of those in the window, `[C]`."""
+def _average(
+    window: jax.Array, steps: jax.Array, now: jax.Array, usable: jax.Array
+) -> jax.Array:
+    """Returns the average of this step and of those in the window, `[C]`.
+
+    A step that is not usable does not count, except if there is no other.
+    """
     known = jnp.minimum(steps, window.shape[-1]).astype(now.dtype)
-    return (jnp.sum(window, -1) + now) / (known + 1)
+    counts = usable | (known == 0)
+    total = jnp.sum(window, -1) + jnp.where(counts, now, 0)
+    return total / (known + counts)
 
 
 def _pushed(window: jax.Array, now: jax.Array) -> jax.Array:

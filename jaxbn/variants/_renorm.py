@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxbn._core.call import Call, Normalized
 from jaxbn._core.moments import Moments
-from jaxbn.variants._variant import State, Variant
+from jaxbn.variants._variant import State, Variant, next_step
 
 Limit = float | Callable[[jax.Array], jax.typing.ArrayLike]
 """A number, or a function of the number of steps, such as a schedule of optax."""
@@ -31,7 +31,9 @@ class Renorm(Variant):
 
     The layer keeps `steps`, int32, which counts the updates of the running statistics.
     The paper averages the standard deviation; here its square is averaged, so that
-    checkpoints of Batch Normalization fit.
+    checkpoints of Batch Normalization fit. With m values per channel and
+    `unbiased=True`, r is on average `sqrt((m - 1) / m)` instead of 1; for small batches
+    give `unbiased=False`.
 
     Attributes:
       r_max: the limit of r, at least 1.
@@ -85,9 +87,8 @@ class Renorm(Variant):
             "d_max": jnp.where(warm, at(self.d_max), 0),
         }
         y, moments = call.by_options(_correction, context)
-        # The counter stops before it would overflow.
-        last = jnp.iinfo(jnp.int32).max
-        return Normalized(y, moments, {"steps": jnp.minimum(steps, last - 1) + 1})
+        usable = jnp.any(moments.count > 1)
+        return Normalized(y, moments, {"steps": next_step(steps, usable)})
 
 
 def _correction(batch: Moments, running: Any) -> tuple[jax.Array, jax.Array]:

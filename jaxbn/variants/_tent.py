@@ -25,7 +25,9 @@ def entropy(logits: jax.Array) -> jax.Array:
       >>> entropy(jnp.zeros((1, 4))).round(3)
       Array([1.386], dtype=float32)
     """
-    log_p = jax.nn.log_softmax(logits)
+    # A logit of -inf rules out a class; 0 times the logarithm must not be NaN there.
+    lowest = jnp.finfo(logits.dtype).min / 4
+    log_p = jax.nn.log_softmax(jnp.where(logits == -jnp.inf, lowest, logits))
     return -jnp.sum(jnp.exp(log_p) * log_p, -1)
 
 
@@ -100,7 +102,8 @@ def make_tent(
 
     def affine(variables: Any) -> dict[str, jax.Array]:
         """Returns the scales and biases by their paths."""
-        chosen = frozen_mask(variables["batch_stats"], where)(variables["params"])
+        stats = variables.get("batch_stats", {})
+        chosen = frozen_mask(stats, where)(variables["params"])
         pairs = jax.tree_util.tree_leaves_with_path(variables["params"])
         flags = jax.tree.leaves(chosen)
         return {
@@ -121,7 +124,8 @@ def make_tent(
                 lambda path, leaf: values.get(jax.tree_util.keystr(path), leaf),
                 variables["params"],
             )
-            return {**variables, "params": params}
+            kind: Any = type(variables)  # dict or FrozenDict
+            return kind({**variables, "params": params})
 
         def loss(values: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
             logits = adapted(with_affine(values), batch)
@@ -154,7 +158,7 @@ def nnx_tent(
       where: the layers that are adapted.
 
     Raises:
-      ValueError: if `where` matches no layer.
+      ValueError: if `where` matches no layer with a scale or a bias.
 
     Example:
       >>> from jaxbn.nnx import BatchNorm
@@ -175,7 +179,12 @@ def nnx_tent(
         names = tuple(map(str, path))
         return names[:-1] in paths and names[-1] in ("scale", "bias")
 
-    return copy, nnx.Optimizer(copy, optimizer, wrt=nnx.All(nnx.Param, of_layers))
+    wrt = nnx.All(nnx.Param, of_layers)
+    if not jax.tree.leaves(nnx.state(copy, wrt)):
+        raise ValueError(
+            f"The layers of {where!r} must have a scale or a bias, got none."
+        )
+    return copy, nnx.Optimizer(copy, optimizer, wrt=wrt)
 
 
 @nnx.jit

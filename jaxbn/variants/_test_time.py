@@ -62,7 +62,7 @@ class TestTime(Variant):
             return call.by_options()[0]
         found = call.moments()
         axes = reduction.reduction_axes(call.x.ndim, call.settings.feature_axes)
-        positions = math.prod(call.x.shape[a] for a in axes) / call.x.shape[call.axis]
+        positions = math.prod(call.x.shape[a] for a in axes if a != call.axis)
         examples = found.count / positions
         share = examples / (self.prior + examples)
         delta = (found.mean - call.running_mean) + found.tail

@@ -35,6 +35,10 @@ class Variant:
     """A method of the arguments `normalize` has; it returns the output in inference.
     None means the running statistics. In inference the call has no axis name."""
 
+    subtracts_mean: bool = True
+    """False if the output is not centred. The running variance is then never multiplied
+    by m / (m - 1), whatever `unbiased` says."""
+
     needs_factors: bool = False
     """True if `normalize` needs `call.factors` in every call of `ConvBatchNorm`."""
 
@@ -61,3 +65,12 @@ class Variant:
             and shapes.
         """
         return Normalized(*call.by_options(), state)
+
+
+def next_step(steps: jax.Array, usable: jax.Array) -> jax.Array:
+    """Returns the number of steps after one more; a batch that is not usable is none.
+
+    The counter stops before it would overflow.
+    """
+    last = jnp.iinfo(steps.dtype).max
+    return jnp.where(usable, jnp.minimum(steps, last - 1) + 1, steps)

@@ -9,20 +9,24 @@ from flax import nnx
 from jax.experimental import xla_metadata
 
 from jaxbn._core import arguments
+from jaxbn._layers import folded
 from jaxbn.models import _hooks, _layers_by_path, replace
 from jaxbn.models._layers_by_path import Where
 
 Target = TypeVar("Target")
 
-# Each variant and its layers get a number, which is part of the key of a trace.
-_NUMBERS: dict[tuple[Any, Any], int] = {}
+# Each function with its variant gets a number, which is part of the key of a trace, and
+# the paths of the layers that it has run.
+_NUMBERS: dict[Any, int] = {}
+_SEEN: dict[Any, set[str]] = {}
 
 
 def with_variant(target: Target, variant: Any, where: Where = None) -> Target:
     """Returns a model whose `BatchNorm` layers have a variant.
 
-    Layers of jaxbn and of Flax keep their parameters and statistics. Nothing else
-    changes: dropout, for instance, stays in the mode of the model.
+    The layers keep their parameters and statistics, and lose a policy of
+    synchronisation. Nothing else changes: dropout, for instance, stays in the mode of
+    the model.
 
     Args:
       target: an NNX model, or a function that runs Linen models, such as
@@ -35,8 +39,8 @@ def with_variant(target: Target, variant: Any, where: Where = None) -> Target:
       A copy of the model, or a function.
 
     Raises:
-      ValueError: if `where` matches no layer of jaxbn. A returned function raises it
-        when it is called.
+      ValueError: if `where` matches no layer of jaxbn, or a layer that `jaxbn.fold` has
+        folded. A returned function raises it when it is called.
       TypeError: if `variant` is none, or if `target` is a Linen module, or neither an
         NNX model nor a function.
 
@@ -52,7 +56,8 @@ def with_variant(target: Target, variant: Any, where: Where = None) -> Target:
     """
     arguments.check_sync_and_variant(None, variant)
     if isinstance(target, nnx.Module):
-        return replace(target, where=where, variant=variant)  # type: ignore
+        options = {"variant": variant} | ({"sync": None} if variant else {})
+        return replace(target, where=where, **options)  # type: ignore
     if isinstance(target, (nn.Module, type)) or not callable(target):
         raise TypeError(
             "`target` must be an NNX model, or a function that runs a Linen model, got "
@@ -66,28 +71,41 @@ def _wrapped(function: Callable[..., Any], variant: Any, where: Where) -> Any:
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
-        seen: set[str] = set()
-
         def hook(call: _hooks.LayerCall) -> Any:
             layer, path = call.layer, "/".join(call.path)
-            if not _layers_by_path.is_ours(layer):
+            if _layers_by_path.is_flax(layer):
+                if where is not None and is_meant(path):
+                    raise ValueError(
+                        f"`where` must match layers of jaxbn, got Flax's {path!r} as "
+                        "well; change its import."
+                    )
                 return call.proceed()
             seen.add(path)
-            if not is_meant(path) or layer.variant == variant:
+            if not is_meant(path):
                 return call.proceed()
-            changed = layer.clone(parent=layer.scope, variant=variant)
-            return changed(call.x, **call.options)
+            if layer.has_variable(folded.COLLECTION, "dtype"):
+                raise ValueError(f"The layer {path!r} is folded, and takes no variant.")
+            before = layer.variant, layer.sync
+            # The layer was made for this call of the model; it is frozen for users.
+            object.__setattr__(layer, "variant", variant)
+            object.__setattr__(layer, "sync", None if variant else layer.sync)
+            try:
+                return call.proceed()
+            finally:
+                object.__setattr__(layer, "variant", before[0])
+                object.__setattr__(layer, "sync", before[1])
 
         # A jitted function within `function` must not reuse a trace without the hook.
-        key = (variant, tuple(where) if isinstance(where, list) else where)
+        key = (function, variant, tuple(where) if isinstance(where, list) else where)
+        seen = _SEEN.setdefault(key, set())
         number = _NUMBERS.setdefault(key, len(_NUMBERS))
         with (
             xla_metadata.set_xla_metadata(jaxbn_variant=number),
             _hooks.hooked_linen(hook),
         ):
             result = function(*args, **kwargs)
-        if seen:  # A jitted function that was traced before runs no layers.
-            _layers_by_path.check_any(where, filter(is_meant, seen), seen)
+        # A jitted function that was traced before runs no layers, but they were seen.
+        _layers_by_path.check_any(where, filter(is_meant, seen), seen)
         return result
 
     return run

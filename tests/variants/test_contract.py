@@ -302,6 +302,48 @@ def test_only_x_is_kept(name):
     assert len(large) <= 1, [leaf.shape for leaf in large]
 
 
+def test_ghost_on_devices():
+    """Parts of a shard, and parts of an array on a mesh of Explicit axes."""
+    x = jnp.asarray(cases.RNG.standard_normal((8, 4)), jnp.float32)
+    options = variants.ghost(2)
+    stats = jaxbn.init_batch_stats(4, estimator=options["estimator"])
+
+    def run(x):
+        return jaxbn.batch_norm_train(x, None, None, stats, **options)
+
+    y, new = run(x)
+    explicit = jax.make_mesh((2,), ("d",), devices=jax.devices()[:2])
+    with jax.set_mesh(explicit):
+        z, other = jax.jit(run)(
+            jax.device_put(x, jax.NamedSharding(explicit, jax.P("d")))
+        )
+    chex.assert_trees_all_close((z, other), (y, new), rtol=1e-5, atol=1e-6)
+    mesh = jax.sharding.Mesh(jax.devices()[:2], ("d",))
+
+    def on_shard(x):
+        y, new = run(x)
+        return y, jaxbn.sync_batch_stats(new, "d")
+
+    specs = {"in_specs": jax.P("d"), "out_specs": (jax.P("d"), jax.P())}
+    y_shards, _ = jax.jit(jax.shard_map(on_shard, mesh=mesh, **specs))(x)
+    chex.assert_trees_all_close(y_shards, y, rtol=1e-5, atol=1e-6)
+
+
+def test_explicit_meshes_that_cannot_work_say_so():
+    mesh = jax.make_mesh((2,), ("d",), devices=jax.devices()[:2])
+    u, kernel = jnp.ones((4, 4)), jnp.ones((4, 4))
+    for variant, spec, words in (
+        (variants.CrossIteration(4), jax.P("d"), "Explicit axes"),
+        (variants.MovingAverage(), jax.P(None, "d"), "Explicit axes"),
+    ):
+        stats = jaxbn.init_batch_stats(4, variant=variant)
+        x = jax.device_put(u, jax.NamedSharding(mesh, spec))
+        needs = isinstance(variant, variants.CrossIteration)
+        given = {"factors": (x, kernel)} if needs else {}
+        with jax.set_mesh(mesh), pytest.raises(ValueError, match=words):
+            jaxbn.batch_norm_train(x, None, None, stats, variant=variant, **given)
+
+
 def test_errors():
     x, stats = jnp.ones((4, 2)), jaxbn.init_batch_stats(2)
     train = functools.partial(jaxbn.batch_norm_train, x, None, None)

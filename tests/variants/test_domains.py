@@ -79,6 +79,44 @@ def test_nnx_equals_linen(shared):
     assert len(jax.tree.leaves(nnx.state(model, nnx.Param))) == (2 if shared else 6)
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_tools_keep_a_shared_scale_and_bias(shared):
+    layer = variants.DomainBatchNorm(use_running_average=True, shared=shared)
+    variables = layer.init(jax.random.key(0), X, domain=0)
+    variables = jax.tree.map(lambda leaf: leaf + 0.5, variables)
+
+    def call(model, x):
+        return model(x, domain=1)
+
+    right = layer.apply(variables, X, domain=1)
+    folded, _ = jaxbn.fold(layer, variables, X, call)
+    chex.assert_trees_all_close(
+        layer.apply(folded, X, domain=1), right, rtol=1e-5, atol=1e-5
+    )
+    # A prior that outweighs every batch changes nothing.
+    run = variants.with_variant(
+        lambda given: layer.apply(given, X, domain=1), variants.TestTime(1e30)
+    )
+    chex.assert_trees_all_close(run(variables), right, rtol=1e-5, atol=1e-5)
+
+
+def test_an_absent_domain_is_no_step():
+    for variant in (variants.Renorm(), variants.MovingAverage(3)):
+        layer = layer_of(variant=variant)
+        variables = layer.init(jax.random.key(0), X, domain=0)
+        _, new = layer.apply(
+            variables,
+            X,
+            domain=jnp.zeros(8, jnp.int32),
+            mutable=["batch_stats", "batch_sync"],
+        )
+        steps = [new["batch_stats"][f"domain_{i}"]["steps"] for i in range(3)]
+        assert list(map(int, steps)) == [1, 0, 0]
+        chex.assert_trees_all_equal(
+            new["batch_stats"]["domain_1"], variables["batch_stats"]["domain_1"]
+        )
+
+
 def test_a_domain_for_the_whole_batch_leaves_the_others_alone():
     layer = layer_of()
     variables = layer.init(jax.random.key(0), X, domain=0)

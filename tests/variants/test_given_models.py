@@ -90,7 +90,105 @@ def test_nnx():
     chex.assert_trees_all_close(new(X), model(X), rtol=1e-5, atol=1e-5)
 
 
+class Doubling(linen.BatchNorm):
+    """A subclass with a `__call__` of its own and other arguments."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        return super().__call__(2 * x, use_running_average=not train) + 1
+
+
+def test_subclasses_and_nested_variants():
+    layer = Doubling()
+    variables = layer.init(jax.random.key(0), X, True)
+
+    def run(variables, x):
+        return layer.apply(variables, x, False)
+
+    same = variants.with_variant(run, variants.TestTime(1e30))
+    chex.assert_trees_all_close(same(variables, X), run(variables, X), rtol=1e-5)
+    inner = variants.with_variant(run, variants.TestTime(3.0))
+    both = variants.with_variant(inner, variants.TestTime())
+    chex.assert_trees_all_close(both(variables, X), inner(variables, X))
+    assert not np.allclose(inner(variables, X), run(variables, X))
+
+
+def test_a_policy_gives_way():
+    policy = jaxbn.sync.Stale()
+    layer = linen.BatchNorm(use_running_average=True, axis_name="d", sync=policy)
+    variables = layer.init(jax.random.key(0), X)
+    run = variants.with_variant(layer.apply, variants.TestTime())
+    right = (X - X.mean(0)[None]) / X.std(0)[None]
+    chex.assert_trees_all_close(run(variables, X), right, atol=1e-4)
+    model = jaxbn_nnx.BatchNorm(4, sync=policy, rngs=nnx.Rngs(0))
+    model.eval()
+    new = variants.with_variant(model, variants.TestTime())
+    chex.assert_trees_all_close(new(X), right, atol=1e-4)
+
+
+def test_another_variant_begins_with_a_state_of_its_own():
+    model = jaxbn_nnx.BatchNorm(4, variant=variants.Renorm(), rngs=nnx.Rngs(0))
+    model(X)
+    kept = jaxbn.replace(model, momentum=0.5)
+    assert int(kept.steps[...]) == 1
+    for variant in (variants.MovingAverage(4), variants.MovingAverage(8)):
+        model = jaxbn.replace(model, variant=variant)
+        assert int(model.steps[...]) == 0
+        assert model.squares.shape == (4, variant.window - 1)
+        model(X)
+    stats = jaxbn.init_batch_stats(4, variant=variants.MovingAverage(4))
+    with pytest.raises(ValueError, match="of shapes"):
+        jaxbn.batch_norm_train(X, None, None, stats, variant=variant)
+
+
+def test_stacked_layers_take_a_variant():
+    @nnx.split_rngs(splits=3)
+    @nnx.vmap
+    def make(rngs):
+        return jaxbn_nnx.BatchNorm(4, rngs=rngs)
+
+    stack = make(nnx.Rngs(0))
+    new = variants.with_variant(stack, variants.Renorm())
+    assert new.steps.shape == (3,)
+    run = nnx.vmap(lambda layer, x: layer(x), in_axes=(0, None))
+    assert run(new, X).shape == (3, *X.shape)
+
+
+def test_initialisation_needs_no_axis():
+    layer = linen.BatchNorm(
+        use_running_average=True, variant=variants.TestTime(axis_name="d")
+    )
+    assert layer.init(jax.random.key(0), X)
+
+
+def test_entropy_of_ruled_out_classes():
+    logits = jnp.array([[0.0, 1.0, -jnp.inf]])
+    value, grad = jax.value_and_grad(lambda x: variants.entropy(x).sum())(logits)
+    right = entropy_by_hand(logits[:, :2])
+    chex.assert_trees_all_close(value, right, rtol=1e-5)
+    chex.assert_tree_all_finite(grad)
+
+
 def test_errors():
+    class WithFlax(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.BatchNorm(use_running_average=True)(x)
+
+    net = WithFlax()
+    given = net.init(jax.random.key(0), X)
+    with pytest.raises(ValueError, match="`where` must match a layer"):
+        variants.with_variant(net.apply, variants.TestTime())(given, X)
+    with pytest.raises(ValueError, match="Flax's"):
+        variants.with_variant(net.apply, variants.TestTime(), "*")(given, X)
+    folded, _ = jaxbn.fold(NET, VARIABLES, X, lambda model, x: model(x, False))
+    with pytest.raises(ValueError, match="is folded"):
+        variants.with_variant(evaluate, variants.TestTime())(folded, X)
+    inner = jax.jit(lambda variables, x: NET.apply(variables, x, False))
+    wrong = variants.with_variant(inner, variants.TestTime(), "third")
+    for _ in range(2):  # The second call finds a trace.
+        with pytest.raises(ValueError, match="`where` must match"):
+            wrong(VARIABLES, X)
     with pytest.raises(TypeError, match="`target` must be"):
         variants.with_variant(NET, variants.TestTime())
     with pytest.raises(TypeError, match="`variant` must be"):

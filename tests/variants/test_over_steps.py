@@ -183,6 +183,25 @@ def test_renorm_over_steps(name):
     np.testing.assert_allclose(stats.var, var, rtol=1e-4)
 
 
+def test_moving_average_is_not_unbiased():
+    """Without a mean the second moment needs no m / (m - 1), by default too."""
+    variant = variants.MovingAverage(3)
+    stats = jaxbn.init_batch_stats(CHANNELS, variant=variant)
+    x = jnp.asarray(US[0][:2] @ KERNELS[0], jnp.float32)
+    _, stats = jaxbn.batch_norm_train(
+        x, None, None, stats, momentum=0.5, variant=variant
+    )
+    right = 0.5 + 0.5 * jnp.mean(x**2, 0)
+    chex.assert_trees_all_close(stats.var, right, rtol=1e-5)
+    # A batch without a valid element changes nothing, now or later.
+    mask = jnp.zeros((2, 1), bool)
+    _, same = jaxbn.batch_norm_train(
+        x, None, None, stats, momentum=0.5, variant=variant, mask=mask
+    )
+    kept = jax.tree.map(lambda leaf: leaf, same._replace(sync=stats.sync))
+    chex.assert_trees_all_equal(kept, stats)
+
+
 def test_ghost_makes_one_step_for_each_part():
     """Algorithm 1 of the paper, literally."""
     options = variants.ghost(2, momentum=0.7)

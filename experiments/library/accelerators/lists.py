@@ -12,6 +12,7 @@ ONE_LAYER = (*norms.FOUR, "jaxbn, activation outside", "haiku", "jaxbn, fast var
 # A single layer has no convolution to join, and no blocks to recompute.
 OF_NETWORKS = ("jaxbn, joined", "jaxbn, recomputed")
 ALL = (*ONE_LAYER, *OF_NETWORKS)
+VARIANTS = ("jaxbn, renorm",)
 LEAKY = ("flax", "jaxbn", "jaxbn, in_place")
 TWO = ("flax", "jaxbn")
 STABLE = ("flax", "flax stable", "jaxbn")
@@ -70,6 +71,7 @@ def _small_networks() -> Iterator[cases.Case]:
         for dtype, chosen in (("bfloat16", ALL), ("float32", norms.FOUR)):
             chosen = (*chosen, *norms.FORMS)
             yield from _each(chosen, target=target, program=program, dtype=dtype)
+        yield from _each(VARIANTS, target=target, program=program)
         leaky = (*LEAKY, *OF_NETWORKS)
         yield from _each(leaky, target=target, program=program, activation="leaky_relu")
     for target in OTHER_TPUS:
@@ -102,7 +104,7 @@ def _cast() -> Iterator[cases.Case]:
 
 def _networks() -> Iterator[cases.Case]:
     for target in ("v5e:2x2", "h200"):
-        yield from _each(ALL, target=target, program="resnet50")
+        yield from _each((*ALL, *VARIANTS), target=target, program="resnet50")
         yield from _each(
             (*LEAKY, *OF_NETWORKS),
             target=target,
