@@ -84,10 +84,14 @@ class MovingAverage(Variant):
                 raise ValueError(f"`{name}` must be at least {least}, got {value}.")
 
     def init(self, shape: tuple[int, ...], dtype: jnp.dtype) -> dict[str, Any]:
-        """Returns empty windows, `[C, window - 1]` each, and no messages."""
+        """Returns empty windows, `[C, window - 1]` each, and no messages.
+
+        With a window of 1 they have one slot, which is not used, because checkpoints
+        cannot hold arrays without elements.
+        """
         if jnp.issubdtype(dtype, jnp.complexfloating):
             raise TypeError(f"`MovingAverage` is for real inputs, got {dtype}.")
-        empty = jnp.zeros((*shape, self.window - 1), dtype)
+        empty = jnp.zeros((*shape, max(self.window - 1, 1)), dtype)
         zero, none = jnp.zeros(shape, dtype), jnp.zeros((), dtype)
         return {
             "steps": jnp.zeros((), jnp.int32),
@@ -113,8 +117,10 @@ class MovingAverage(Variant):
         square = found.var + jnp.square(found.mean)
         usable = jnp.all(jnp.isfinite(square) & (found.count > 0))
         steps, count = before["steps"], before["everyone"]["count"]
-        average = _average(before["squares"], steps, square, usable)
+        slots = self.window - 1
+        average = _average(before["squares"][..., :slots], steps, square, usable)
         products, count, is_new = _with_received(before, count)
+        used = jnp.minimum(count, slots)
 
         std = jnp.sqrt(average + call.output.epsilon)
         running_std = jnp.sqrt(call.running_var + call.output.epsilon)
@@ -128,8 +134,8 @@ class MovingAverage(Variant):
             call.mask,
             jnp.where(std > 0, std, jnp.inf),
             found.count,
-            jnp.sum(products, -1),
-            1 / (count + 1),
+            jnp.sum(products[..., :slots], -1),
+            1 / (used + 1),
             sent["product"],
         )
         y = call._replace(x=x, scale=call.scale * r, factors=None).by_statistics(
@@ -149,8 +155,8 @@ class MovingAverage(Variant):
             },
             "received": jax.tree.map(lambda part: part - part, before["received"]),
         }
-        used = Moments(found.count, jnp.zeros_like(square), square)
-        return Normalized(y, used, new)
+        moments = Moments(found.count, jnp.zeros_like(square), square)
+        return Normalized(y, moments, new)
 
 
 def _average(
