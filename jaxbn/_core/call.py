@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxbn._core import (
     affine,
@@ -414,7 +415,7 @@ def _check_state(chosen: Any, call: Call, state: Mapping[str, Any], rows: int) -
     expected = jax.eval_shape(lambda: chosen.init(shape, jnp.dtype(jnp.float32)))
     shapes, needed = (
         {
-            name: jax.tree.map(jnp.shape, part)
+            name: jax.tree.map(np.shape, part)
             for name, part in each.items()
             if name not in PER_WORKER
         }

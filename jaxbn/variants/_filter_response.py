@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.ad_checkpoint
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.nn import initializers
 
@@ -79,7 +80,7 @@ def filter_response_norm(
     }  # fmt: skip
     arrays = []
     for name, value in parameters.items():
-        if value is not None and jnp.ndim(value):
+        if value is not None and np.ndim(value):
             arguments.check_channels(name, value, shape)
             value = jnp.expand_dims(jnp.asarray(value), others)
         arrays.append(value)

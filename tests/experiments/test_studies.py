@@ -41,6 +41,7 @@ OPTIONS = {
     "crops_and_ensemble": (
         "--quick --steps 5 --seeds 2 --width 2 --test-images 40 --batch-size 8"
     ),
+    "domains": ("--quick --steps 4 --hidden 6 --seeds 2 --examples 40 --batch-size 10"),
     "feature_scaling": "--quick --tables iris",
     "figure1": (
         "--seeds 2 --steps 4 --record-every 1 --checkpoint-every 2 --hidden 5 "
@@ -78,11 +79,18 @@ OPTIONS = {
         "--quick --steps 4 --record-every 4 --hidden 6 --seeds 1 --examples 20 "
         "--batch-size 10 --dropout 0 0.4 --l2 1"
     ),
+    "reinforcement": (
+        "--quick --steps 20 --records 2 --episodes 1 --random 10 --units 4 "
+        "--batch-size 4 --warmup 2"
+    ),
     "saturation": (
         "--quick --steps 4 --records 2 --hidden 6 6 --activations relu --seeds 2"
     ),
     "scale_invariance": (
         "--quick --steps 10 --records 2 --hidden 10 10 --activations relu --seeds 2"
+    ),
+    "small_batches": (
+        "--quick --batch-sizes 10 20 --examples 20 --channels 8 --seeds 1"
     ),
     "sync_cost": "--quick",
     "sync_policies": (
@@ -99,7 +107,15 @@ OPTIONS = {
 OWN_RUNS = ("accelerators", "benchmark", "fine_tune", "policy_cost", "sync_cost")
 SHORT = sorted(set(STUDIES) - set(OWN_RUNS))
 # These do not train, or train like others and take long.
-NOT_STOPPED = ("accuracy", "covariate_shift", "feature_scaling", "padding")
+NOT_STOPPED = (
+    "accuracy",
+    "covariate_shift",
+    "domains",
+    "feature_scaling",
+    "padding",
+    "reinforcement",
+    "small_batches",
+)
 
 BAD_OPTIONS = {
     "accelerators": [
@@ -126,6 +142,10 @@ BAD_OPTIONS = {
         ("--seeds 0", "`seeds` must be at least 1, got 0"),
         ("--test-images 0", "`test_images` must be at least 1, got 0"),
         ("--learning-rate nan", "`learning_rate` must be positive"),
+    ],
+    "domains": [
+        ("--batch-size 2", "`batch_size` must be at least 4, got 2"),
+        ("--rates 0.1 0", r"`rates` must be positive and finite, got \(0.1, 0.0\)"),
     ],
     "feature_scaling": [
         ("--tables titanic", "`tables` must be among"),
@@ -222,6 +242,12 @@ BAD_OPTIONS = {
         ("--l2 0", "`l2` must be positive and finite, got 0.0"),
         ("--examples 10", "`examples` must be at least 32, got 10"),
     ],
+    "reinforcement": [
+        ("--steps 7", "`steps` must be at least 401, got 7"),
+        ("--steps 801", "`steps` must be a multiple of `records`, got 801 and 20"),
+        ("--momentum 2", r"`momentum` must lie in \[0, 1\], got 2"),
+        ("--rates -1", "`rates` must be positive"),
+    ],
     "saturation": [
         ("--activations tanh", "`activations` must be among"),
         ("--learning-rate nan", "`learning_rate` must be positive"),
@@ -232,6 +258,12 @@ BAD_OPTIONS = {
         ("--hidden 10", "`hidden` must have two layers or more"),
         ("--learning-rate -1", "`learning_rate` must be positive"),
         ("--steps 10 --records 3", "`steps` must be a multiple"),
+    ],
+    "small_batches": [
+        ("--batch-sizes 1 2", "`batch_sizes` must be at least 2, got"),
+        ("--channels 8 12", r"`channels` must be multiples of 8, got \(8, 12\)"),
+        ("--weights 2", r"`weights` must lie in \[0, 1\]"),
+        ("--rates", "`rates` must be positive"),
     ],
     "sync_policies": [
         ("--usual 3", "`usual` must be one of `examples`"),
@@ -441,6 +473,23 @@ def check_outside_gradient(result):
     assert np.min(networks["centred outside"]["bias"]) > 1e-3
 
 
+def check_domains(result):
+    found = result["networks"]["all apart"]
+    assert np.shape(found["test: as trained: 1"]) == (2, 1)
+
+
+def check_reinforcement(result):
+    returns = {name: found["returns"] for name, found in result["agents"].items()}
+    assert {np.shape(found) for found in returns.values()} == {(2, 2)}
+    assert np.all(np.array(list(returns.values())) < 0)
+
+
+def check_small_batches(result):
+    for found in result["sizes"].values():
+        assert np.shape(found["CBN"]["test"]["running"]) == (1, 1)
+        assert set(found["BN"]["test"]) == {"running", "test batch", "example 0.1"}
+
+
 def check_padding(result):
     change = {name: found["change"][0][0] for name, found in result["networks"].items()}
     assert change["feed-forward, BN over padding"] > 0.01
@@ -486,6 +535,7 @@ def check_sync_policies(result):
 CHECKS = {
     "covariate_shift": check_covariate_shift,
     "crops_and_ensemble": check_crops_and_ensemble,
+    "domains": check_domains,
     "feature_scaling": check_feature_scaling,
     "imagenet": check_imagenet,
     "inference_statistics": check_inference_statistics,
@@ -495,8 +545,10 @@ CHECKS = {
     "outside_gradient": check_outside_gradient,
     "padding": check_padding,
     "regularisation": check_regularisation,
+    "reinforcement": check_reinforcement,
     "saturation": check_saturation,
     "scale_invariance": check_scale_invariance,
+    "small_batches": check_small_batches,
     "sync_policies": check_sync_policies,
 }
 

@@ -88,6 +88,8 @@ def test_the_limit_is_batch_norm(name):
 def test_devices_give_the_result_of_one(name, style):
     if name == "ghost" and style in styles.MAPPED:
         pytest.skip("With an axis name groups are devices, not examples.")
+    if name == "cross iteration" and "Explicit" in style:
+        pytest.skip("It raises an error there, which has a test of its own.")
     u, dy = (jnp.asarray(each, jnp.float32) for each in (U, DY))
     mask = jnp.asarray(np.arange(len(U))[:, None, None] != 5) | jnp.zeros_like(
         u[..., :1], bool

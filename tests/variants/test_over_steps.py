@@ -47,7 +47,8 @@ def cross_iteration(window, index, u, kernel, scale, bias):
     return (u @ kernel - mean) / jnp.sqrt(var + EPSILON) * scale + bias
 
 
-@pytest.mark.parametrize(("window", "warmup"), [(1, 0), (2, 0), (4, 0), (4, 3)])
+@pytest.mark.first_case
+@pytest.mark.parametrize(("window", "warmup"), [(4, 3), (4, 0), (2, 0), (1, 0)])
 def test_cross_iteration(window, warmup):
     variant = variants.CrossIteration(INPUTS, window, warmup)
     with jax.enable_x64(True):
