@@ -26,6 +26,12 @@ subclass of `Variant`.
 from jaxbn.variants._cross_iteration import CrossIteration as CrossIteration
 from jaxbn.variants._domains import DomainBatchNorm as DomainBatchNorm
 from jaxbn.variants._domains import NnxDomainBatchNorm as NnxDomainBatchNorm
+from jaxbn.variants._domains import (
+    domain_batch_norm_inference as domain_batch_norm_inference,
+)
+from jaxbn.variants._domains import (
+    domain_batch_norm_train as domain_batch_norm_train,
+)
 from jaxbn.variants._example_weighting import ExampleWeighting as ExampleWeighting
 from jaxbn.variants._filter_response import FilterResponseNorm as FilterResponseNorm
 from jaxbn.variants._filter_response import (
@@ -63,6 +69,8 @@ __all__ = [
     "TestTime",
     "Variant",
     "centralize",
+    "domain_batch_norm_inference",
+    "domain_batch_norm_train",
     "entropy",
     "filter_response_norm",
     "ghost",

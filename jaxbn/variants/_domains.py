@@ -72,6 +72,111 @@ def _by_domain(
     return y
 
 
+def domain_batch_norm_train(
+    x: jax.typing.ArrayLike,
+    scale: Any,
+    bias: Any,
+    batch_stats: Sequence[jaxbn.BatchStats],
+    domain: Domain,
+    *,
+    axis: int | Sequence[int] = -1,
+    mask: jax.typing.ArrayLike | None = None,
+    **options: Any,
+) -> tuple[jax.Array, tuple[jaxbn.BatchStats, ...]]:
+    """Normalises every example by the batch's statistics of its domain.
+
+    Args:
+      x: `[N, ..., C]`.
+      scale: `[C]` or None, or a list of them, one for each domain.
+      bias: as `scale`.
+      batch_stats: the running statistics of each domain.
+      domain: an int for the whole batch, or an integer array `[N]`.
+      axis: channel axis or axes of `x`.
+      mask: broadcastable to `x`, or None.
+      **options: other options of `jaxbn.batch_norm_train`, without `residual`.
+
+    Returns:
+      `y` of the shape of `x`, and the new statistics of each domain.
+
+    Raises:
+      ValueError, TypeError: if `domain` does not fit, or as in `batch_norm_train`.
+
+    Example:
+      >>> stats = [jaxbn.init_batch_stats(3)] * 2
+      >>> x, domain = jnp.ones((4, 3)), jnp.array([0, 1, 1, 0])
+      >>> y, stats = domain_batch_norm_train(x, None, None, stats, domain)
+      >>> len(stats)
+      2
+
+    References:
+      Those of `DomainBatchNorm`.
+    """
+    new = list(batch_stats)
+
+    def of(index: int) -> Callable[..., jax.Array]:
+        def apply(x: jax.Array, mask: jax.Array | None) -> jax.Array:
+            parameters = _of_domain(scale, index), _of_domain(bias, index)
+            stats = batch_stats[index]
+            y, new[index] = jaxbn.batch_norm_train(
+                x, *parameters, stats, axis=axis, mask=mask, **options
+            )
+            return y
+
+        return apply
+
+    layers = list(map(of, range(len(batch_stats))))
+    y = _by_domain(layers, axis, jnp.asarray(x), domain, mask)
+    return y, tuple(new)
+
+
+def domain_batch_norm_inference(
+    x: jax.typing.ArrayLike,
+    scale: Any,
+    bias: Any,
+    batch_stats: Sequence[jaxbn.BatchStats],
+    domain: Domain,
+    *,
+    axis: int | Sequence[int] = -1,
+    **options: Any,
+) -> jax.Array:
+    """Normalises every example by the running statistics of its domain.
+
+    Args:
+      x: `[N, ..., C]`.
+      scale: as in `domain_batch_norm_train`, and so are the others.
+      bias: as `scale`.
+      batch_stats: the running statistics of each domain.
+      domain: an int for the whole batch, or an integer array `[N]`.
+      axis: channel axis or axes of `x`.
+      **options: other options of `jaxbn.batch_norm_inference`.
+
+    Returns:
+      `y` of the shape of `x`.
+
+    Raises:
+      ValueError, TypeError: if `domain` does not fit, or as in `batch_norm_inference`.
+
+    Example:
+      >>> stats = [jaxbn.init_batch_stats(3)] * 2
+      >>> domain_batch_norm_inference(jnp.ones((4, 3)), None, None, stats, 1).shape
+      (4, 3)
+    """
+
+    def of(index: int) -> Callable[..., jax.Array]:
+        parameters = _of_domain(scale, index), _of_domain(bias, index)
+        return lambda x, mask: jaxbn.batch_norm_inference(
+            x, *parameters, batch_stats[index], axis=axis, mask=mask, **options
+        )
+
+    layers = list(map(of, range(len(batch_stats))))
+    return _by_domain(layers, axis, jnp.asarray(x), domain, None)
+
+
+def _of_domain(parameter: Any, index: int) -> Any:
+    """Returns the parameter of a domain; one that is not a list is shared."""
+    return parameter[index] if isinstance(parameter, (list, tuple)) else parameter
+
+
 def _without_affine(x: jax.Array) -> dict[str, Any]:
     """Returns the options of the layers of the domains if scale and bias are shared."""
     return {

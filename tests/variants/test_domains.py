@@ -118,6 +118,32 @@ def test_an_absent_domain_is_no_step():
         )
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_functions_equal_the_layer(shared):
+    layer = layer_of(shared=shared)
+    variables = layer.init(jax.random.key(0), X, domain=DOMAIN)
+    variables = jax.tree.map(lambda leaf: leaf + 0.5, variables)
+    names = [f"domain_{index}" for index in range(3)]
+    params = variables["params"]
+    scale, bias = (
+        params[each] if shared else [params[name][each] for name in names]
+        for each in ("scale", "bias")
+    )
+    stats = [jaxbn.BatchStats(**variables["batch_stats"][name]) for name in names]
+    for domain in (DOMAIN, 2):
+        y, new = layer.apply(variables, X, domain=domain, mutable=["batch_stats"])
+        z, found = variants.domain_batch_norm_train(X, scale, bias, stats, domain)
+        chex.assert_trees_all_close(z, y, rtol=1e-5, atol=1e-5)
+        for name, each in zip(names, found, strict=True):
+            state = new["batch_stats"][name]
+            chex.assert_trees_all_close(
+                (each.mean, each.var), (state["mean"], state["var"])
+            )
+        y = layer.clone(use_running_average=True).apply(variables, X, domain=domain)
+        z = variants.domain_batch_norm_inference(X, scale, bias, stats, domain)
+        chex.assert_trees_all_close(z, y, rtol=1e-5, atol=1e-5)
+
+
 def test_a_domain_for_the_whole_batch_leaves_the_others_alone():
     layer = layer_of()
     variables = layer.init(jax.random.key(0), X, domain=0)
