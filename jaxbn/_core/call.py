@@ -392,7 +392,7 @@ def normalized(
     if chosen is None:
         return *call.by_options(), batch_stats
     if options.sync is not None:
-        _check_sync(options.sync, call)
+        _check_sync(call)
     state = running.state_of(batch_stats)
     by_example = options.sync is not None and call.examples is not None
     _check_state(chosen, call, state, rows=call.workers if by_example else 1)
@@ -401,7 +401,7 @@ def normalized(
     return y, moments, running.with_state(batch_stats, new)
 
 
-def _check_sync(policy: Any, call: Call) -> None:
+def _check_sync(call: Call) -> None:
     if call.settings.devices is not None and call.settings.devices.groups is not None:
         raise ValueError(
             "`sync` decides which devices share statistics, got `axis_index_groups` or "

@@ -112,7 +112,7 @@ class CrossIteration(Variant):
         linear = jnp.sum(state["slopes"] * kernel[None], 1) - state["batch_vars"]
         variances = linear - jnp.square(means - state["batch_means"])
         variances = jnp.maximum(variances, 0)
-        # By the law of total variance; all batches have the same weight.
+        # This is the law of total variance, with the same weight for all batches.
         weight = known[:, None]
         old_mean = jnp.sum(weight * (means - now.mean[None]), 0) / number
         mean = now.mean + old_mean + now.tail

@@ -177,15 +177,13 @@ def _of_domain(parameter: Any, index: int) -> Any:
     return parameter[index] if isinstance(parameter, (list, tuple)) else parameter
 
 
-def _without_affine(x: jax.Array) -> dict[str, Any]:
-    """Returns the options of the layers of the domains if scale and bias are shared."""
-    return {
-        "use_scale": False,
-        "use_bias": False,
-        "activation": None,
-        "in_place": False,
-        "dtype": reduction.reduction_dtype(x.dtype),
-    }
+# The options of the layers of the domains if scale and bias are shared.
+_WITHOUT_AFFINE: dict[str, Any] = {
+    "use_scale": False,
+    "use_bias": False,
+    "activation": None,
+    "in_place": False,
+}
 
 
 def _shared_affine(
@@ -296,7 +294,8 @@ class DomainBatchNorm(linen.BatchNorm):
         x = jnp.asarray(x)
         names = {field.name for field in dataclasses.fields(linen.BatchNorm)}
         options = {name: getattr(self, name) for name in names - {"parent", "name"}}
-        inner = _without_affine(x) if self.shared else {}
+        inner = {"dtype": reduction.reduction_dtype(x.dtype), **_WITHOUT_AFFINE}
+        inner = inner if self.shared else {}
         layers = [
             linen.BatchNorm(**{**options, **inner}, name=f"domain_{index}")
             for index in range(as_number(self.domains))
@@ -366,7 +365,8 @@ class NnxDomainBatchNorm(nnx.Module):
         self.axis, self.activation = layer.axis, layer.activation
         self.dtype, self.promote_dtype = layer.dtype, layer.promote_dtype
         if shared:
-            options |= _without_affine(jnp.zeros((), layer.mean[...].dtype))
+            # Without a dtype `x_hat` has that of the statistics, or a wider one of x.
+            options |= {**_WITHOUT_AFFINE, "dtype": None}
         self.layers = nnx.List([make(**options) for _ in range(as_number(domains))])
 
     def __call__(

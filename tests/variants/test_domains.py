@@ -64,6 +64,17 @@ def test_each_domain_is_normalised_alone(shared, masked):
     chex.assert_trees_all_close(dparams, total, rtol=1e-4, atol=1e-5)
 
 
+def test_a_shared_scale_keeps_float64():
+    with jax.enable_x64(True):
+        x = jnp.asarray(RNG.standard_normal((8, 4)), jnp.float64)
+        layer = layer_of(shared=True)
+        variables = layer.init(jax.random.key(0), x, domain=0)
+        y, _ = layer.apply(variables, x, domain=0, mutable=["batch_stats"])
+        model = variants.NnxDomainBatchNorm(4, 3, shared=True, rngs=nnx.Rngs(0))
+        right = (x - x.mean(0)[None]) / jnp.sqrt(x.var(0) + 1e-5)[None]
+        chex.assert_trees_all_close((y, model(x, domain=0)), (right, right), rtol=1e-9)
+
+
 @pytest.mark.parametrize("shared", [False, True])
 def test_nnx_equals_linen(shared):
     layer = layer_of(shared=shared)

@@ -95,7 +95,7 @@ class Domains(training_study.TrainingStudy):
         return {"options": self.identity(), "networks": networks}
 
 
-# By name: the layer (None, "shared" or "apart"), and what a mini-batch holds.
+# Each network has a layer (None, "shared" or "apart") and mini-batches of a kind.
 _NETWORKS = {
     "mixed batches, one BN": (None, "both"),
     "batches of a domain, one BN": (None, "one"),
